@@ -1,0 +1,185 @@
+"""What a policy folder says, typed and frozen.
+
+`policy.py` makes these values from YAML; `features.py` and `rules.py` compile them to arrays.
+Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from riskengine.errors import Place
+
+if TYPE_CHECKING:
+    from riskengine.expression import Expression
+
+FieldType = Literal["number", "string", "bool", "time", "location", "phone", "ip"]
+Action = Literal["allow", "review", "challenge", "deny"]
+Effect = Literal["allow", "review", "challenge", "deny", "flag"]
+Mode = Literal["live", "shadow", "off"]
+Challenge = Literal["captcha", "sms", "voice", "face", "id"]
+Aggregate = Literal[
+    "count", "distinct", "sum", "mean", "min", "max", "std", "rate",
+    "since_first", "since_last", "previous", "speed", "value",
+]  # fmt: skip
+Label = Literal["fraud", "legit"]
+
+ACTIONS: tuple[Action, ...] = ("allow", "review", "challenge", "deny")  # by severity
+CHALLENGES: tuple[Challenge, ...] = ("captcha", "sms", "voice", "face", "id")  # by severity
+LABELS: tuple[Label, ...] = ("fraud", "legit")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A declared event field. One name has one type in the whole policy."""
+
+    name: str
+    type: FieldType
+    digits: int | None = None  # of a number with a unit: it is 10 ** -digits (0.01 is 2, 1 is 0, 100 is -2)
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    name: str
+    required: tuple[str, ...]
+    fields: tuple[str, ...]  # every declared field this type may carry, sorted
+    fail: Literal["open", "closed", "review"] = "review"
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """What counters are kept by: one field, a derived one, or several together."""
+
+    name: str
+    fields: tuple[str, ...]
+    derive: Literal["subnet24"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Reference data by entity. `rows` is None for a live table (edited by API, kept in the store)."""
+
+    name: str
+    key: str  # entity
+    columns: Mapping[str, Literal["number", "string", "bool", "time"]]
+    rows: Mapping[str, Mapping[str, float | str | None]] | None = None  # times in ms, bools as 0.0 / 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    name: str
+    of: tuple[str, ...]  # entities
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """`over` slides by buckets of `bucket_ms`; day, week and month are calendar periods.
+
+    `over: 1h` has width_ms 3,600,000 and bucket_ms 60,000. Calendar windows have width_ms 0.
+    """
+
+    kind: Literal["over", "day", "week", "month"]
+    width_ms: int = 0
+    bucket_ms: int = 0
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One named value of a row.
+
+    `types` are the event types it is made from (`any` and lists are already spelled out).
+    `label` is set where a label stands in the place of an event type. `field` is what is summed,
+    averaged, remembered or, for `distinct`, the entity or string field whose members are counted.
+    """
+
+    name: str
+    aggregate: Aggregate
+    by: str | None
+    types: tuple[str, ...] = ()
+    label: Label | None = None
+    field: str | None = None
+    window: Window | None = None
+    before: bool = False
+    where: Expression | None = None
+    value: Expression | None = None
+    cap: int = 256
+    keep_ms: int = 0  # since_first
+    type: Literal["number", "string", "bool", "time", "duration", "location"] = "number"
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    zh: str | None = None
+    en: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    name: str
+    types: tuple[str, ...]
+    by: str
+    window: Window
+    max: Expression
+    field: str | None = None  # None counts events; else the number summed
+    where: Expression | None = None
+    then: Literal["review", "challenge", "deny"] = "deny"
+    challenge: Challenge | None = None
+    message: Message | None = None
+    mode: Mode = "live"
+    owner: str | None = None
+    tags: tuple[str, ...] = ()
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    types: tuple[str, ...]
+    when: Expression
+    then: Effect = "flag"
+    risk: float = 0.0
+    challenge: Challenge | None = None
+    message: Message | None = None
+    mode: Mode = "shadow"
+    rollout: float = 1.0  # share, 0 to 1
+    firm: bool = False
+    expires_ms: int | None = None  # the rule is inert for events at or after this time
+    owner: str | None = None
+    tags: tuple[str, ...] = ()
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """Thresholds (>=) on risk for one event type; None means never."""
+
+    review: float | None = None
+    challenge: float | None = None
+    deny: float | None = None
+    challenge_with: Challenge = "captcha"
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A whole checked policy. Mappings keep the order of the files (sorted by path, then as written)."""
+
+    name: str
+    tenant: str
+    timezone: str
+    country: str | None
+    lateness_ms: int
+    skew_ms: int
+    model: str | None
+    fields: Mapping[str, Field]
+    events: Mapping[str, EventType]
+    entities: Mapping[str, Entity]
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    lists: Mapping[str, List] = field(default_factory=dict)
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    decide: Mapping[str, Decide] = field(default_factory=dict)
