@@ -23,6 +23,7 @@ class Place(msgspec.Struct, frozen=True, order=True, gc=False):
     column: int
 
     def __str__(self) -> str:
+        """`file:line:column`, as editors and terminals make links of."""
         return f"{self.file}:{self.line}:{self.column}"
 
 
