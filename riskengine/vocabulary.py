@@ -64,8 +64,8 @@ FIELDS: Final = _fields(
 
 COMMON: Final = _pick(
     (
-        "user_id", "device_id", "ip", "phone", "phone_verified", "phone_kind", "account_created", "id_verified",
-        "channel", "region", "location", "user_agent",
+        "user_id", "device_id", "ip", "phone", "phone_verified", "phone_kind", "account_created",
+        "id_verified", "channel", "region", "location", "user_agent",
     )
 )  # fmt: skip
 
