@@ -1,0 +1,780 @@
+"""Decisions, labels, edits and releases to SQLite, in the order they happened, and back.
+
+The journal is the truth that counters are remade from. `append` never waits for the disk: one writer
+thread commits groups. Nothing raw about a person is kept: the engine's `mask` goes over every event first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import heapq
+import itertools
+import logging
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import Connection, make_url
+
+from riskengine.errors import RiskEngineError
+
+SCHEMA_VERSION = 1
+GROUP_ENTRIES = 1_000  # one commit carries at most this many entries ...
+GROUP_SECONDS = 0.1  # ... and begins at most this long after the first of them came
+QUEUE_ENTRIES = 65_536  # about 130 MB of 2 KB decisions: some 3 s of full load while the disk is away
+RETRY_SECONDS = 1.0  # between attempts while the file cannot be written
+BUSY_SECONDS = 1.0  # how long SQLite waits for another process's write lock
+READ_ROWS = 1_000  # a replay reads in pages, so that no long read holds back the WAL's checkpoint
+
+_APPLICATION_ID = 0x5249534B  # "RISK", in the file's header: what tells a journal from another SQLite file
+_log = logging.getLogger(__name__)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A decided event. `event` is raw when appended, masked when read; `seq` is 0 until it is journaled.
+
+    decision: JSON as it was answered. row: `pack_row` of the served features. trace: the records that the
+    event appended, in the engine's own packing. content: 16 bytes that tell a retry from another event.
+    """
+
+    event_id: str
+    decision_id: str
+    event_time_ms: int
+    type: str
+    action: str
+    risk: float
+    decision: bytes
+    event: Mapping[str, Any]
+    row: bytes = b""
+    policy: str = ""
+    features: str = ""
+    flags: tuple[str, ...] = ()
+    trace: bytes = b""
+    content: bytes = b""
+    seq: int = 0
+
+
+class LabelEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What became known of an event. `time_ms`: when it became known; `received_ms`: when it came here."""
+
+    event_id: str
+    label: str
+    time_ms: int
+    source: str | None = None
+    received_ms: int = 0
+    seq: int = 0
+
+
+class EditEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A list or table edit. `key` is the entity's keyed hash; `value` a table row as JSON."""
+
+    kind: Literal["list", "table"]
+    op: Literal["put", "delete"]
+    name: str
+    entity: str
+    key: int  # unsigned, 64 bits
+    value: bytes | None = None
+    expires_ms: int | None = None
+    reason: str | None = None
+    author: str | None = None
+    time_ms: int
+    seq: int = 0
+
+
+class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A grant that was given back."""
+
+    event_id: str
+    time_ms: int
+    seq: int = 0
+
+
+class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A policy that became the active one."""
+
+    fingerprint: str
+    time_ms: int
+    seq: int = 0
+
+
+AnyEntry = Entry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry
+Mask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class JournalError(RiskEngineError):
+    """The journal cannot be opened, read or written. `kept`: the call's entries wait in memory."""
+
+    def __init__(self, message: str, kept: bool = False) -> None:
+        self.kept = kept
+        super().__init__(message)
+
+
+class Journal:
+    """A file of entries in arrival order. Safe to share between threads; each process opens its own.
+
+    Several processes may write one file: `seq` counts all kinds of entries together over all of them.
+    An event that is in the journal already is not written again: its first decision stands.
+    """
+
+    def __init__(self, file: str | None, mask: Mask | None, queue_entries: int = QUEUE_ENTRIES) -> None:
+        """Use `Journal.open`."""
+        self.file = file
+        self._mask = mask
+        self._queue_entries = queue_entries
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[sa.Table, dict[str, Any]]] = deque()
+        self._waiting: dict[str, dict[str, Any]] = {}  # the queue's decisions by event id
+        self._waiting_labels: dict[str, list[dict[str, Any]]] = {}
+        self._appended = 0
+        self._committed = 0
+        self._hurry = 0  # a flush waits for this many to be committed
+        self._closing = False
+        self._failure: str | None = None
+        self._failures = 0
+        self._file: tuple[int, int] | None = None
+        self._database: sa.Engine | None = None
+        self._writer: threading.Thread | None = None
+
+    @classmethod
+    def open(
+        cls,
+        url: str | None,
+        mask: Mask | None = None,
+        *,
+        create: bool = True,
+        queue_entries: int = QUEUE_ENTRIES,
+    ) -> Journal:
+        """Open 'sqlite:///file', made where it is missing and `create`; None keeps nothing.
+
+        `mask` takes an event and returns it with nothing personal in it; without it only labels, edits
+        and releases may be appended. Raises JournalError.
+        """
+        if url is None:
+            return cls(None, mask)
+        journal = cls(_parse_url(url), mask, queue_entries)
+        journal._connect(create)
+        journal._writer = threading.Thread(target=journal._write, name="riskengine-journal", daemon=True)
+        journal._writer.start()
+        atexit.register(journal._close_at_exit)
+        return journal
+
+    def __enter__(self) -> Self:
+        """Itself: `with` closes it at the end."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def append(self, entries: Iterable[AnyEntry]) -> None:
+        """Queue entries and return at once; they are written in this order, after all that came before.
+
+        Raises JournalError while the file cannot be written: with `kept`, these entries wait in memory
+        with the others and are written when the file can be; without, the queue is full and none of this
+        call's entries were taken.
+        """
+        if self.file is None:
+            return
+        rows = [self._pack(entry) for entry in entries]
+        with self._changed:
+            self._check_open()
+            if len(self._queue) + len(rows) > self._queue_entries:
+                raise JournalError(
+                    f"the journal's queue is full ({self._queue_entries:,} entries wait)"
+                    f"{': ' + self._failure if self._failure else ''}. What was given just now is NOT "
+                    "journaled: append it again when there is room, or set journal=None to go without."
+                )
+            was_empty = not self._queue
+            for table, row in rows:
+                if table is _decisions:
+                    self._waiting.setdefault(row["event_id"], row)
+                elif table is _labels:
+                    self._waiting_labels.setdefault(row["event_id"], []).append(row)
+            self._queue.extend(rows)
+            self._appended += len(rows)
+            if was_empty or len(self._queue) >= GROUP_ENTRIES:
+                self._changed.notify_all()
+            if self._failure is not None:
+                raise self._failed()
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Return when everything appended before this call is committed. Raises JournalError."""
+        if self.file is None:
+            return
+        with self._changed:
+            self._check_open()
+            self._drain(timeout_s)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what is queued and close the file. Raises JournalError saying how many entries were lost."""
+        if self.file is None or self._closing:
+            return
+        atexit.unregister(self._close_at_exit)
+        if os.getpid() != self._pid:  # the parent's file and the parent's queue: not ours to close
+            self._closing = True
+            return
+        lost: JournalError | None = None
+        with self._changed:
+            try:
+                self._drain(timeout_s, patient=True)
+            except JournalError as error:
+                lost = JournalError(
+                    f"{len(self._queue):,} entries are lost, because the journal was closed while it could "
+                    f"not be written: {self._failure or error}"
+                )
+            self._closing = True
+            self._changed.notify_all()
+        assert self._writer is not None
+        self._writer.join()
+        self._disconnect()
+        if lost is not None:
+            raise lost
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """For metrics: entries `queued` and `committed`, `failures` so far, the present `failure` or None."""
+        with self._changed:
+            return {
+                "queued": len(self._queue),
+                "committed": self._committed,
+                "failures": self._failures,
+                "failure": self._failure,
+            }
+
+    def decision(self, event_id: str) -> Entry | None:
+        """What was decided for this event, also while it is still queued. Raises JournalError."""
+        if self.file is None:
+            return None
+        with self._changed:
+            self._check_open()
+            waiting = self._waiting.get(event_id)
+        found = self._select(sa.select(_decisions).where(_decisions.c.event_id == event_id))
+        if found:
+            return _entry(found[0])
+        return _entry(waiting) if waiting is not None else None
+
+    def labels(self, event_id: str) -> list[LabelEntry]:
+        """The labels of this event in arrival order, also those still queued. Raises JournalError."""
+        if self.file is None:
+            return []
+        with self._changed:
+            self._check_open()
+            waiting = list(self._waiting_labels.get(event_id, ()))
+        query = sa.select(_labels).where(_labels.c.event_id == event_id).order_by(_labels.c.seq)
+        found = self._select(query)
+        # What was committed between the two looks is in both; entries are told apart by their whole content.
+        stored = [_label(row) for row in found]
+        seen = {msgspec.structs.replace(label, seq=0) for label in stored}
+        return stored + [label for row in waiting if (label := _label(row)) not in seen]
+
+    def replay(self, after: int = 0) -> Iterator[AnyEntry]:
+        """Every entry with `seq` above `after` that is committed by now, of every kind, in arrival order.
+
+        Raises JournalError.
+        """
+        if self.file is None:
+            return
+        with self._changed:
+            self._check_open()
+        last = self._select(sa.select(_counter.c.last))[0]["last"]
+        pages = [self._pages(table, unpack, after, last) for table, unpack in _KINDS]
+        yield from heapq.merge(*pages, key=lambda entry: entry.seq)
+
+    # -- queue
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise JournalError(
+                "this journal was opened before a fork. Open it again in the child process: neither its "
+                "thread nor its connections survive a fork."
+            )
+        if self._closing:
+            raise JournalError("the journal is closed.")
+
+    def _failed(self) -> JournalError:
+        return JournalError(
+            f"{self._failure} Meanwhile {len(self._queue):,} entries wait in memory (room for "
+            f"{self._queue_entries:,}); they are written when the file can be, and lost if the process ends.",
+            kept=True,
+        )
+
+    def _drain(self, timeout_s: float | None, patient: bool = False) -> None:
+        """Wait, holding the lock, for all that is queued now; the `patient` wait on through failures."""
+        target, failures = self._appended, self._failures
+        self._hurry = max(self._hurry, target)
+        self._changed.notify_all()
+        self._changed.wait_for(
+            lambda: self._committed >= target or (not patient and self._failures > failures), timeout_s
+        )
+        if self._committed >= target:
+            return
+        if self._failure is None:
+            raise JournalError(f"the journal could not be written within {timeout_s} s.", kept=True)
+        raise self._failed()
+
+    def _pack(self, entry: AnyEntry) -> tuple[sa.Table, dict[str, Any]]:
+        match entry:
+            case Entry():
+                if self._mask is None:
+                    raise JournalError("this journal was opened without a mask: decisions can only be read.")
+                return _decisions, {
+                    "event_id": entry.event_id,
+                    "decision_id": entry.decision_id,
+                    "event_time": entry.event_time_ms,
+                    "type": entry.type,
+                    "action": entry.action,
+                    "risk": entry.risk,
+                    "decision": entry.decision.decode(),
+                    "event": _event_json(self._mask(entry.event)),
+                    "row": entry.row,
+                    "policy": entry.policy,
+                    "features": entry.features,
+                    "flags": msgspec.json.encode(entry.flags).decode(),
+                    "trace": entry.trace,
+                    "content": entry.content,
+                }
+            case LabelEntry():
+                return _labels, {
+                    "event_id": entry.event_id,
+                    "label": entry.label,
+                    "time": entry.time_ms,
+                    "source": entry.source,
+                    "received": entry.received_ms,
+                }
+            case EditEntry():
+                return _edits, {
+                    "kind": entry.kind,
+                    "op": entry.op,
+                    "name": entry.name,
+                    "entity": entry.entity,
+                    "key": f"{entry.key:016x}",
+                    "value": None if entry.value is None else entry.value.decode(),
+                    "expires": entry.expires_ms,
+                    "reason": entry.reason,
+                    "author": entry.author,
+                    "time": entry.time_ms,
+                }
+            case ReleaseEntry():
+                return _releases, {"event_id": entry.event_id, "time": entry.time_ms}
+            case PolicyEntry():
+                return _policies, {"fingerprint": entry.fingerprint, "time": entry.time_ms}
+
+    # -- the writer thread
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if not self._closing and self._failure is not None:
+                    self._changed.wait_for(
+                        lambda: self._closing or self._hurry > self._committed, RETRY_SECONDS
+                    )
+                elif not self._closing:
+                    self._changed.wait_for(
+                        lambda: (
+                            len(self._queue) >= GROUP_ENTRIES
+                            or self._hurry > self._committed
+                            or self._closing
+                        ),
+                        GROUP_SECONDS,
+                    )
+                if self._closing:  # `close` has drained the queue already, or has given it up
+                    return
+                group = list(itertools.islice(self._queue, GROUP_ENTRIES))
+            try:
+                self._commit(group)
+            except Exception as error:  # whatever it is: this thread must outlive it, and its entries too
+                with self._changed:
+                    self._failure = self._explain(error)
+                    self._failures += 1
+                    self._hurry = self._committed
+                    self._changed.notify_all()
+                continue
+            with self._changed:
+                for _ in group:
+                    table, row = self._queue.popleft()
+                    if table is _decisions and self._waiting.get(row["event_id"]) is row:
+                        del self._waiting[row["event_id"]]
+                    elif table is _labels:
+                        rows = self._waiting_labels[row["event_id"]]
+                        rows.pop(0)
+                        if not rows:
+                            del self._waiting_labels[row["event_id"]]
+                self._committed += len(group)
+                self._failure = None
+                self._changed.notify_all()
+
+    def _commit(self, group: Sequence[tuple[sa.Table, dict[str, Any]]]) -> None:
+        """Write one group in one transaction, numbered after everything that is in the file."""
+        assert self.file is not None
+        assert self._database is not None
+        if _identity(self.file) != self._file:
+            old = self._database
+            self._connect(create=False)  # it was replaced, say by a restored copy; raises where it is gone
+            old.dispose()
+        rows: dict[str, list[dict[str, Any]]] = {}
+        with self._database.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            seq: int = connection.execute(sa.select(_counter.c.last)).scalar_one()
+            for table, row in group:
+                seq += 1
+                rows.setdefault(table.name, []).append({**row, "seq": seq})
+            for name, many in rows.items():
+                connection.execute(_INSERTS[name], many)
+            connection.execute(sa.update(_counter).values(last=seq))
+            connection.commit()
+
+    def _explain(self, error: Exception) -> str:
+        """One paragraph for people: what happened and what to do."""
+        file = self.file
+        if isinstance(error, JournalError):
+            return str(error)
+        text = str(getattr(error, "orig", None) or error)
+        if "locked" in text or "busy" in text:
+            mend = "Another process holds a write lock on it for long: end that process, or its transaction."
+        elif "full" in text:
+            mend = "Free space on that disk."
+        elif "readonly" in text or "read-only" in text:
+            mend = "Give this process the right to write the file and its folder."
+        elif "malformed" in text or "not a database" in text:
+            mend = "The file is damaged: move it aside and put a copy of it in its place."
+        else:
+            mend = "Check the disk and the file's permissions."
+        return f"the journal {file} cannot be written: {text}. {mend}"
+
+    # -- the file
+
+    def _connect(self, create: bool) -> None:
+        assert self.file is not None
+        file = self.file
+        if not os.path.exists(file):
+            folder = os.path.dirname(file) or "."
+            if not create:
+                raise JournalError(
+                    f"the journal {file} is gone. Put it back, or a copy of it; restart to begin a new one."
+                    if self._file
+                    else f"there is no journal at {file}. Check the path."
+                )
+            if not os.path.isdir(folder):
+                raise JournalError(f"the journal {file} cannot be made: there is no folder {folder}.")
+        # Only `create` may make a file: a reader that came after a deletion would leave an empty one behind.
+        uri = f"{Path(file).absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+        database = sa.create_engine(
+            "sqlite+pysqlite://", poolclass=sa.QueuePool, creator=functools.partial(_dial, uri)
+        )
+        try:
+            with database.connect() as connection:
+                _check_schema(connection, file, create)
+        except sa.exc.DatabaseError as error:
+            database.dispose()
+            if "not a database" in str(error.orig):
+                raise JournalError(
+                    f"{file} is not a SQLite file. Name another file for the journal."
+                ) from error
+            raise JournalError(
+                f"the journal {file} cannot be opened: {error.orig}. Check its permissions, and its folder's."
+            ) from error
+        except JournalError:
+            database.dispose()
+            raise
+        self._database = database
+        self._file = _identity(file)
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            self._database.dispose()
+
+    def _close_at_exit(self) -> None:
+        """A process that ends without `close` still writes what it has."""
+        try:
+            self.close()
+        except JournalError as error:
+            _log.error("%s", error)
+
+    # -- reading
+
+    def _select(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        assert self._database is not None
+        try:
+            with self._database.connect() as connection:
+                return [row._asdict() for row in connection.execute(query)]
+        except sa.exc.DatabaseError as error:
+            raise JournalError(f"the journal {self.file} cannot be read: {error.orig}.") from error
+
+    def _pages(
+        self, table: sa.Table, unpack: Callable[[Mapping[str, Any]], AnyEntry], after: int, last: int
+    ) -> Iterator[AnyEntry]:
+        seq = table.c.seq
+        while rows := self._select(
+            sa.select(table).where(seq > after, seq <= last).order_by(seq).limit(READ_ROWS)
+        ):
+            yield from map(unpack, rows)
+            after = rows[-1]["seq"]
+
+
+def pack_row(values: Iterable[float | str | None]) -> bytes:
+    """A feature row (float64 with NaN for missing, or strings) as MessagePack, bit for bit."""
+    return msgspec.msgpack.encode(list(values))
+
+
+def unpack_row(row: bytes) -> list[float | str | None]:
+    """What `pack_row` packed."""
+    return msgspec.msgpack.decode(row, type=list[float | str | None])
+
+
+# -- what an entry is in the file
+
+_schema = sa.MetaData()
+_counter = sa.Table(  # one row: the last `seq` given out, to entries of any kind
+    "counter",
+    _schema,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("last", sa.Integer, nullable=False),
+)
+_decisions = sa.Table(
+    "decisions",
+    _schema,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("decision_id", sa.Text, nullable=False),
+    sa.Column("event_time", sa.Integer, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("risk", sa.Float, nullable=False),
+    sa.Column("decision", sa.Text, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("row", sa.LargeBinary, nullable=False),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("features", sa.Text, nullable=False),
+    sa.Column("flags", sa.Text, nullable=False),
+    sa.Column("trace", sa.LargeBinary, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
+_labels = sa.Table(
+    "labels",
+    _schema,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False, index=True),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("time", sa.Integer, nullable=False),
+    sa.Column("source", sa.Text),
+    sa.Column("received", sa.Integer, nullable=False),
+)
+_edits = sa.Table(
+    "edits",
+    _schema,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("op", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("entity", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),  # 16 hex digits: SQLite's integers are signed
+    sa.Column("value", sa.Text),
+    sa.Column("expires", sa.Integer),
+    sa.Column("reason", sa.Text),
+    sa.Column("author", sa.Text),
+    sa.Column("time", sa.Integer, nullable=False),
+)
+_releases = sa.Table(
+    "releases",
+    _schema,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False, index=True),
+    sa.Column("time", sa.Integer, nullable=False),
+)
+_policies = sa.Table(
+    "policies",
+    _schema,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("time", sa.Integer, nullable=False),
+)
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    return Entry(
+        event_id=row["event_id"],
+        decision_id=row["decision_id"],
+        event_time_ms=row["event_time"],
+        type=row["type"],
+        action=row["action"],
+        risk=row["risk"],
+        decision=row["decision"].encode(),
+        event=msgspec.json.decode(row["event"]),
+        row=row["row"],
+        policy=row["policy"],
+        features=row["features"],
+        flags=msgspec.json.decode(row["flags"], type=tuple[str, ...]),
+        trace=row["trace"],
+        content=row["content"],
+        seq=row.get("seq", 0),
+    )
+
+
+def _label(row: Mapping[str, Any]) -> LabelEntry:
+    return LabelEntry(
+        event_id=row["event_id"],
+        label=row["label"],
+        time_ms=row["time"],
+        source=row["source"],
+        received_ms=row["received"],
+        seq=row.get("seq", 0),
+    )
+
+
+def _edit(row: Mapping[str, Any]) -> EditEntry:
+    return EditEntry(
+        kind=row["kind"],
+        op=row["op"],
+        name=row["name"],
+        entity=row["entity"],
+        key=int(row["key"], 16),
+        value=None if row["value"] is None else row["value"].encode(),
+        expires_ms=row["expires"],
+        reason=row["reason"],
+        author=row["author"],
+        time_ms=row["time"],
+        seq=row["seq"],
+    )
+
+
+def _release(row: Mapping[str, Any]) -> ReleaseEntry:
+    return ReleaseEntry(event_id=row["event_id"], time_ms=row["time"], seq=row["seq"])
+
+
+def _policy(row: Mapping[str, Any]) -> PolicyEntry:
+    return PolicyEntry(fingerprint=row["fingerprint"], time_ms=row["time"], seq=row["seq"])
+
+
+_KINDS: tuple[tuple[sa.Table, Callable[[Mapping[str, Any]], AnyEntry]], ...] = (
+    (_decisions, _entry),
+    (_labels, _label),
+    (_edits, _edit),
+    (_releases, _release),
+    (_policies, _policy),
+)
+_INSERTS: dict[str, sa.Insert] = {
+    table.name: (
+        sqlite.insert(table).on_conflict_do_nothing(index_elements=["event_id"])
+        if table is _decisions
+        else sa.insert(table)
+    )
+    for table, _ in _KINDS
+}
+
+
+def _event_json(event: Mapping[str, Any]) -> str:
+    """The event as JSON; an unknown field that JSON cannot say is replaced by what type it was."""
+    try:
+        return msgspec.json.encode(event).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return msgspec.json.encode({name: _sayable(value) for name, value in event.items()}).decode()
+
+
+def _sayable(value: object) -> object:
+    try:
+        msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return f"<{type(value).__name__}>"
+    return value
+
+
+# -- the file
+
+
+def _parse_url(text: str) -> str:
+    """The file a URL names. What is wrong with it is said without repeating it: it may hold a password."""
+    try:
+        url = make_url(text)
+    except sa.exc.ArgumentError as error:
+        raise JournalError("the journal's URL cannot be read. Write it as sqlite:///journal.db") from error
+    if url.get_backend_name() != "sqlite":
+        raise JournalError(
+            f"a journal is kept in SQLite, not in {url.get_backend_name()}. Write sqlite:///journal.db"
+        )
+    if url.database in (None, "", ":memory:"):
+        raise JournalError("the journal's URL names no file. Write sqlite:///journal.db")
+    return str(url.database)
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    """Device and inode: SQLite goes on writing to a file that was deleted, and nobody would ever know."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _dial(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        uri,
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,  # transactions are begun by us, and immediate
+        check_same_thread=False,  # the pool lends a connection to one thread at a time
+    )
+    connection.execute("PRAGMA synchronous = NORMAL")  # in WAL: survives kill -9; a power cut costs the tail
+    return connection
+
+
+def _check_schema(connection: Connection, file: str, create: bool) -> None:
+    """Make the tables in a new file; refuse another program's file and another version's."""
+    if _is_journal(connection, file):
+        return
+    if not create:
+        raise JournalError(f"the journal {file} is empty. Put a copy of it in its place.")
+    patience, pause = 100, threading.Event()
+    while True:  # other processes may be making it at this moment; WAL's switch does not wait for them
+        try:
+            mode = connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar_one()
+            break
+        except sa.exc.OperationalError as error:
+            patience -= 1
+            if "locked" not in str(error.orig) or not patience:
+                raise
+            pause.wait(0.01)
+    if mode != "wal":
+        raise JournalError(
+            f"the journal {file} cannot be read while it is written there: SQLite's WAL does not work "
+            "there (a network file system?). Put it on a local disk."
+        )
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if not _is_journal(connection, file):
+        _schema.create_all(connection)
+        connection.execute(sa.insert(_counter).values(id=1, last=0))
+        connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.commit()
+
+
+def _is_journal(connection: Connection, file: str) -> bool:
+    """False where the file is still empty. Raises JournalError where it is something else."""
+    application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
+    if application == _APPLICATION_ID:
+        if version == SCHEMA_VERSION:
+            return True
+        mend = "Open it with the riskengine that made it, and give this one a new file."
+        raise JournalError(
+            f"the journal {file} has layout {version}, and this riskengine reads and writes layout "
+            f"{SCHEMA_VERSION}. {mend}"
+        )
+    if application or tables:
+        raise JournalError(
+            f"{file} is a SQLite file, but not a riskengine journal. Name another file for the journal."
+        )
+    return False

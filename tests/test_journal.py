@@ -1,0 +1,485 @@
+"""The journal: arrival order, what is queued, what goes wrong with files, and kill -9 in mid-write."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from riskengine import journal as journal_module
+from riskengine.journal import (
+    AnyEntry,
+    EditEntry,
+    Entry,
+    Journal,
+    JournalError,
+    LabelEntry,
+    PolicyEntry,
+    ReleaseEntry,
+    pack_row,
+    unpack_row,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+PHONE = "+8613800138000"
+
+
+def mask(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: "h:1" if name == "phone" else value for name, value in event.items()}
+
+
+def entry(event_id: str, **changes: Any) -> Entry:
+    decision = msgspec.json.encode({"event_id": event_id, "action": "deny"})
+    return msgspec.structs.replace(
+        Entry(
+            event_id=event_id,
+            decision_id=f"d-{event_id}",
+            event_time_ms=1_800_000_000_000,
+            type="payment",
+            action="deny",
+            risk=0.1 + 0.2,
+            decision=decision,
+            event={"event_id": event_id, "type": "payment", "phone": PHONE, "note": "新年快乐"},
+            row=pack_row([1.0, float("nan"), "cn", 0.1 + 0.2]),
+            policy="p" * 16,
+            features="f" * 16,
+            flags=("late", "follows:unknown"),
+            trace=b"\x00\xff records",
+            content=bytes(range(16)),
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/j.db"
+
+
+def as_read(written: Entry, seq: int) -> Entry:
+    return msgspec.structs.replace(written, event=mask(written.event), seq=seq)
+
+
+def test_a_decision_is_read_back_as_it_was_while_queued_and_after(url: str) -> None:
+    with Journal.open(url, mask) as journal:
+        journal.append([entry("e1")])
+        assert msgspec.structs.replace(found(journal, "e1"), seq=0) == as_read(entry("e1"), 0)
+        journal.flush()
+        assert found(journal, "e1") == as_read(entry("e1"), 1)
+        assert journal.decision("e2") is None
+    with Journal.open(url) as again:
+        assert found(again, "e1") == as_read(entry("e1"), 1)
+
+
+def found(journal: Journal, event_id: str) -> Entry:
+    entry = journal.decision(event_id)
+    assert entry is not None
+    return entry
+
+
+def test_rows_keep_every_bit() -> None:
+    values: list[float | str | None] = [0.1 + 0.2, float("nan"), float("-inf"), -0.0, 5e-324, "街", None]
+    back = unpack_row(pack_row(values))
+    assert repr(back) == repr(values)
+
+
+def test_all_kinds_are_replayed_in_arrival_order(url: str) -> None:
+    entries: list[AnyEntry] = [
+        PolicyEntry(fingerprint="p1", time_ms=1),
+        entry("e1"),
+        LabelEntry(event_id="e1", label="fraud", time_ms=5, source="bank", received_ms=6),
+        EditEntry(
+            kind="list", op="put", name="blocked", entity="device", key=2**64 - 1,
+            expires_ms=9, reason="farm", author="li", time_ms=7,
+        ),
+        entry("e2"),
+        EditEntry(kind="table", op="put", name="shops", entity="merchant", key=0, value=b"{}", time_ms=7),
+        ReleaseEntry(event_id="e2", time_ms=8),
+        EditEntry(kind="list", op="delete", name="blocked", entity="device", key=2**64 - 1, time_ms=9),
+        LabelEntry(event_id="e1", label="legit", time_ms=9),
+        entry("e3", row=b"", event={}),
+    ]  # fmt: skip
+    with Journal.open(url, mask) as journal:
+        for one in entries:
+            journal.append([one])
+        journal.flush()
+        numbered = [
+            as_read(one, i) if isinstance(one, Entry) else msgspec.structs.replace(one, seq=i)
+            for i, one in enumerate(entries, 1)
+        ]
+        assert list(journal.replay()) == numbered
+        assert list(journal.replay(after=8)) == numbered[8:]
+        assert [label.label for label in journal.labels("e1")] == ["fraud", "legit"]
+        assert journal.labels("e2") == []
+
+
+def test_replay_reads_many_pages_and_stops_at_what_was_there(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "READ_ROWS", 7)
+    with Journal.open(url, mask) as journal:
+        for i in range(50):
+            journal.append([entry(f"e{i}"), LabelEntry(event_id=f"e{i}", label="legit", time_ms=i)])
+        journal.flush()
+        replay = journal.replay()
+        first = next(replay)
+        journal.append([entry("later")])
+        journal.flush()
+        assert [one.seq for one in (first, *replay)] == list(range(1, 101))
+
+
+def test_labels_are_seen_while_queued(url: str) -> None:
+    with Journal.open(url, mask) as journal:
+        journal.append([LabelEntry(event_id="e1", label="fraud", time_ms=1)])
+        journal.flush()
+        with Lock(url):
+            journal.append([LabelEntry(event_id="e1", label="legit", time_ms=2)])
+            assert [label.label for label in journal.labels("e1")] == ["fraud", "legit"]
+
+
+def test_the_first_decision_of_an_event_stands(url: str) -> None:
+    with Journal.open(url, mask) as journal:
+        journal.append([entry("e1"), entry("e1", action="allow")])
+        assert found(journal, "e1").action == "deny"
+        journal.flush()
+        journal.append([entry("e1", action="allow")])
+        assert found(journal, "e1").action == "deny"
+        journal.flush()
+        assert [one.seq for one in journal.replay()] == [1]
+        assert journal.status == {"queued": 0, "committed": 3, "failures": 0, "failure": None}
+
+
+def test_no_journal_keeps_nothing() -> None:
+    with Journal.open(None) as journal:
+        journal.append([entry("e1")])
+        journal.flush()
+        assert journal.decision("e1") is None
+        assert journal.labels("e1") == []
+        assert list(journal.replay()) == []
+
+
+def test_nothing_raw_reaches_the_disk(url: str, tmp_path: Path) -> None:
+    with Journal.open(url, mask) as journal:
+        journal.append([entry(f"e{i}") for i in range(100)])
+        journal.flush()
+        for path in tmp_path.iterdir():
+            assert PHONE.encode() not in path.read_bytes()
+
+
+def test_an_event_that_json_cannot_say_is_kept_without_that_field(url: str) -> None:
+    event = {"event_id": "e1", "odd": object(), "huge": 10**30, "fine": {"a": [1, None]}, "bad": "\ud800"}
+    with Journal.open(url, mask) as journal:
+        journal.append([entry("e1", event=event)])
+        journal.flush()
+        assert found(journal, "e1").event == {
+            "event_id": "e1", "odd": "<object>", "huge": 10**30, "fine": {"a": [1, None]}, "bad": "<str>",
+        }  # fmt: skip
+
+
+def test_the_event_is_kept_as_it_was_when_appended(url: str) -> None:
+    event = {"event_id": "e1", "deep": {"a": 1}}
+    with Journal.open(url, mask) as journal, Lock(url):
+        journal.append([entry("e1", event=event)])
+        event["deep"] = {}
+        assert found(journal, "e1").event == {"event_id": "e1", "deep": {"a": 1}}
+
+
+@given(st.lists(st.sampled_from(["e", "l", "r", "flush"]), max_size=30))
+def test_any_mixture_keeps_its_order(tmp_path_factory: pytest.TempPathFactory, kinds: list[str]) -> None:
+    url = f"sqlite:///{tmp_path_factory.mktemp('j')}/j.db"
+    with Journal.open(url, mask) as journal:
+        written: list[str] = []
+        for i, kind in enumerate(kinds):
+            if kind == "flush":
+                journal.flush()
+                continue
+            one: AnyEntry = (
+                entry(f"x{i}")
+                if kind == "e"
+                else LabelEntry(event_id=f"x{i}", label="fraud", time_ms=i)
+                if kind == "l"
+                else ReleaseEntry(event_id=f"x{i}", time_ms=i)
+            )
+            journal.append([one])
+            written.append(f"x{i}")
+        journal.flush()
+        replayed = [
+            one.event_id for one in journal.replay() if isinstance(one, Entry | LabelEntry | ReleaseEntry)
+        ]
+        assert replayed == written
+
+
+def test_many_threads_lose_nothing(url: str) -> None:
+    with Journal.open(url, mask) as journal:
+
+        def append(worker: int) -> None:
+            for i in range(200):
+                journal.append([entry(f"{worker}-{i}")])
+
+        threads = [threading.Thread(target=append, args=(worker,)) for worker in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        journal.flush()
+        ids = [one.event_id for one in journal.replay() if isinstance(one, Entry)]
+        assert len(ids) == len(set(ids)) == 800
+        for worker in range(4):
+            assert [i for i in ids if i.startswith(f"{worker}-")] == [f"{worker}-{i}" for i in range(200)]
+
+
+WRITER = """
+import sys
+from tests.test_journal import entry, mask
+from riskengine.journal import Journal
+name, count, url = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+journal = Journal.open(url, mask)
+for i in range(count):
+    journal.append([entry(f"{name}-{i}")])
+    if i % 50 == 0:
+        journal.flush()
+        print(i, flush=True)
+"""
+
+
+def test_two_processes_share_one_file(url: str) -> None:
+    """Both make the file at once, and both end without `close`: what is queued is written at exit."""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, name, "120", url], stdout=subprocess.DEVNULL, cwd=ROOT
+        )
+        for name in ("a", "b")
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    with Journal.open(url, create=False) as journal:
+        replayed = list(journal.replay())
+    assert [one.seq for one in replayed] == list(range(1, 241))
+    ids = [one.event_id for one in replayed if isinstance(one, Entry)]
+    for name in ("a", "b"):
+        assert [i for i in ids if i.startswith(name)] == [f"{name}-{i}" for i in range(120)]
+
+
+def test_kill_in_mid_write_loses_nothing_that_was_flushed(url: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, "k", "100000", url], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as writer:
+        assert writer.stdout is not None
+        flushed = 0
+        while flushed < 300:
+            flushed = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        said = writer.stdout.read().split()
+        flushed = max([flushed, *map(int, said)])
+    assert writer.returncode == -signal.SIGKILL
+    with Journal.open(url, mask, create=False) as journal:
+        ids = [one.event_id for one in journal.replay() if isinstance(one, Entry)]
+        assert len(ids) > flushed
+        assert ids == [f"k-{i}" for i in range(len(ids))]
+        journal.append([entry("after")])
+        journal.flush()
+        assert [one.event_id for one in journal.replay(after=len(ids)) if isinstance(one, Entry)] == ["after"]
+
+
+class Lock:
+    """Another process's write lock on the journal."""
+
+    def __init__(self, url: str) -> None:
+        self.file = url.removeprefix("sqlite:///")
+
+    def __enter__(self) -> None:
+        self.connection = sqlite3.connect(self.file, isolation_level=None)
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.execute("ROLLBACK")
+        self.connection.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_locked_file_is_told_and_nothing_is_lost(url: str) -> None:
+    with Journal.open(url, mask, queue_entries=3) as journal:
+        with Lock(url):
+            journal.append([entry("e1")])
+            with pytest.raises(JournalError, match=r"database is locked.*1 entries wait in memory") as caught:
+                journal.flush()
+            assert caught.value.kept
+            with pytest.raises(JournalError, match="Another process holds a write lock") as caught:
+                journal.append([entry("e2")])
+            assert caught.value.kept
+            assert found(journal, "e2").decision_id == "d-e2"
+            with pytest.raises(JournalError, match="queue is full") as caught:
+                journal.append([entry("e3"), entry("e4")])
+            assert not caught.value.kept
+            assert journal.decision("e3") is None
+        journal.flush(10)
+        assert journal.status["failure"] is None
+        journal.append([entry("e3")])
+        journal.flush()
+        assert [one.event_id for one in journal.replay() if isinstance(one, Entry)] == ["e1", "e2", "e3"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_closing_a_journal_that_cannot_be_written_says_what_is_lost(url: str) -> None:
+    journal = Journal.open(url, mask)
+    with Lock(url):
+        journal.append([entry("e1"), entry("e2")])
+        with pytest.raises(JournalError, match=r"2 entries are lost.*database is locked"):
+            journal.close(timeout_s=0.3)
+    with pytest.raises(JournalError, match="is closed"):
+        journal.append([entry("e3")])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_deleted_file_is_noticed_and_a_restored_one_taken_up(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "j.db"
+    with Journal.open(url, mask) as journal:
+        journal.append([entry("e1")])
+        journal.flush()
+        copy = sqlite3.connect(tmp_path / "copy.db")
+        with sqlite3.connect(file) as source:
+            source.backup(copy)
+        source.close()
+        copy.close()
+        for path in tmp_path.glob("j.db*"):
+            path.unlink()
+        journal.append([entry("e2")])
+        with pytest.raises(JournalError, match=r"is gone\. Put it back"):
+            journal.flush()
+        assert not file.exists()
+        (tmp_path / "copy.db").rename(file)
+        journal.flush(10)
+        assert [one.event_id for one in journal.replay() if isinstance(one, Entry)] == ["e1", "e2"]
+
+
+FULL = """
+import resource, sys
+from tests.test_journal import entry, mask
+from riskengine.journal import Journal, JournalError
+journal = Journal.open(sys.argv[1], mask)
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+try:
+    for i in range(2_000):
+        journal.append([entry(f"e{i}")])
+        if i % 100 == 0:
+            journal.flush()
+    print("no error")
+except JournalError as error:
+    print(i, error.kept, str(error))
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+journal.flush(10)
+print(sum(1 for _ in journal.replay()))
+journal.close()
+"""
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, url], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    error, count = done.stdout.strip().splitlines()
+    failed_at, kept, text = error.split(" ", 2)
+    assert kept == "True"
+    assert "cannot be written" in text
+    assert "entries wait in memory" in text
+    assert int(count) == int(failed_at) + 1
+
+
+def test_a_fork_is_refused_in_the_child_and_harmless_to_the_parent(url: str) -> None:
+    script = f"""
+import os
+from tests.test_journal import entry, mask
+from riskengine.journal import Journal, JournalError
+journal = Journal.open({url!r}, mask)
+journal.append([entry("e1")])
+child = os.fork()
+if child == 0:
+    try:
+        journal.append([entry("e2")])
+    except JournalError as error:
+        print(error, flush=True)
+        journal.close()
+        raise SystemExit(7)
+status = os.waitpid(child, 0)[1]
+print(os.waitstatus_to_exitcode(status))
+journal.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "opened before a fork" in done.stdout
+    assert done.stdout.splitlines()[-1] == "7"
+    with Journal.open(url) as journal:
+        assert [one.event_id for one in journal.replay() if isinstance(one, Entry)] == ["e1"]
+
+
+def test_without_a_mask_no_decision_is_taken(url: str) -> None:
+    with Journal.open(url) as journal, pytest.raises(JournalError, match="opened without a mask"):
+        journal.append([entry("e1")])
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://u:secret@h/db", "kept in SQLite, not in postgresql"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("journal.db", "Write it as sqlite:///journal.db"),
+        ("sqlite:////no/such/folder/j.db", "there is no folder /no/such/folder"),
+    ],
+)
+def test_a_url_that_will_not_do(url: str, message: str) -> None:
+    with pytest.raises(JournalError, match=message) as caught:
+        Journal.open(url, mask)
+    assert "secret" not in str(caught.value)
+
+
+def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
+    text = tmp_path / "notes.db"
+    text.write_text("not a database at all, but long enough to look like one" * 30)
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE t (a)")
+    connection.close()
+    for file, message in ((text, "is not a SQLite file"), (other, "not a riskengine journal")):
+        before = file.read_bytes()
+        with pytest.raises(JournalError, match=message):
+            Journal.open(f"sqlite:///{file}", mask)
+        assert file.read_bytes() == before
+
+
+def test_another_layout_is_refused(url: str, tmp_path: Path) -> None:
+    Journal.open(url, mask).close()
+    with sqlite3.connect(tmp_path / "j.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(JournalError, match="has layout 99, and this riskengine reads and writes layout 1"):
+        Journal.open(url, mask)
+
+
+def test_a_missing_journal_is_not_made_for_a_reader(url: str, tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="there is no journal at"):
+        Journal.open(url, create=False)
+    assert list(tmp_path.iterdir()) == []
+    os.close(os.open(tmp_path / "j.db", os.O_CREAT))
+    with pytest.raises(JournalError, match="is empty"):
+        Journal.open(url, create=False)
