@@ -1,0 +1,171 @@
+"""Values become keyed 64-bit numbers: SipHash-2-4 kernels and how their keys are derived.
+
+The store, the logs and the links between entities see only these numbers, never a phone or an address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine.kernel import jit
+
+Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint64]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MISSING = 0  # no key, no hash: a value that hashes to 0 is given 1
+
+
+def derive_keys(key: bytes, tenant: str) -> Words:
+    """The two SipHash keys of a tenant, as uint64[4]: k0, k1 of the first and of the second hash.
+
+    `key` is the secret (RISKENGINE_HASH_KEY) of any length but 0; ValueError otherwise. Tenants do not
+    share numbers: the same phone is another number in another tenant.
+    """
+    if not key:
+        raise ValueError("the hash key is empty: give RISKENGINE_HASH_KEY some random bytes")
+    if len(key) > hashlib.blake2b.MAX_KEY_SIZE:
+        key = hashlib.blake2b(key).digest()
+    halves = (
+        hashlib.blake2b(tenant.encode(), digest_size=16, key=key, person=person).digest()
+        for person in (b"riskengine.sip.1", b"riskengine.sip.2")
+    )
+    return np.frombuffer(b"".join(halves), "<u8").astype(np.uint64)
+
+
+def string_hash(value: bytes, keys: Words) -> int:
+    """The 64-bit number of normalised UTF-8 bytes, as `Batch.str_hash` has it; 0 for no bytes."""
+    return _hash(value, keys, 0) if value else MISSING
+
+
+def event_hash(event_id: str, keys: Words) -> int:
+    """The 64-bit number of an event: it orders events of the same time."""
+    return _hash(event_id.encode(), keys, 0)
+
+
+def claim(event_id: str, keys: Words) -> tuple[int, int]:
+    """The 128-bit name of an event in the store; the first half is its `event_hash`."""
+    value = event_id.encode()
+    return _hash(value, keys, 0), _hash(value, keys, 2)
+
+
+def entity_key(name: str, parts: Sequence[bytes], keys: Words) -> int:
+    """The 64-bit key of an entity from its normalised components; 0 when one is missing (empty).
+
+    The message is name, 0x00, then each component after its length (4 bytes, little-endian): two entities
+    never share a message, whatever their values are.
+    """
+    if not all(parts):
+        return MISSING
+    message = entity_prefix(name) + b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+    return _hash(message, keys, 0)
+
+
+def entity_prefix(name: str) -> bytes:
+    """What the message of every key of this entity begins with."""
+    return name.encode() + b"\0"
+
+
+def as_bytes(value: bytes) -> Bytes:
+    """Writable uint8 of `value` and one spare byte: kernels are compiled for writable arrays only."""
+    return np.frombuffer(bytearray(value) + b"\0", np.uint8)
+
+
+def _hash(value: bytes, keys: Words, at: int) -> int:
+    return int(sip24(keys[at], keys[at + 1], as_bytes(value), 0, len(value))) or 1
+
+
+def wrapping(function: Callable[P, R]) -> Callable[P, R]:
+    """uint64 sums wrap around in a kernel; without numba, numpy is told that this is meant."""
+    return np.errstate(over="ignore")(function) if numba.config.DISABLE_JIT else function
+
+
+# Every operand is a uint64: numba makes a float64 of a uint64 and a signed integer.
+_V0, _V1 = np.uint64(0x736F6D6570736575), np.uint64(0x646F72616E646F6D)
+_V2, _V3 = np.uint64(0x6C7967656E657261), np.uint64(0x7465646279746573)
+_FF, _ONE, _ZERO = np.uint64(0xFF), np.uint64(1), np.uint64(0)
+_8, _13, _16, _17, _21, _24 = (np.uint64(bits) for bits in (8, 13, 16, 17, 21, 24))
+_32, _40, _43, _47, _48, _51, _56 = (np.uint64(bits) for bits in (32, 40, 43, 47, 48, 51, 56))
+
+
+@wrapping
+@jit
+def _round(v0: np.uint64, v1: np.uint64, v2: np.uint64, v3: np.uint64) -> tuple[np.uint64, ...]:
+    v0 = v0 + v1
+    v2 = v2 + v3
+    v1 = ((v1 << _13) | (v1 >> _51)) ^ v0
+    v3 = ((v3 << _16) | (v3 >> _48)) ^ v2
+    v0 = (v0 << _32) | (v0 >> _32)
+    v2 = v2 + v1
+    v0 = v0 + v3
+    v1 = ((v1 << _17) | (v1 >> _47)) ^ v2
+    v3 = ((v3 << _21) | (v3 >> _43)) ^ v0
+    v2 = (v2 << _32) | (v2 >> _32)
+    return v0, v1, v2, v3
+
+
+@jit
+def sip24(k0: np.uint64, k1: np.uint64, data: Bytes, start: int, size: int) -> np.uint64:
+    """SipHash-2-4 of data[start : start + size] (Aumasson and Bernstein, 2012), 64 bits."""
+    v0, v1, v2, v3 = k0 ^ _V0, k1 ^ _V1, k0 ^ _V2, k1 ^ _V3
+    whole = size // 8
+    for i in range(whole):
+        p = start + 8 * i
+        w = (
+            np.uint64(data[p])
+            | (np.uint64(data[p + 1]) << _8)
+            | (np.uint64(data[p + 2]) << _16)
+            | (np.uint64(data[p + 3]) << _24)
+            | (np.uint64(data[p + 4]) << _32)
+            | (np.uint64(data[p + 5]) << _40)
+            | (np.uint64(data[p + 6]) << _48)
+            | (np.uint64(data[p + 7]) << _56)
+        )
+        v3 = v3 ^ w
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0 = v0 ^ w
+    w = np.uint64(size) << _56
+    for j in range(size - 8 * whole):
+        w = w | (np.uint64(data[start + 8 * whole + j]) << np.uint64(8 * j))
+    return _finish(v0, v1, v2, v3, w)
+
+
+@jit
+def sip24_words(k0: np.uint64, k1: np.uint64, words: Words, count: int) -> np.uint64:
+    """SipHash-2-4 of words[:count], each taken as 8 little-endian bytes."""
+    v0, v1, v2, v3 = k0 ^ _V0, k1 ^ _V1, k0 ^ _V2, k1 ^ _V3
+    for i in range(count):
+        w = words[i]
+        v3 = v3 ^ w
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0 = v0 ^ w
+    return _finish(v0, v1, v2, v3, np.uint64(8 * count) << _56)
+
+
+@jit
+def _finish(v0: np.uint64, v1: np.uint64, v2: np.uint64, v3: np.uint64, last: np.uint64) -> np.uint64:
+    v3 = v3 ^ last
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0 = v0 ^ last
+    v2 = v2 ^ _FF
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return (v0 ^ v1) ^ (v2 ^ v3)
+
+
+@jit
+def nonzero(value: np.uint64) -> np.uint64:
+    """`value`, or 1 where it is 0: 0 says missing."""
+    return _ONE if value == _ZERO else value
