@@ -1,0 +1,21 @@
+"""What every test shares: how long hypothesis searches, and a hash key that is not the machine's own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# `ci` draws the same examples every time, so that a red run can be repeated by anyone; it is the default.
+# `dev` searches anew each time: HYPOTHESIS_PROFILE=dev python -m pytest tests/test_x.py
+# No deadlines: the first call of a kernel compiles it.
+settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
+settings.register_profile("dev", deadline=None, max_examples=200, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _own_hash_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on, or shows, the hash key of the machine it runs on."""
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", "00112233445566778899aabbccddeeff")

@@ -1,0 +1,220 @@
+"""The style of the code as ordinary tests: layers, clocks, docstrings, kernels and what lies at the top."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import riskengine
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "riskengine"
+
+# Imports point down or sideways, never up. A new module says here which floor it lives on.
+LAYERS: dict[str, int] = {
+    "errors": 0,
+    "kernel": 0,
+    "calendar": 0,
+    "hashing": 0,
+    "definition": 0,
+    "source": 0,
+    "vocabulary": 0,
+    "event": 0,
+    "ledger": 1,
+    "packing": 1,
+    "expression": 1,
+    "decision": 1,
+    "features": 2,
+    "rules": 2,
+    "forest": 2,
+    "stores": 2,
+    "journal": 2,
+    "policy": 3,
+    "engine": 3,
+    "replay": 4,
+    "training": 5,
+    "backtest": 5,
+    "ruletest": 5,
+    "simulate": 5,
+    "service": 5,
+    "cli": 6,
+}
+MAY_READ_A_CLOCK = {"engine", "service", "cli"}
+CLOCKS = {
+    ("time", "time"), ("time", "time_ns"), ("time", "monotonic"), ("time", "monotonic_ns"),
+    ("time", "perf_counter"), ("time", "perf_counter_ns"), ("time", "process_time"),
+    ("time", "gmtime"), ("time", "localtime"),
+    ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today"),
+}  # fmt: skip
+AT_THE_TOP = {"riskengine", "rules", "models", "benchmarks", "tests", "pyproject.toml", "README.md"}
+PUBLIC = {
+    "Decision", "Engine", "EventError", "ModelScore", "PolicyError", "Problem", "Reason", "RiskEngineError",
+}  # fmt: skip
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+
+def test_every_module_has_its_layer() -> None:
+    unknown = {room(path) for path in MODULES} - LAYERS.keys() - {"riskengine"}
+    assert not unknown, "add these to LAYERS of this file, with the layer they belong to"
+
+
+def test_imports_point_down() -> None:
+    upward = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in MODULES
+        if room(path) != "riskengine"  # the package itself shows its public names
+        for name, line in imports(path)
+        if LAYERS.get(name, 0) > LAYERS.get(room(path), 0)
+    ]
+    assert upward == []
+
+
+def test_imports_have_no_cycle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        if room(path) != "riskengine":
+            graph.setdefault(room(path), set()).update(
+                name for name, _ in imports(path) if name != room(path)
+            )
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
+
+
+def test_only_the_edges_read_a_clock() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for path in MODULES
+        if room(path) not in MAY_READ_A_CLOCK
+        for node in ast.walk(tree(path))
+        if reads_a_clock(node)
+    ]
+    assert found == []
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [str(path.relative_to(ROOT)) for path in SOURCES if not ast.get_docstring(tree(path))] == []
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    drawers = {"util", "utils", "helper", "helpers", "misc", "common"}
+    assert [str(path.relative_to(ROOT)) for path in SOURCES if path.stem in drawers] == []
+
+
+def test_kernels_are_compiled_one_way() -> None:
+    """Only kernel.py knows numba's options; a stray `njit` could bring fastmath or lose the cache."""
+    other = [
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if room(path) != "kernel"
+        and re.search(r"\b(njit|numba\.jit|vectorize|guvectorize)\b", path.read_text())
+    ]
+    assert other == []
+
+
+def test_an_exception_from_the_linters_gives_its_reason() -> None:
+    ends_bare = re.compile(r"#\s*(type:\s*ignore(\[[\w, -]*\])?|noqa(:\s*[A-Z0-9, ]+)?)\s*$")
+    bare = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if ends_bare.search(line)
+    ]
+    assert bare == []
+
+
+def test_no_test_is_skipped() -> None:
+    pattern = re.compile(r"\b(pytest|mark)\.(skip|skipif|xfail|importorskip)\b")
+    skipped = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if pattern.search(path.read_text(encoding="utf-8"))
+    ]
+    assert skipped == []
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    assert {name for name in top() if not name.startswith(".")} <= AT_THE_TOP
+
+
+def test_public_names() -> None:
+    """What other people's code may import. A name more or less is a decision, not an accident."""
+    assert set(riskengine.__all__) == PUBLIC
+    assert [name for name in PUBLIC if not hasattr(riskengine, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "clock"),
+    [
+        ("time.time()", True),
+        ("datetime.datetime.now(UTC)", True),
+        ("datetime.now()", True),
+        ("dt.date.today()", True),
+        ("event.time", False),
+        ("datetime.fromisoformat(text)", False),
+    ],
+)
+def test_a_clock_is_known_when_seen(text: str, clock: bool) -> None:
+    assert any(reads_a_clock(node) for node in ast.walk(ast.parse(text))) is clock
+
+
+def room(path: Path) -> str:
+    """The module or subpackage a file belongs to: riskengine/stores/memory.py is in `stores`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return "riskengine" if parts == ("__init__",) else parts[0]
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Modules of ours that a file imports when it runs; what only a type checker sees is left out."""
+    whole = tree(path)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(whole)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for branch in node.body
+        for inner in ast.walk(branch)
+    }
+    for node in ast.walk(whole):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)}:{node.lineno}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("riskengine."):
+                yield name.split(".")[1], node.lineno
+
+
+def reads_a_clock(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return any((node.module, alias.name) in CLOCKS for alias in node.names)
+    if not isinstance(node, ast.Attribute):
+        return False
+    owner = node.value
+    name = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+    return (name, node.attr) in CLOCKS
+
+
+def top() -> set[str]:
+    """What the repository has at its top; of a copy without history, what lies there."""
+    if (ROOT / ".git").exists() and (git := shutil.which("git")):
+        listed = subprocess.run(
+            [git, "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
+        return {line.split("/")[0] for line in listed.splitlines()}
+    return {path.name for path in ROOT.iterdir()}
