@@ -1,0 +1,608 @@
+"""Event and label files in, decision files out: JSON Lines, Parquet and the standard streams.
+
+Files are streamed, so that their size does not matter. Nothing is dropped in silence: whatever cannot be
+read is a `Reject` with its file, its line and the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+import msgspec
+
+from riskengine.definition import LABELS
+from riskengine.errors import RiskEngineError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CHUNK_EVENTS = 1_024
+LINE_BYTES_MAX = 1 << 20  # an event is a few hundred bytes; a file without line ends must not fill the memory
+BLOCK_BYTES = 1 << 20
+ROW_GROUP_ROWS = 16_384
+
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+PARQUET = (".parquet", ".pq")
+
+Event = dict[str, Any]
+
+
+class FileError(RiskEngineError):
+    """A file that cannot be read or written as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A line (JSON Lines) or row (Parquet), both counted from 1, that could not be used. `raw`: verbatim."""
+
+    file: str
+    line: int
+    reason: str
+    raw: bytes
+
+    def __str__(self) -> str:
+        """As people read it: `file:line: reason`."""
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some events of a file, in its order, with the line and the verbatim bytes of each."""
+
+    file: str
+    events: list[Event]
+    lines: list[int]
+    raw: list[bytes]
+
+    def __len__(self) -> int:
+        """How many events."""
+        return len(self.events)
+
+    def part(self, start: int, stop: int) -> Chunk:
+        """The events from `start` up to `stop`."""
+        return Chunk(self.file, self.events[start:stop], self.lines[start:stop], self.raw[start:stop])
+
+    def reject(self, index: int, reason: str) -> Reject:
+        """Why the event at `index` could not be used."""
+        return Reject(self.file, self.lines[index], reason, self.raw[index])
+
+
+@dataclass(frozen=True, slots=True)
+class LabelLine:
+    """A label as a file tells it. `time_ms` is when it became known."""
+
+    event_id: str
+    label: str
+    time_ms: int
+    source: str | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """How much of the input is read, in whatever unit the input has; `total` is None for a stream."""
+
+    done: int = 0
+    total: int | None = None
+
+
+class Rejects(AbstractContextManager["Rejects"]):
+    """Where rejects go: counted, the first few kept to be shown, all of them into a file if there is one.
+
+    The file has JSON Lines: {"file", "line", "reason", "raw"}, or "raw_base64" where a line is not UTF-8.
+    """
+
+    SHOWN = 10
+
+    def __init__(self, path: str | None = None) -> None:
+        self.count = 0
+        self.first: list[Reject] = []
+        self._file: BinaryIO | None = _create(path) if path is not None else None
+
+    def add(self, reject: Reject) -> None:
+        """Take one."""
+        self.count += 1
+        if len(self.first) < self.SHOWN:
+            self.first.append(reject)
+        if self._file is not None:
+            said: dict[str, Any] = {"file": reject.file, "line": reject.line, "reason": reject.reason}
+            try:
+                said["raw"] = reject.raw.decode()
+            except UnicodeDecodeError:
+                said["raw_base64"] = base64.b64encode(reject.raw).decode()
+            self._file.write(msgspec.json.encode(said) + b"\n")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_events(
+    path: str,
+    rejects: Callable[[Reject], None],
+    *,
+    sort: bool = False,
+    size: int = CHUNK_EVENTS,
+    progress: Progress | None = None,
+) -> Iterator[Chunk]:
+    """The events of a file (`-` is standard input, as JSON Lines) in chunks of at most `size`.
+
+    A pipe gives what it has: a chunk does not wait to be full. With `sort` they come by their `time`,
+    those of equal time (and first of all those without one) in the order of the file.
+    Raises FileError; what is wrong with one line goes to `rejects`.
+    """
+    progress = progress if progress is not None else Progress()
+    kind = _format_of(path)
+    if kind == "parquet":
+        yield from _parquet(path, rejects, sort, size, progress)
+        return
+    name = "<stdin>" if path == "-" else path
+    with _open_lines(path, sort) as source:
+        progress.total = _size_of(source)
+        lines = _sorted_lines(source, name, progress) if sort else _lines(source, name, progress)
+        yield from _chunks(lines, name, rejects, size)
+
+
+def read_labels(path: str, rejects: Callable[[Reject], None]) -> list[LabelLine]:
+    """The labels of a file, by time; those of equal time in the order of the file.
+
+    Raises FileError; what is wrong with one line goes to `rejects`.
+    """
+    labels: list[LabelLine] = []
+    for chunk in read_events(path, rejects):
+        for i, said in enumerate(chunk.events):
+            label = _label(said)
+            if isinstance(label, str):
+                rejects(chunk.reject(i, label))
+            else:
+                labels.append(label)
+    return sorted(labels, key=lambda label: label.time_ms)
+
+
+def merge(chunks: Iterable[Chunk], labels: Sequence[LabelLine]) -> Iterator[Chunk | LabelLine]:
+    """Labels among the events: each goes in before the first event strictly later than it.
+
+    `labels` are by time. What is left of them comes after the last event.
+    """
+    due = 0
+    for chunk in chunks:
+        start = 0
+        if due < len(labels):
+            for i, event in enumerate(chunk.events):
+                time_ms = parse_time(event.get("time"))
+                if time_ms is None or labels[due].time_ms >= time_ms:
+                    continue
+                if i > start:
+                    yield chunk.part(start, i)
+                start = i
+                while due < len(labels) and labels[due].time_ms < time_ms:
+                    yield labels[due]
+                    due += 1
+                if due == len(labels):
+                    break
+        if start < len(chunk):
+            yield chunk.part(start, len(chunk)) if start else chunk
+    yield from labels[due:]
+
+
+def parse_time(value: object) -> int | None:
+    """An event's `time` as epoch ms, or None where it is absent or cannot be read."""
+    if type(value) is int:
+        return value
+    if type(value) is not str:
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    if time.tzinfo is None:
+        return None
+    return (time - _EPOCH) // _MILLISECOND
+
+
+class Output(ABC):
+    """A file of decisions being written. `close` keeps what was written; so does leaving on an exception."""
+
+    written: int = 0
+
+    @abstractmethod
+    def write(self, decisions: Sequence[Any]) -> None:
+        """Write msgspec structs with the fields of a decision."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the file."""
+
+    def __enter__(self) -> Self:
+        """Itself: `with` closes it at the end."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def open_output(path: str, features: Mapping[str, str] | None = None) -> Output:
+    """A file for decisions, by its suffix; `-` is standard output, as JSON Lines.
+
+    JSON Lines appear as they are written. Parquet is written under another name beside it and takes its
+    own when it is complete; `features` gives the columns and types of `features` where they are asked for.
+    Raises FileError.
+    """
+    if _format_of(path) == "parquet":
+        return _ParquetOutput(path, features)
+    return _LinesOutput(path)
+
+
+# -- JSON Lines in
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = datetime(1970, 1, 1, 0, 0, 0, 1000, tzinfo=UTC) - _EPOCH
+_decoder = msgspec.json.Decoder(Event)
+
+Line = tuple[int, bytes]  # number from 1, bytes without the line end
+
+
+def _format_of(path: str) -> str:
+    if path == "-":
+        return "lines"
+    suffix = Path(path).suffix.lower()
+    if suffix in JSON_LINES:
+        return "lines"
+    if suffix in PARQUET:
+        return "parquet"
+    raise FileError(
+        f"{path}: its suffix tells no format. Name it .jsonl (JSON Lines) or .parquet, or use - for the "
+        "standard streams."
+    )
+
+
+@contextmanager
+def _open_lines(path: str, seekable: bool) -> Iterator[BinaryIO]:
+    if path == "-" and not (seekable and not sys.stdin.buffer.seekable()):
+        yield sys.stdin.buffer
+    elif path == "-":
+        with tempfile.TemporaryFile() as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+            spool.seek(0)
+            yield spool
+    else:
+        try:
+            source = Path(path).open("rb")  # noqa: SIM115  # closed below; here only opening is guarded
+        except OSError as error:
+            raise FileError(f"{path} cannot be read: {error.strerror}.") from error
+        with source:
+            yield source
+
+
+def _size_of(source: BinaryIO) -> int | None:
+    try:
+        found = os.fstat(source.fileno())
+    except (OSError, io.UnsupportedOperation):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _chunks(
+    lines: Iterator[Line | None], name: str, rejects: Callable[[Reject], None], size: int
+) -> Iterator[Chunk]:
+    """Decoded events; a None among the lines says that nothing more is there for now."""
+    chunk = Chunk(name, [], [], [])
+    for line in lines:
+        if line is not None:
+            number, raw = line
+            try:
+                if len(raw) > LINE_BYTES_MAX:
+                    raise ValueError
+                event = _decoder.decode(raw)
+            except (ValueError, RecursionError) as error:
+                rejects(Reject(name, number, _why(raw, error), raw))
+                continue
+            chunk.events.append(event)
+            chunk.lines.append(number)
+            chunk.raw.append(raw)
+        if chunk.events and (line is None or len(chunk) >= size):
+            yield chunk
+            chunk = Chunk(name, [], [], [])
+    if chunk.events:
+        yield chunk
+
+
+def _why(raw: bytes, error: Exception) -> str:
+    if len(raw) > LINE_BYTES_MAX:
+        return f"the line is longer than {LINE_BYTES_MAX:,} bytes (its beginning is kept)"
+    try:
+        raw.decode()
+    except UnicodeDecodeError as bad:
+        return f"the line is not UTF-8 (byte {bad.start + 1})"
+    if isinstance(error, RecursionError):
+        return "the JSON is nested too deeply"
+    text = str(error)
+    if text.startswith("Expected `object`, got"):
+        return f"an event is a JSON object, and this is {text.removeprefix('Expected `object`, got ')}"
+    return f"this is not JSON: {text.removeprefix('JSON is malformed: ')}"
+
+
+def _lines(source: BinaryIO, name: str, progress: Progress) -> Iterator[Line | None]:
+    """Lines that are not blank. None where a pipe has nothing more for now."""
+    number = 0
+    pending = b""
+    too_long = False  # in a line that is given up; `pending` is its beginning
+    read: Callable[[int], bytes] = getattr(source, "read1", source.read)
+    is_pipe = progress.total is None
+    while block := read(BLOCK_BYTES):
+        if not progress.done:
+            block = _checked_start(block, name)
+        progress.done += len(block)
+        *complete, rest = block.split(b"\n")
+        for line in complete:
+            number += 1
+            if pending or too_long:
+                line, pending, too_long = (pending if too_long else pending + line), b"", False
+            line = line.removesuffix(b"\r")
+            if line and not line.isspace():
+                yield number, line
+        if not too_long:
+            pending += rest
+            too_long = len(pending) > LINE_BYTES_MAX
+        if is_pipe:
+            yield None
+    if pending and not pending.isspace():
+        yield number + 1, pending.removesuffix(b"\r")
+
+
+def _checked_start(block: bytes, name: str) -> bytes:
+    """The first block without its byte order mark. Raises FileError where it is another format altogether."""
+    if block.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise FileError(f"{name} is UTF-16. Save it as UTF-8.")
+    if block.startswith(b"\x1f\x8b"):
+        raise FileError(
+            f"{name} is compressed by gzip. Unpack it first: gunzip -c FILE | riskengine ... --in -"
+        )
+    if block.startswith(b"PAR1"):
+        raise FileError(f"{name} is a Parquet file. Give it a name that ends in .parquet")
+    block = block.removeprefix(b"\xef\xbb\xbf")
+    if block.lstrip()[:1] == b"[":
+        raise FileError(
+            f"{name} is one JSON array, and JSON Lines are expected: one object a line. "
+            "Convert it: jq -c '.[]' FILE > events.jsonl"
+        )
+    return block
+
+
+def _sorted_lines(source: BinaryIO, name: str, progress: Progress) -> Iterator[Line]:
+    """Lines by the time of their events. Only times and offsets are held: 24 bytes a line."""
+    import numpy as np
+
+    times, offsets, numbers = array("q"), array("q"), array("q")
+    start = source.read(BLOCK_BYTES)
+    offset = len(start) - len(_checked_start(start, name))
+    source.seek(offset)
+    for number, line in enumerate(source, 1):
+        if line.strip():
+            try:
+                time_ms = parse_time(_decoder.decode(line).get("time"))
+            except (ValueError, RecursionError):
+                time_ms = None
+            times.append(time_ms if time_ms is not None else -(2**63))
+            offsets.append(offset)
+            numbers.append(number)
+        offset += len(line)
+    for i in np.argsort(np.frombuffer(times, np.int64), kind="stable").tolist() if times else ():
+        source.seek(offsets[i])
+        line = source.readline()
+        progress.done += len(line)
+        yield numbers[i], line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+# -- Parquet in
+
+
+def _parquet(
+    path: str, rejects: Callable[[Reject], None], sort: bool, size: int, progress: Progress
+) -> Iterator[Chunk]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise FileError(f"{path} cannot be read: no such file.") from error
+    except (OSError, pa.ArrowException) as error:
+        raise FileError(f"{path} cannot be read as Parquet: {error}") from error
+    with file:
+        progress.total = file.metadata.num_rows
+        batches: Iterable[tuple[Sequence[int], pa.RecordBatch]] = _batches(file, size)
+        if sort:
+            batches = _sorted_batches(file, path, size)
+        for numbers, batch in batches:
+            events = [
+                {name: value for name, value in row.items() if value is not None}
+                for row in _plain(batch, path).to_pylist()
+            ]
+            progress.done += len(events)
+            yield Chunk(path, events, list(numbers), [msgspec.json.encode(event) for event in events])
+
+
+def _batches(file: Any, size: int) -> Iterator[tuple[range, pa.RecordBatch]]:
+    row = 1
+    for batch in file.iter_batches(batch_size=size):
+        yield range(row, row + len(batch)), batch
+        row += len(batch)
+
+
+def _sorted_batches(file: Any, path: str, size: int) -> Iterator[tuple[list[int], pa.RecordBatch]]:
+    """Parquet is sorted in memory, where it takes a few times its size on disk."""
+    import numpy as np
+
+    table = file.read()
+    if "time" not in table.column_names:
+        raise FileError(f"{path} has no column `time` to sort by.")
+    times = [parse_time(value) for value in _plain(table.select(["time"]), path).column("time").to_pylist()]
+    order = np.argsort(np.array([t if t is not None else -(2**63) for t in times], np.int64), kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield (rows + 1).tolist(), table.take(rows)
+
+
+def _plain(batch: Any, path: str) -> Any:
+    """Timestamps as epoch ms and decimals as numbers, which is what JSON would have said."""
+    import pyarrow as pa
+
+    for i, column in enumerate(batch.schema):
+        cast = None
+        if pa.types.is_timestamp(column.type):
+            if column.type.tz is None:
+                raise FileError(
+                    f"{path}: the column {column.name!r} has times without a time zone, which may be any "
+                    "hour. Write it with one (in pandas: .dt.tz_localize('UTC'))."
+                )
+            cast = pa.timestamp("ms", column.type.tz)
+        elif pa.types.is_decimal(column.type):
+            cast = pa.float64()
+        if cast is None:
+            continue
+        values = batch.column(i).cast(cast, safe=False)
+        batch = batch.set_column(
+            i, column.name, values if pa.types.is_floating(cast) else values.cast("int64")
+        )
+    return batch
+
+
+# -- labels
+
+
+def _label(said: Event) -> LabelLine | str:
+    """The label a line tells, or what is wrong with it."""
+    event_id, label, source = said.get("event_id"), said.get("label"), said.get("source")
+    if not isinstance(event_id, str) or not event_id:
+        return "a label needs `event_id`, a text"
+    if label not in LABELS:
+        return f"`label` is one of {', '.join(LABELS)}; found {label!r}"
+    if said.get("time") is None:
+        return "a label in a file needs `time`: when it became known"
+    time_ms = parse_time(said["time"])
+    if time_ms is None:
+        return "`time` is RFC 3339 with an offset, or epoch milliseconds"
+    if source is not None and not isinstance(source, str):
+        return "`source` is a text"
+    return LabelLine(event_id, label, time_ms, source)
+
+
+# -- decisions out
+
+
+class _LinesOutput(Output):
+    def __init__(self, path: str) -> None:
+        self._encoder = msgspec.json.Encoder()
+        self._buffer = bytearray()
+        self._is_stdout = path == "-"
+        self._file: BinaryIO = sys.stdout.buffer if self._is_stdout else _create(path)
+
+    def write(self, decisions: Sequence[Any]) -> None:
+        lines = [self._encoder.encode(decision) for decision in decisions]
+        self._file.write(b"\n".join([*lines, b""]))
+        self._file.flush()  # whoever reads along sees whole chunks
+        self.written += len(decisions)
+
+    def close(self) -> None:
+        if not self._is_stdout:
+            self._file.close()
+
+
+class _ParquetOutput(Output):
+    def __init__(self, path: str, features: Mapping[str, str] | None) -> None:
+        import pyarrow.parquet as pq
+
+        self._path = path
+        self._partial = f"{path}.partial"
+        self._schema = _decision_schema(features)
+        self._rows: list[dict[str, Any]] = []
+        self._features = features is not None
+        try:
+            self._writer: Any = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
+        except OSError as error:
+            raise FileError(f"{path} cannot be written: {error}.") from error
+
+    def write(self, decisions: Sequence[Any]) -> None:
+        for decision in decisions:
+            row = msgspec.to_builtins(decision)
+            if not self._features:
+                row.pop("features", None)
+            self._rows.append(row)
+        self.written += len(decisions)
+        if len(self._rows) >= ROW_GROUP_ROWS:
+            self._write_group()
+
+    def close(self) -> None:
+        if self._rows:
+            self._write_group()
+        self._writer.close()
+        os.replace(self._partial, self._path)
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+
+def _create(path: str) -> BinaryIO:
+    try:
+        return io.BufferedWriter(io.FileIO(path, "w"))
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _decision_schema(features: Mapping[str, str] | None) -> pa.Schema:
+    import pyarrow as pa
+
+    text, texts = pa.string(), pa.list_(pa.string())
+    message = pa.struct([("zh", text), ("en", text)])
+    columns = [
+        ("event_id", text),
+        ("decision_id", text),
+        ("action", text),
+        ("risk", pa.float64()),
+        ("challenge", text),
+        ("reasons", pa.list_(pa.struct([("rule", text), ("message", message), ("risk", pa.float64())]))),
+        ("fired", texts),
+        ("shadow", texts),
+        ("model", pa.struct([("name", text), ("p", pa.float64())])),
+        ("policy", text),
+        ("flags", texts),
+        ("time", pa.timestamp("ms", "UTC")),
+    ]
+    if features is not None:
+        types = {
+            "string": text,
+            "bool": pa.bool_(),
+            "time": pa.timestamp("ms", "UTC"),
+            "location": pa.struct([("lat", pa.float64()), ("lon", pa.float64())]),
+        }
+        columns.append(
+            (
+                "features",
+                pa.struct([(name, types.get(kind, pa.float64())) for name, kind in features.items()]),
+            )
+        )
+    return pa.schema(columns)
