@@ -8,20 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from riskengine.errors import Finding, Place, nearest
+from riskengine.expression import rfc3339_ms
 
 FILE_BYTES_MAX = 64 * 1024 * 1024  # rows stay in memory, in every engine
 FINDINGS_MAX = 100  # of one file: a column of the wrong type would give one a row
 
 Cell = float | str | None
-
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
 def read_table(
@@ -103,24 +100,9 @@ def read_table(
     return rows, findings
 
 
-def time_ms(text: str) -> int:
-    """Milliseconds since 1970 UTC of an RFC 3339 time. Raises ValueError where there is no such time."""
-    if not _RFC3339.fullmatch(text):
-        raise ValueError(text)
-    moment = datetime.fromisoformat(text)
-    offset = moment.utcoffset()
-    assert offset is not None  # the pattern asks for one
-    seconds = (moment.replace(tzinfo=None) - _EPOCH - offset) // _MS
-    return int(seconds)
-
-
 def tidy(text: str) -> str:
     """Text as events carry it: NFC, trimmed."""
     return unicodedata.normalize("NFC", text).strip()
-
-
-_EPOCH = datetime(1970, 1, 1)
-_MS = datetime(1970, 1, 1, microsecond=1000) - _EPOCH
 
 
 def _header(
@@ -172,10 +154,10 @@ def _cell(text: str, kind: str) -> Cell:
             raise ValueError("true or false")
         return float(text.lower() == "true")
     if kind == "time":
-        try:
-            return float(time_ms(text))
-        except ValueError:
-            raise ValueError("a time with an offset, such as 2026-11-11T00:00:00+08:00") from None
+        ms = rfc3339_ms(text)
+        if ms is None:
+            raise ValueError("a time with an offset, such as 2026-11-11T00:00:00+08:00")
+        return float(ms)
     try:
         number = float(text)
     except ValueError:

@@ -86,6 +86,16 @@ class Source:
         mark = node.start_mark
         return Place(self.file, mark.line + 1, mark.column + 1)
 
+    def text_place(self, node: ScalarNode) -> Place:
+        """Where the text of a scalar begins: behind the quote, below the `|`."""
+        line, column = node.start_mark.line, node.start_mark.column
+        if node.style in ("'", '"'):
+            column += 1
+        elif node.style in ("|", ">"):
+            line += 1
+            column = len(self._line(line)) - len(self._line(line).lstrip())
+        return Place(self.file, line + 1, column + 1)
+
     def error(
         self,
         node: Node,
@@ -142,11 +152,11 @@ class Source:
         )
 
     def adopt(self, node: ScalarNode, findings: Iterable[Finding]) -> None:
-        """Take over findings about the text of a scalar, placed as if it were one line from `place(node)`.
+        """Take over findings about the text of a scalar, placed as if that stood plainly at `text_place`.
 
-        A quoted or block scalar holds its text elsewhere than its mark says: the place is moved there.
+        Escapes, folding and indentation move what follows them: so the places are moved too.
         """
-        start = self.place(node)
+        start = self.text_place(node)
         for finding in findings:
             offset = finding.place.column - start.column
             if finding.place.line != start.line:  # placed by line of the text
