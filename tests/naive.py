@@ -34,6 +34,8 @@ EARTH_KM = 6371.0088
 MINOR_MAX = 2**43
 TEXT_BYTES_MAX = 4096
 ID_BYTES_MAX = 256
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIME_MIN_MS, TIME_MAX_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
 
 COMMON: dict[str, Any] = {
     "user_id": "string", "device_id": "string", "ip": "ip", "phone": "phone", "phone_verified": "bool",
@@ -737,7 +739,7 @@ def period_of(per: str, time: int, zone: ZoneInfo) -> int:
 
 
 def local_time(ms: float, zone: ZoneInfo) -> datetime:
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=math.floor(ms))).astimezone(zone)
+    return (EPOCH + timedelta(milliseconds=math.floor(ms))).astimezone(zone)
 
 
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": DAY_MS, "w": 7 * DAY_MS}
@@ -752,6 +754,8 @@ def duration_ms(text: str) -> int:
 def parse_time(given: object) -> int:
     """Epoch ms from epoch ms or from RFC 3339 with an offset."""
     if isinstance(given, int) and not isinstance(given, bool):
+        if not TIME_MIN_MS <= given <= TIME_MAX_MS:
+            raise ProblemError("time", repr(given))
         return given
     if isinstance(given, str) and re.match(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d", given):
         try:
@@ -759,16 +763,17 @@ def parse_time(given: object) -> int:
         except ValueError:
             parsed = datetime.min
         if parsed.tzinfo is not None:
-            return (parsed - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+            return (parsed - EPOCH) // timedelta(milliseconds=1)
     raise ProblemError("time", repr(given))
 
 
 def window_need_ms(spec: Mapping[str, Any]) -> int:
-    """How far back a window looks; local days and months are longer by an hour when the clock changes."""
+    """How long a window needs what was seen: its width and a bucket more, or more than any one period."""
     if "over" in spec:
         width_ms = duration_ms(spec["over"])
+        width_ms += bucket_of(width_ms)
     else:
-        width_ms = {"day": 1, "week": 7, "month": 31}[spec["per"]] * DAY_MS + UNITS_MS["h"]
+        width_ms = {"day": 2, "week": 8, "month": 32}[spec["per"]] * DAY_MS
     return width_ms + duration_ms(spec.get("delay", "0s"))
 
 
@@ -784,13 +789,12 @@ def feature_need_ms(spec: Mapping[str, Any]) -> int:
 
 def parse(policy: Policy, event: Mapping[str, Any], given: int | None, now: int) -> Seen:
     """Normalise an event, or raise its first problem."""
-    event_id, kind, follows = event.get("event_id"), event.get("type"), event.get("follows")
-    if not isinstance(event_id, str) or not event_id or len(utf8(event_id)) > ID_BYTES_MAX:
+    event_id, kind = name_of(event, "event_id"), event.get("type")
+    if event_id is None:
         raise ProblemError("event_id")
     if not isinstance(kind, str) or kind not in policy["events"]:
         raise ProblemError("type", repr(kind))
-    if follows is not None and not isinstance(follows, str):
-        raise ProblemError("follows")
+    follows = name_of(event, "follows")
     fields: dict[str, Value] = {}
     minor: dict[str, int] = {}
     for name, spec in declared(policy, kind).items():
@@ -802,6 +806,16 @@ def parse(policy: Policy, event: Mapping[str, Any], given: int | None, now: int)
             raise ProblemError("required", name)
     content = (kind, follows, given, tuple(sorted(fields.items())))
     return Seen(event_id, kind, now if given is None else given, fields, minor, content, follows)
+
+
+def name_of(event: Mapping[str, Any], field_name: str) -> str | None:
+    """The id of an event, kept as it is; None where it is absent or blank."""
+    given = event.get(field_name)
+    if given is None:
+        return None
+    if not isinstance(given, str) or len(utf8(given)) > ID_BYTES_MAX:
+        raise ProblemError("id", field_name)
+    return given if given.strip() else None
 
 
 def declared(policy: Policy, kind: str) -> dict[str, Any]:
@@ -849,7 +863,7 @@ def normal(policy: Policy, name: str, spec: Mapping[str, Any], given: Any, minor
             return number
         minor[name] = to_minor(given, digits_of(policy, name), name)
         return major(float(minor[name]), digits_of(policy, name))
-    if not isinstance(given, str) or len(utf8(given)) > TEXT_BYTES_MAX:
+    if not isinstance(given, str) or len(utf8(unicodedata.normalize("NFC", given).strip())) > TEXT_BYTES_MAX:
         raise ProblemError("string", name)
     return normal_text(policy, name, given)
 
@@ -865,11 +879,19 @@ def normal_text(policy: Policy, name: str, given: str) -> str:
             return text
         return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
     if kind == "ip":
-        try:
-            return str(ipaddress.ip_address(text))
-        except ValueError:
-            return text
+        return str(address_of(text) or text)
     return text
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address a text says; IPv4 seen through IPv6 is IPv4, and one with a scope is none."""
+    if "%" in text:
+        return None
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def normal_location(name: str, given: Any) -> Location:
@@ -951,17 +973,17 @@ def entity_key(policy: Policy, entity: str, fields: Mapping[str, Value]) -> Key 
     if len(texts) < len(parts):
         return None
     if isinstance(policy["entities"][entity], Mapping):
-        return (subnet24(texts[0]),)
+        net = subnet24(texts[0])
+        return None if net is None else (net,)
     return texts
 
 
-def subnet24(text: str) -> str:
-    """The /24 (IPv4) or /64 (IPv6) of an address; text that is no address stands for itself."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return text
-    return str(ipaddress.ip_network((text, 24 if address.version == 4 else 64), strict=False))
+def subnet24(text: str) -> str | None:
+    """The /24 (IPv4) or /64 (IPv6) of an address; None for text that is no address."""
+    address = address_of(text)
+    if address is None:
+        return None
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 64), strict=False))
 
 
 # Features and limits as written.
@@ -1045,9 +1067,13 @@ def limit_identity(policy: Policy, name: str) -> object:
     limit = policy.get("limits", {}).get(name)
     if limit is None or limit.get("mode", "live") == "off":
         return None
-    unit = field_spec(policy, limit["sum"]) if "sum" in limit else None
-    window = (limit.get("over"), limit.get("per"), policy.get("timezone") if "per" in limit else None)
-    return policy["entities"][limit["by"]], limit.get("sum"), unit, window, limit.get("mode", "live")
+    return (
+        limit_types(policy, limit),
+        limit.get("where"),
+        policy["entities"][limit["by"]],
+        field_spec(policy, limit["sum"]) if "sum" in limit else None,
+        (limit.get("over"), limit.get("per"), policy.get("timezone") if "per" in limit else None),
+    )
 
 
 def chain(seen: Seen | None) -> Iterator[Seen]:
