@@ -8,7 +8,7 @@ always text; a key given twice is an error; anchors and `<<` merges are allowed,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class Source:
                 length=finding.length,
             )
 
-    def items(self, node: Node, what: str, known: Iterable[str] | None = None) -> dict[str, Item]:
+    def items(self, node: Node, what: str, known: Collection[str] | None = None) -> dict[str, Item]:
         """The keys of a mapping with their values; of something else, an error and nothing.
 
         `what` names the mapping to people ('a rule'). Keys given twice are errors; so are keys that are
@@ -195,7 +195,9 @@ class Source:
                 self.error(key, "wrong-key", "a key is a piece of text", found=describe(key))
                 continue
             name = key.value
-            if name in found:
+            if name not in found and (name in known if known is not None else name != _MERGE):
+                found[name] = item  # nearly always
+            elif name in found:
                 first = self.place(found[name][0])
                 self.error(
                     key,
@@ -262,7 +264,7 @@ class Source:
             mend=f"did you mean {close!r}?" if close else None,
         )
 
-    def _merge(self, found: dict[str, Item], node: Node, what: str, known: Iterable[str] | None) -> None:
+    def _merge(self, found: dict[str, Item], node: Node, what: str, known: Collection[str] | None) -> None:
         for value in node.value if type(node) is SequenceNode else (node,):
             for name, item in self.items(value, what, known).items():
                 found.setdefault(name, item)
