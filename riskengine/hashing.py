@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import ParamSpec, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,9 +82,9 @@ def _hash(value: bytes, keys: Words, at: int) -> int:
     return int(sip24(keys[at], keys[at + 1], as_bytes(value), 0, len(value))) or 1
 
 
-def wrapping(function: Callable[P, R]) -> Callable[P, R]:
-    """uint64 sums wrap around in a kernel; without numba, numpy is told that this is meant."""
-    return np.errstate(over="ignore")(function) if numba.config.DISABLE_JIT else function
+def wrapping(kernel: Callable[P, R]) -> Callable[P, R]:
+    """uint64 sums are meant to wrap around. Kernels do; plain Python (numba disabled) must be told."""
+    return np.errstate(over="ignore")(kernel) if isinstance(kernel, FunctionType) else kernel
 
 
 # Every operand is a uint64: numba makes a float64 of a uint64 and a signed integer.

@@ -1,0 +1,362 @@
+"""Kernels that turn the values of a batch of events into its cells: tidied, checked, hashed.
+
+`scatter` puts values that were read in plan order into rows and columns; `finish` settles each row. A row
+with anything wrong is only marked: `reading.py` then says what, for people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine.hashing import Bytes, Words, nonzero, sip24, sip24_words
+from riskengine.kernel import jit
+from riskengine.normal import (
+    IP_BYTES_MAX,
+    MINOR_MAX,
+    NO_TIME,
+    PHONE_BYTES_MAX,
+    TIME_MAX_MS,
+    TIME_MIN_MS,
+    format_ip,
+    is_near_half,
+    mobile,
+    parse_ipv4,
+    parse_ipv6,
+    parse_time,
+    tidy,
+)
+
+Ints = NDArray[np.int64]
+Int32s = NDArray[np.int32]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+TEXT_BYTES_MAX = 4096
+ID_BYTES_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """What is filled before hashing: n rows, S string and K number columns (see `scatter`)."""
+
+    type_index: Int32s  # [n]
+    str_off: Ints  # [n, S]
+    str_len: Int32s  # [n, S]
+    numbers: Floats  # [n, K]
+    spans: Ints  # [n, 4]
+    state: Bytes  # [n]
+
+    @classmethod
+    def empty(cls, n: int, strings: int, numbers: int) -> Cells:
+        """Cells not filled yet."""
+        return cls(
+            np.empty(n, np.int32), np.empty((n, strings), np.int64), np.empty((n, strings), np.int32),
+            np.empty((n, numbers), np.float64), np.empty((n, 4), np.int64), np.empty(n, np.uint8),
+        )  # fmt: skip
+
+
+# State of a row.
+TODO, GOOD, BAD, HELP = 0, 1, 2, 3
+
+# Head of the schema's integers: counts, settings, and where its tables begin.
+STRINGS, NUMBERS, ENTITIES, CHINA, LATENESS, SKEW = range(6)
+STRING_KINDS, NUMBER_KINDS, REQUIRED, KEYS, MESSAGE, HEAD = range(6, 12)
+TEXT, PHONE, IP = range(3)  # kinds of string columns
+PLAIN, UNIT, HUGE_UNIT, BOOL, TIME, LATITUDE, LONGITUDE = range(7)  # kinds of number columns; 1000 is huge
+LOCATION_SCALE = 1e7
+
+# Head of a plan: event type, how many texts, numbers and bools an event of this plan has.
+PLAN_TYPE, PLAN_TEXTS, PLAN_NUMBERS, PLAN_BOOLS, PLAN_HEAD = range(5)
+
+
+@jit
+def scatter(
+    spec: Ints, plans: Int32s, rows: Ints, text: Bytes, used: int, ends: Ints, values: Floats,
+    bools_from: int, type_index: Int32s, str_off: Ints, str_len: Int32s, numbers: Floats, spans: Ints,
+    state: Bytes,
+) -> None:  # fmt: skip
+    """Put the values of n events where they belong.
+
+    rows[n] is each event's row of `plans`; text[:used] are all texts, one after another with a 0x00 between
+    them, which end at `ends` (empty: they hold no 0x00 themselves, so it is looked for); values are the
+    numbers of all events, then from `bools_from` their bools. Fills type_index[n], str_off and str_len[n, S]
+    (-1: absent), numbers[n, K] (NaN: absent) and spans[n, 4]: offset and length of event_id and of follows.
+    """
+    strings, columns = spec[STRINGS], spec[NUMBERS]
+    at = 0
+    seen = 0
+    number = 0
+    flag = bools_from
+    for i in range(rows.size):
+        plan = plans[rows[i]]
+        type_index[i] = plan[PLAN_TYPE]
+        state[i] = TODO
+        for s in range(strings):
+            str_off[i, s] = 0
+            str_len[i, s] = -1
+        for k in range(columns):
+            numbers[i, k] = np.nan
+        spans[i, 2] = 0
+        spans[i, 3] = -1
+        target = PLAN_HEAD
+        for _ in range(plan[PLAN_TEXTS]):
+            off = at
+            if ends.size:
+                at = ends[seen]
+            else:
+                while at < used and text[at] != 0:
+                    at += 1
+            size = at - off
+            at += 1
+            seen += 1
+            column = plan[target]
+            target += 1
+            if column < strings:
+                str_off[i, column] = off
+                str_len[i, column] = size
+            elif column < strings + 2:
+                spans[i, 2 * (column - strings)] = off
+                spans[i, 2 * (column - strings) + 1] = size
+            else:
+                off, size, _tidy = tidy(text, off, size)
+                if size:
+                    moment = parse_time(text, off, size)
+                    if moment == NO_TIME:
+                        state[i] = BAD
+                    else:
+                        numbers[i, column - strings - 2] = moment
+        for _ in range(plan[PLAN_NUMBERS]):
+            if not np.isfinite(values[number]):
+                state[i] = BAD
+            numbers[i, plan[target]] = values[number]
+            target += 1
+            number += 1
+        for _ in range(plan[PLAN_BOOLS]):
+            numbers[i, plan[target]] = values[flag]
+            target += 1
+            flag += 1
+
+
+@jit
+def finish(
+    spec: Ints, hashes: Words, powers: Floats, prefixes: Bytes, text: Bytes, tail: int, now: Ints,
+    helped: bool, type_index: Int32s, time: Ints, stamped: Bools, late: Bools, numbers: Floats, str_off: Ints,
+    str_len: Int32s, str_hash: Words, keys: Words, event_hash: Words, claim: Words, content: Words,
+    follows_claim: Words, spans: Ints, state: Bytes, help_wanted: Ints,
+) -> tuple[int, int]:  # fmt: skip
+    """Settle rows: normalise their cells in place, check them, hash them. Marks each row GOOD, BAD or HELP.
+
+    Takes rows that are TODO, or with `helped` those whose cells in `help_wanted` (row * (S + K) + column)
+    have been settled by Python in the meantime. New spellings are written from text[tail]; returns how many
+    cells want help and the new tail.
+    """
+    strings, columns, entities = spec[STRINGS], spec[NUMBERS], spec[ENTITIES]
+    types = hashes.size - 4 - strings - columns
+    k0, k1, k2, k3 = hashes[0], hashes[1], hashes[2], hashes[3]
+    bits = numbers.view(np.uint64)
+    zero, one = np.uint64(0), np.uint64(1)
+    groups = np.empty(8, np.int64)
+    words = np.empty(4 + 2 * (strings + columns), np.uint64)
+    message = np.empty(spec[MESSAGE], np.uint8)
+    wanted = 0
+    for i in range(state.size):
+        if state[i] != (HELP if helped else TODO):
+            continue
+        good = True
+        asked = wanted
+
+        for s in range(strings):
+            str_hash[i, s] = zero
+            size = int(str_len[i, s])
+            if size < 0:
+                continue
+            off = str_off[i, s]
+            kind = spec[spec[STRING_KINDS] + s]
+            if not helped:
+                off, size, is_tidy = tidy(text, off, size)
+                if kind == PHONE and size:
+                    spelt = mobile(text, off, size, spec[CHINA] != 0, tail) if is_tidy else -1
+                    if spelt > 0:
+                        off, size = tail, spelt
+                        tail += PHONE_BYTES_MAX
+                    is_tidy = spelt >= 0
+                str_off[i, s] = off
+                str_len[i, s] = size
+                if not is_tidy:
+                    help_wanted[wanted] = i * (strings + columns) + s
+                    wanted += 1
+                    continue
+            if size == 0:
+                str_len[i, s] = -1
+                continue
+            if kind == IP and parse_ipv4(text, off, size) < 0 and parse_ipv6(text, off, size, groups):
+                spelt = format_ip(groups, text, tail)
+                same = spelt == size
+                for j in range(min(spelt, size)):
+                    same = same and text[off + j] == text[tail + j]
+                if not same:
+                    off, size = tail, spelt
+                    str_off[i, s] = off
+                    str_len[i, s] = size
+                    tail += IP_BYTES_MAX
+            if size > TEXT_BYTES_MAX:
+                good = False
+                continue
+            str_hash[i, s] = nonzero(sip24(k0, k1, text, off, size))
+
+        for k in range(1, columns):
+            value = numbers[i, k]
+            if np.isnan(value):
+                continue
+            kind = spec[spec[NUMBER_KINDS] + k]
+            if kind in (UNIT, HUGE_UNIT):
+                scaled = value * powers[k] if kind == UNIT else value / powers[k]
+                if not helped and is_near_half(scaled):
+                    help_wanted[wanted] = i * (strings + columns) + strings + k
+                    wanted += 1
+                    continue
+                minor = np.rint(scaled)
+                if abs(minor) > MINOR_MAX:
+                    good = False
+                value = minor / powers[k] if kind == UNIT else minor * powers[k]
+            elif kind == TIME:
+                good = good and TIME_MIN_MS <= value <= TIME_MAX_MS
+            elif kind in (LATITUDE, LONGITUDE):
+                good = good and abs(value) <= (90.0 if kind == LATITUDE else 180.0)
+                value = np.rint(value * LOCATION_SCALE) / LOCATION_SCALE
+            numbers[i, k] = value + 0.0  # there is one zero: -0.0 + 0.0 is 0.0
+
+        if not helped:
+            stamped[i] = np.isnan(numbers[i, 0])
+            if stamped[i]:
+                numbers[i, 0] = now[i]
+            elif not TIME_MIN_MS <= numbers[i, 0] <= TIME_MAX_MS:
+                state[i] = BAD
+                continue
+        time[i] = int(numbers[i, 0])
+        late[i] = time[i] < now[i] - spec[LATENESS]
+        if time[i] > now[i] + spec[SKEW]:
+            good = False
+
+        id_size, follows_size = spans[i, 1], spans[i, 3]
+        if id_size > ID_BYTES_MAX or follows_size > ID_BYTES_MAX or is_blank(text, spans[i, 0], id_size):
+            good = False
+        if not good:
+            state[i] = BAD
+            wanted = asked
+            continue
+        if wanted > asked:
+            state[i] = HELP
+            continue
+        required = spec[REQUIRED] + 2 * type_index[i]
+        for r in range(spec[required], spec[required] + spec[required + 1]):
+            column = spec[r]
+            if column < strings:
+                good = good and str_len[i, column] >= 0
+            else:
+                good = good and not np.isnan(numbers[i, column - strings])
+        state[i] = GOOD if good else BAD
+        if not good:
+            continue
+
+        claim[i, 0] = nonzero(sip24(k0, k1, text, spans[i, 0], id_size))
+        claim[i, 1] = nonzero(sip24(k2, k3, text, spans[i, 0], id_size))
+        event_hash[i] = claim[i, 0]
+        follows_claim[i, 0] = zero
+        follows_claim[i, 1] = zero
+        if follows_size > 0 and not is_blank(text, spans[i, 2], follows_size):
+            follows_claim[i, 0] = nonzero(sip24(k0, k1, text, spans[i, 2], follows_size))
+            follows_claim[i, 1] = nonzero(sip24(k2, k3, text, spans[i, 2], follows_size))
+
+        # Content names the fields that are there, so that a field declared later makes no other content of
+        # an event that does not carry it.
+        words[0] = hashes[4 + type_index[i]]
+        words[1] = follows_claim[i, 0]
+        words[2] = zero if stamped[i] else one
+        words[3] = zero if stamped[i] else np.uint64(time[i])
+        count = 4
+        for s in range(strings):
+            if str_len[i, s] >= 0:
+                words[count] = hashes[4 + types + s]
+                words[count + 1] = str_hash[i, s]
+                count += 2
+        for k in range(1, columns):
+            if not np.isnan(numbers[i, k]):
+                words[count] = hashes[4 + types + strings + k]
+                words[count + 1] = bits[i, k]
+                count += 2
+        content[i, 0] = sip24_words(k0, k1, words, count)
+        content[i, 1] = sip24_words(k2, k3, words, count)
+
+        for e in range(entities):
+            entity = spec[spec[KEYS] + e]
+            keys[i, e] = _key(spec, entity, prefixes, text, str_off, str_len, i, k0, k1, groups, message)
+    return wanted, tail
+
+
+@jit
+def is_blank(text: Bytes, off: int, size: int) -> bool:
+    """Whether an id is empty or only ASCII white space."""
+    _off, size, _tidy = tidy(text, off, size)
+    return size == 0
+
+
+@jit
+def _key(
+    spec: Ints, entity: int, prefixes: Bytes, text: Bytes, str_off: Ints, str_len: Int32s, i: int,
+    k0: np.uint64, k1: np.uint64, groups: Ints, message: Bytes,
+) -> np.uint64:  # fmt: skip
+    """The key of one entity of row i, as `hashing.entity_key` says.
+
+    spec[entity:] is offset and length of its prefix, whether it is a subnet, how many columns, the columns.
+    """
+    size = spec[entity + 1]
+    for j in range(size):
+        message[j] = prefixes[spec[entity] + j]
+    is_subnet = spec[entity + 2]
+    for c in range(entity + 4, entity + 4 + spec[entity + 3]):
+        column = spec[c]
+        length = int(str_len[i, column])
+        off = str_off[i, column]
+        if length < 0:
+            return np.uint64(0)
+        if is_subnet:
+            address = parse_ipv4(text, off, length)
+            if address >= 0:
+                length = 4
+                message[size + 4] = 4
+                for j in range(3):
+                    message[size + 5 + j] = (address >> (24 - 8 * j)) & 0xFF
+            elif parse_ipv6(text, off, length, groups):
+                length = 9
+                message[size + 4] = 6
+                for j in range(4):
+                    message[size + 5 + 2 * j] = groups[j] >> 8
+                    message[size + 6 + 2 * j] = groups[j] & 0xFF
+            else:
+                return np.uint64(0)
+        else:
+            for j in range(length):
+                message[size + 4 + j] = text[off + j]
+        for j in range(4):
+            message[size + j] = (length >> (8 * j)) & 0xFF
+        size += 4 + length
+    return nonzero(sip24(k0, k1, message, 0, size))
+
+
+@jit
+def parse_times(text: Bytes, str_off: Ints, str_len: Int32s, out: Floats, state: Bytes) -> None:
+    """A column of RFC 3339 texts as epoch ms; a row whose text is none is BAD. Blank texts are absent."""
+    for i in range(out.size):
+        out[i] = np.nan
+        if str_len[i] >= 0:
+            off, size, _tidy = tidy(text, str_off[i], str_len[i])
+            if size:
+                moment = parse_time(text, off, size)
+                if moment == NO_TIME:
+                    state[i] = BAD
+                else:
+                    out[i] = moment
