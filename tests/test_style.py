@@ -98,11 +98,22 @@ def test_no_module_is_a_drawer_for_everything() -> None:
 
 def test_kernels_are_compiled_one_way() -> None:
     """Only kernel.py knows numba's options; a stray `njit` could bring fastmath or lose the cache."""
+    options = {"njit", "jit", "vectorize", "guvectorize"}
     other = [
-        str(path.relative_to(ROOT))
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
         for path in MODULES
         if room(path) != "kernel"
-        and re.search(r"\b(njit|numba\.jit|vectorize|guvectorize)\b", path.read_text())
+        for node in ast.walk(tree(path))
+        if (
+            isinstance(node, ast.Attribute)
+            and ast.unparse(node.value) in ("numba", "nb")
+            and node.attr in options
+        )
+        or (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "numba"
+            and options & {a.name for a in node.names}
+        )
     ]
     assert other == []
 
