@@ -50,7 +50,7 @@ from riskengine.definition import (
 from riskengine.errors import Finding, Place, PolicyError, nearest
 from riskengine.expression import Expression, Symbol, Type, parse_and_check, rfc3339_ms
 from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
-from riskengine.source import Item, Node, ScalarNode, SequenceNode, Source, describe, read_source
+from riskengine.source import Item, MappingNode, Node, ScalarNode, SequenceNode, Source, describe, read_source
 
 SETTINGS: Final = ("policy", "tenant", "timezone", "country", "lateness", "skew", "model")
 SECTIONS: Final = ("events", "entities", "tables", "lists", "features", "limits", "rules", "decide")
@@ -1297,6 +1297,8 @@ class _Loader:
             text = self._message_text(source, node)
             return None if text is None else Message(en=text)
         items = source.items(node, "a message", ("zh", "en"))
+        if type(node) is MappingNode and not node.value:
+            source.error(node, "missing-key", "the message says nothing", expected="`zh`, `en` or both")
         texts = {name: self._message_text(source, value) for name, (_, value) in items.items()}
         return Message(**texts)
 

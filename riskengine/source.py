@@ -35,6 +35,7 @@ _CONSTANTS: Mapping[str, Scalar] = {
     "-.inf": float("-inf"), "-.Inf": float("-inf"), "-.INF": float("-inf"),
     ".nan": float("nan"), ".NaN": float("nan"), ".NAN": float("nan"),
 }  # fmt: skip
+_ESCAPES = {"x": 4, "u": 6, "U": 10}  # characters of an escape in double quotes; else 2
 _ANCHOR = re.compile(r"&[^\s,\[\]{}]")
 _MERGE = "<<"
 
@@ -270,7 +271,8 @@ class Source:
                 found.setdefault(name, item)
 
     def _refuse_tag(self, node: Node) -> None:
-        self.error(node, "tag", f"the tag {node.tag!r} is not part of the format", mend="remove it")
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        self.error(node, "tag", f"the tag {tag} is not part of the format", mend="remove it")
         node.tag = ""  # said once
 
     def _line(self, index: int) -> str:
@@ -286,7 +288,13 @@ class Source:
         elif node.style in ("|", ">"):
             line, column = line + 1, 0
         raw = self._line(line)
+        width = 1
         for character in node.value[: max(offset, 0) + 1]:
+            if node.style == '"' and raw[column : column + 1] == "\\" and column + 1 < len(raw):
+                width = _ESCAPES.get(raw[column + 1], 2)
+                column += width
+                continue
+            width = 1
             # Walk forward to the next same character; white space may have been folded.
             if not character.isspace():
                 while raw[column : column + 1] != character:
@@ -297,7 +305,7 @@ class Source:
                             return start.line + 1, start.column + 1
                         raw = self._line(line)
                 column += 1
-        return line + 1, max(column, 1) if offset < len(node.value) else column + 1
+        return line + 1, max(column - width + 1, 1) if offset < len(node.value) else column + 1
 
     def _compose(self) -> Node | None:
         try:
@@ -339,7 +347,9 @@ class Source:
             mend = "put the text in quotes if it contains ': '"
         elif "alias" in problem or "cannot start any token" in problem:
             mend = "put the text in quotes"
-        self.error_at(line + 1, column + 1, "syntax", f"this is not YAML: {problem}", mend=mend)
+        self.error_at(
+            line + 1, column + 1, "syntax", f"this is not YAML: {problem.removeprefix('but ')}", mend=mend
+        )
 
 
 def describe(node: Node) -> str:
