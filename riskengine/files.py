@@ -18,15 +18,16 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import msgspec
 
-from riskengine.definition import LABELS
-from riskengine.errors import RiskEngineError
+from riskengine import normal
+from riskengine.errors import EventError, Problem, RiskEngineError
+from riskengine.event import Label, decode_line
+from riskengine.hashing import as_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +40,7 @@ ROW_GROUP_ROWS = 16_384
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
 
 
 class FileError(RiskEngineError):
@@ -65,9 +66,9 @@ class Chunk:
     """Some events of a file, in its order, with the line and the verbatim bytes of each."""
 
     file: str
-    events: list[Event]
-    lines: list[int]
-    raw: list[bytes]
+    events: Sequence[Event]
+    lines: Sequence[int]
+    raw: Sequence[bytes]
 
     def __len__(self) -> int:
         """How many events."""
@@ -80,16 +81,6 @@ class Chunk:
     def reject(self, index: int, reason: str) -> Reject:
         """Why the event at `index` could not be used."""
         return Reject(self.file, self.lines[index], reason, self.raw[index])
-
-
-@dataclass(frozen=True, slots=True)
-class LabelLine:
-    """A label as a file tells it. `time_ms` is when it became known."""
-
-    event_id: str
-    label: str
-    time_ms: int
-    source: str | None = None
 
 
 @dataclass(slots=True)
@@ -160,23 +151,27 @@ def read_events(
         yield from _chunks(lines, name, rejects, size)
 
 
-def read_labels(path: str, rejects: Callable[[Reject], None]) -> list[LabelLine]:
+def read_labels(path: str, rejects: Callable[[Reject], None]) -> list[Label]:
     """The labels of a file, by time; those of equal time in the order of the file.
 
     Raises FileError; what is wrong with one line goes to `rejects`.
     """
-    labels: list[LabelLine] = []
+    labels: list[Label] = []
     for chunk in read_events(path, rejects):
         for i, said in enumerate(chunk.events):
-            label = _label(said)
-            if isinstance(label, str):
-                rejects(chunk.reject(i, label))
+            try:
+                label = Label.parse(said)
+            except EventError as error:
+                rejects(chunk.reject(i, str(error)))
+                continue
+            if label.time is None:
+                rejects(chunk.reject(i, "/time: a label in a file says when it became known"))
             else:
                 labels.append(label)
-    return sorted(labels, key=lambda label: label.time_ms)
+    return sorted(labels, key=_known_ms)
 
 
-def merge(chunks: Iterable[Chunk], labels: Sequence[LabelLine]) -> Iterator[Chunk | LabelLine]:
+def merge(chunks: Iterable[Chunk], labels: Sequence[Label]) -> Iterator[Chunk | Label]:
     """Labels among the events: each goes in before the first event strictly later than it.
 
     `labels` are by time. What is left of them comes after the last event.
@@ -187,12 +182,12 @@ def merge(chunks: Iterable[Chunk], labels: Sequence[LabelLine]) -> Iterator[Chun
         if due < len(labels):
             for i, event in enumerate(chunk.events):
                 time_ms = parse_time(event.get("time"))
-                if time_ms is None or labels[due].time_ms >= time_ms:
+                if time_ms is None or _known_ms(labels[due]) >= time_ms:
                     continue
                 if i > start:
                     yield chunk.part(start, i)
                 start = i
-                while due < len(labels) and labels[due].time_ms < time_ms:
+                while due < len(labels) and _known_ms(labels[due]) < time_ms:
                     yield labels[due]
                     due += 1
                 if due == len(labels):
@@ -208,13 +203,14 @@ def parse_time(value: object) -> int | None:
         return value
     if type(value) is not str:
         return None
-    try:
-        time = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    if time.tzinfo is None:
-        return None
-    return (time - _EPOCH) // _MILLISECOND
+    text = value.strip().encode()
+    time_ms = normal.parse_time(as_bytes(text), 0, len(text))
+    return None if time_ms == normal.NO_TIME else time_ms
+
+
+def _known_ms(label: Label) -> int:
+    assert label.time is not None
+    return label.time
 
 
 class Output(ABC):
@@ -255,10 +251,9 @@ def open_output(path: str, features: Mapping[str, str] | None = None) -> Output:
 
 # -- JSON Lines in
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = datetime(1970, 1, 1, 0, 0, 0, 1000, tzinfo=UTC) - _EPOCH
-_decoder = msgspec.json.Decoder(Event)
-
+_TOO_LONG = Problem(
+    "", "too-long", f"the line is longer than {LINE_BYTES_MAX:,} bytes (its beginning is kept)"
+)
 Line = tuple[int, bytes]  # number from 1, bytes without the line end
 
 
@@ -306,40 +301,26 @@ def _chunks(
     lines: Iterator[Line | None], name: str, rejects: Callable[[Reject], None], size: int
 ) -> Iterator[Chunk]:
     """Decoded events; a None among the lines says that nothing more is there for now."""
-    chunk = Chunk(name, [], [], [])
+    events: list[Event] = []
+    numbers: list[int] = []
+    raws: list[bytes] = []
     for line in lines:
         if line is not None:
             number, raw = line
             try:
                 if len(raw) > LINE_BYTES_MAX:
-                    raise ValueError
-                event = _decoder.decode(raw)
-            except (ValueError, RecursionError) as error:
-                rejects(Reject(name, number, _why(raw, error), raw))
+                    raise EventError([_TOO_LONG])
+                events.append(decode_line(raw))
+            except EventError as error:
+                rejects(Reject(name, number, str(error), raw))
                 continue
-            chunk.events.append(event)
-            chunk.lines.append(number)
-            chunk.raw.append(raw)
-        if chunk.events and (line is None or len(chunk) >= size):
-            yield chunk
-            chunk = Chunk(name, [], [], [])
-    if chunk.events:
-        yield chunk
-
-
-def _why(raw: bytes, error: Exception) -> str:
-    if len(raw) > LINE_BYTES_MAX:
-        return f"the line is longer than {LINE_BYTES_MAX:,} bytes (its beginning is kept)"
-    try:
-        raw.decode()
-    except UnicodeDecodeError as bad:
-        return f"the line is not UTF-8 (byte {bad.start + 1})"
-    if isinstance(error, RecursionError):
-        return "the JSON is nested too deeply"
-    text = str(error)
-    if text.startswith("Expected `object`, got"):
-        return f"an event is a JSON object, and this is {text.removeprefix('Expected `object`, got ')}"
-    return f"this is not JSON: {text.removeprefix('JSON is malformed: ')}"
+            numbers.append(number)
+            raws.append(raw)
+        if events and (line is None or len(events) >= size):
+            yield Chunk(name, events, numbers, raws)
+            events, numbers, raws = [], [], []
+    if events:
+        yield Chunk(name, events, numbers, raws)
 
 
 def _lines(source: BinaryIO, name: str, progress: Progress) -> Iterator[Line | None]:
@@ -400,8 +381,8 @@ def _sorted_lines(source: BinaryIO, name: str, progress: Progress) -> Iterator[L
     for number, line in enumerate(source, 1):
         if line.strip():
             try:
-                time_ms = parse_time(_decoder.decode(line).get("time"))
-            except (ValueError, RecursionError):
+                time_ms = parse_time(decode_line(line).get("time"))
+            except EventError:
                 time_ms = None
             times.append(time_ms if time_ms is not None else -(2**63))
             offsets.append(offset)
@@ -486,26 +467,6 @@ def _plain(batch: Any, path: str) -> Any:
             i, column.name, values if pa.types.is_floating(cast) else values.cast("int64")
         )
     return batch
-
-
-# -- labels
-
-
-def _label(said: Event) -> LabelLine | str:
-    """The label a line tells, or what is wrong with it."""
-    event_id, label, source = said.get("event_id"), said.get("label"), said.get("source")
-    if not isinstance(event_id, str) or not event_id:
-        return "a label needs `event_id`, a text"
-    if label not in LABELS:
-        return f"`label` is one of {', '.join(LABELS)}; found {label!r}"
-    if said.get("time") is None:
-        return "a label in a file needs `time`: when it became known"
-    time_ms = parse_time(said["time"])
-    if time_ms is None:
-        return "`time` is RFC 3339 with an offset, or epoch milliseconds"
-    if source is not None and not isinstance(source, str):
-        return "`source` is a text"
-    return LabelLine(event_id, label, time_ms, source)
 
 
 # -- decisions out
