@@ -1,0 +1,113 @@
+"""The policies of this repository: without findings, fully tested, within the memory bound, as promised."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from riskengine import Decision, Engine
+from riskengine.definition import Definition
+from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
+from riskengine.policy import examine, load_definition
+from riskengine.ruletest import render_report, run_tests
+
+ROOT = Path(__file__).resolve().parent.parent
+RULES = ROOT / "rules"
+POLICIES = [RULES, ROOT / "benchmarks" / "handbook" / "rules"]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Definition:
+    return load_definition(RULES)
+
+
+@pytest.mark.parametrize("rules", POLICIES, ids=lambda path: path.parent.name)
+def test_nothing_is_found_wrong(rules: Path) -> None:
+    assert examine(rules).findings == ()
+
+
+@pytest.mark.parametrize("rules", POLICIES, ids=lambda path: path.parent.name)
+def test_an_entity_stays_small(rules: Path) -> None:
+    bytes_of = {entity: sum(of.values()) for entity, of in state_bytes(load_definition(rules)).items()}
+    assert {entity: size for entity, size in bytes_of.items() if size > ENTITY_BYTES_MAX} == {}
+
+
+def test_every_rule_and_limit_is_shown_firing_and_not() -> None:
+    report = run_tests(RULES, coverage=True)
+    assert report.ok, render_report(report)
+
+
+def test_the_handbook_rules_do_what_they_say() -> None:
+    report = run_tests(POLICIES[1])
+    assert report.ok, render_report(report)
+
+
+def test_what_acts_says_why_in_both_languages(shipped: Definition) -> None:
+    """A customer or an agent reads these; a rule in shadow will act one day."""
+    silent = [
+        item.name
+        for item in (*shipped.rules.values(), *shipped.limits.values())
+        if item.message is None or not item.message.zh or not item.message.en
+    ]
+    assert silent == []
+
+
+def test_everything_has_an_owner(shipped: Definition) -> None:
+    items = (*shipped.rules.values(), *shipped.limits.values())
+    assert [item.name for item in items if item.owner is None] == []
+
+
+def test_every_feature_is_used(shipped: Definition) -> None:
+    """Without a model a counter that no rule reads is only a cost."""
+    sources = [rule.when.source for rule in shipped.rules.values()]
+    sources += [feature.value.source for feature in shipped.features.values() if feature.value is not None]
+    assert [name for name in shipped.features if not any(name in source for source in sources)] == []
+
+
+def test_a_policy_of_every_day_size(shipped: Definition) -> None:
+    """What the first policy promises: three event types, most aggregates, rules live and in shadow."""
+    assert set(shipped.events) == {"coupon_claim", "qr_scan", "payment"}
+    assert len(shipped.features) >= 30
+    assert 5 <= len(shipped.limits) <= 8
+    assert 18 <= len(shipped.rules) <= 25
+    assert {rule.mode for rule in shipped.rules.values()} == {"live", "shadow"}
+    assert {feature.aggregate for feature in shipped.features.values()} >= {
+        "count", "distinct", "sum", "mean", "min", "max", "std", "rate",
+        "since_first", "since_last", "previous", "speed", "value",
+    }  # fmt: skip
+
+
+def test_the_sample_shows_every_action_and_spares_ordinary_customers() -> None:
+    lines = (RULES / "samples" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    known_ms = itertools.accumulate((time_ms(event["time"]) for event in events), max)
+    with Engine.open(RULES) as engine:
+        decisions = engine.score_many(events, now=np.array([*known_ms], np.int64))
+    actions, hit = set(), []
+    for event, decision in zip(events, decisions, strict=True):
+        assert isinstance(decision, Decision)
+        actions.add(decision.action)
+        if decision.fired and not is_incident(event):
+            hit.append((event["event_id"], decision.fired))
+    assert actions == {"allow", "review", "challenge", "deny"}
+    assert hit == []
+
+
+def is_incident(event: dict[str, Any]) -> bool:
+    """What the sample has of abuse and accidents: a farm, a card tester, a copied code, a double charge."""
+    return (
+        event["user_id"].startswith(("farm", "tester"))
+        or event.get("code_id") == "code-7777"
+        or event.get("order_id") == "o900"
+        or event.get("campaign_id") == "summer-coupons"
+    )
+
+
+def time_ms(text: str) -> int:
+    return round(datetime.fromisoformat(text).timestamp() * 1_000)
