@@ -131,6 +131,7 @@ class Hold:
     time: int
     amount: int
     owner: str
+    granted_to: str  # the owner, or the first of the events that handed it on
 
 
 class Naive:
@@ -152,6 +153,7 @@ class Naive:
         self.lists: dict[tuple[str, str, Key], int | None] = {}
         self.events: dict[str, Seen] = {}
         self.known: dict[tuple[str, Key], list[Sighting]] = {}
+        self.newest: dict[tuple[str, Key], int] = {}  # time of the newest record or hold of an entity
         self.holds: list[Hold] = []
         self.warming: dict[str, int] = {}  # feature -> when a reload brought it
         self.now: int | None = None
@@ -291,10 +293,17 @@ class Naive:
             if not moves:
                 continue
             seen.moved[entity, key] = moves
-            sightings = self.known.setdefault((entity, key), [])
-            if sightings and seen.time > self._newest(sightings) + self._retention_ms(entity):
-                sightings.clear()  # idle for longer than anything is kept: known no more
-            sightings.append(Sighting(seen, moves))
+            self._advance(entity, key, seen.time)
+            self.known.setdefault((entity, key), []).append(Sighting(seen, moves))
+
+    def _advance(self, entity: str, key: Key, time: int) -> None:
+        """A record or a hold came: after silence for longer than anything is kept, all is forgotten."""
+        if self._is_forgotten(entity, key, time):
+            self.known.pop((entity, key), None)
+        self.newest[entity, key] = max(time, self.newest.get((entity, key), time))
+
+    def _is_forgotten(self, entity: str, key: Key, time: int) -> bool:
+        return time - self.newest.get((entity, key), time) > self._retention_ms(entity)
 
     def _eligible(self, name: str, seen: Seen) -> bool:
         """Whether the event contributes to a feature: its type, its field and its `where`."""
@@ -320,13 +329,7 @@ class Naive:
 
     def visible(self, entity: str, key: Key, read_time: int) -> list[Sighting]:
         """What is known of an entity: nothing any more when it was idle past its retention."""
-        sightings = self.known.get((entity, key), [])
-        if sightings and read_time > self._newest(sightings) + self._retention_ms(entity):
-            return []
-        return sightings
-
-    def _newest(self, sightings: list[Sighting]) -> int:
-        return max(sighting.event.time for sighting in sightings)
+        return [] if self._is_forgotten(entity, key, read_time) else self.known.get((entity, key), [])
 
     def _retention_ms(self, entity: str) -> int:
         features = self.policy.get("features", {}).values()
@@ -380,6 +383,9 @@ class Naive:
         action, challenge = self._act(seen, risk, fired, refused_live)
         if action == "deny":
             self.release(seen.event_id)
+        for hold in self.holds:
+            if hold.granted_to == seen.event_id and hold.amount:
+                self._advance(self.policy["limits"][hold.limit]["by"], hold.key, seen.time)
         return {
             "event_id": seen.event_id,
             "action": action,
@@ -488,7 +494,8 @@ class Naive:
                 if seen.late or not self._has_room(name, limit, key, seen.time, amount, row):
                     refused.add(name)
                 else:
-                    self.holds.append(Hold(name, key, mode == "shadow", seen.time, amount, seen.event_id))
+                    shadow, who = mode == "shadow", seen.event_id
+                    self.holds.append(Hold(name, key, shadow, seen.time, amount, who, who))
         return refused
 
     def _applies(self, limit: Mapping[str, Any], seen: Seen) -> bool:
@@ -714,8 +721,8 @@ def noisy_or(risks: Iterable[float]) -> float:
 def distance_km(a: Location, b: Location) -> float:
     """Great circle (haversine) on a sphere of the mean Earth radius."""
     lat_a, lat_b = math.radians(a.lat), math.radians(b.lat)
-    half_lat = math.sin(math.radians(b.lat - a.lat) / 2.0)
-    half_lon = math.sin(math.radians(b.lon - a.lon) / 2.0)
+    half_lat = math.sin((lat_b - lat_a) / 2.0)
+    half_lon = math.sin((math.radians(b.lon) - math.radians(a.lon)) / 2.0)
     h = half_lat * half_lat + math.cos(lat_a) * math.cos(lat_b) * half_lon * half_lon
     return 2.0 * EARTH_KM * math.asin(math.sqrt(min(1.0, h)))
 
