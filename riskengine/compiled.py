@@ -1,0 +1,167 @@
+"""A checked definition compiled to arrays: everything one batch needs, in one frozen value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine import hashing
+from riskengine.decision import Message, Reason
+from riskengine.definition import CHALLENGES, Definition, Table, Window
+from riskengine.event import Schema
+from riskengine.features import DAY_MS, SEVERITY, SIGHT_KEEP_MS, FeatureSet
+from riskengine.policy import definition_fingerprint, feature_fingerprint
+from riskengine.program import Layout
+from riskengine.rules import RuleSet
+from riskengine.tables import Rows, TableSet
+
+Float64s = NDArray[np.float64]
+Int64s = NDArray[np.int64]
+Words = NDArray[np.uint64]
+OUTCOMES_MAX: Final = 65_536
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """What one combination of fired rules and refused limits says; shared by all decisions that have it."""
+
+    fired: tuple[str, ...]
+    shadow: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    challenge: int  # the most severe asked for, index into CHALLENGES, or -1
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Policy:
+    """A policy ready to decide. `Policy.compile` makes one; nothing in it changes but a cache."""
+
+    definition: Definition
+    schema: Schema
+    layout: Layout
+    features: FeatureSet
+    rules: RuleSet
+    live: NDArray[np.uint8]  # (rules)
+    severity: Int64s  # (rules), of what a rule says is to be done
+    firm: NDArray[np.uint8]  # (rules)
+    allows: NDArray[np.uint8]  # (rules)
+    thresholds: Float64s  # (event types, 3): review, challenge, deny; NaN is never
+    challenge_with: tuple[int, ...]  # by event type
+    fingerprint: str
+    feature_fingerprints: Mapping[str, str]
+    blocked_columns: Int64s  # columns of membership in the list `blocked`
+    user_entity: int  # whose key rollout goes by, or -1
+    salt: Words  # (2): what decision ids mix in
+    resident: Mapping[str, Rows]  # rows of the tables that have a file
+    horizon_ms: int  # how long a label, release or follow-up can still matter
+    _outcomes: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def compile(cls, definition: Definition, key: bytes) -> Policy:
+        """Compile a definition under a hash key. Raises RiskEngineError past a bound of the plan."""
+        schema = Schema.compile(definition, key)
+        layout = Layout()
+        for name in schema.numbers:
+            layout.add_number(name)
+        for name in schema.strings:
+            layout.add_string(name)
+        layout.add_number("model.p")
+
+        def hasher(data: bytes) -> int:
+            return hashing.string_hash(data, schema.sip)
+
+        features = FeatureSet.compile(definition, schema, layout, hasher)
+        rules = RuleSet.compile(tuple(definition.rules.values()), schema.types, layout, hasher)
+        thresholds = np.full((len(schema.types), 3), np.nan)
+        challenge_with = [0] * len(schema.types)
+        for name, decide in definition.decide.items():
+            at = schema.types.index(name)
+            challenge_with[at] = CHALLENGES.index(decide.challenge_with)
+            for level, value in enumerate((decide.review, decide.challenge, decide.deny)):
+                if value is not None:
+                    thresholds[at, level] = value
+        blocked = definition.lists.get("blocked")
+        columns = [layout.number(f"listed:blocked:{entity}") for entity in blocked.of] if blocked else []
+        kept = [definition.rules[name] for name in rules.names]
+        return cls(
+            definition, schema, layout, features, rules,
+            np.array([rule.mode == "live" for rule in kept], np.uint8),
+            np.array([SEVERITY.get(rule.then, 0) for rule in kept], np.int64),
+            np.array([rule.firm for rule in kept], np.uint8),
+            np.array([rule.then == "allow" for rule in kept], np.uint8),
+            thresholds, tuple(challenge_with),
+            definition_fingerprint(definition),
+            {f.name: feature_fingerprint(f, definition) for f in definition.features.values()},
+            np.array(columns, np.int64),
+            schema.entities.index("user") if "user" in schema.entities else -1,
+            np.frombuffer(_salt(definition), "<u8").astype(np.uint64),
+            {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
+            _horizon_ms(definition),
+        )  # fmt: skip
+
+    def tables(self, live: Mapping[str, Rows]) -> TableSet:
+        """Every table with its rows: those of files, and the live ones given."""
+        return TableSet.compile(self.definition.tables, {**live, **self.resident}, self.schema, self.layout)
+
+    def outcome(self, mask: bytes) -> Outcome:
+        """What a row of fired rules and refused limits (a byte each, in policy order) comes to."""
+        found = self._outcomes.get(mask)
+        if found is None:
+            if len(self._outcomes) >= OUTCOMES_MAX:
+                self._outcomes.clear()
+            found = self._outcomes[mask] = self._explain(mask)
+        return found
+
+    def _explain(self, mask: bytes) -> Outcome:
+        fired, shadow, reasons, challenge = [], [], [], -1
+        limits = [self.definition.limits[name] for name in self.features.limit_names]
+        rules = [self.definition.rules[name] for name in self.rules.names]
+        for item, hit in zip((*rules, *limits), mask, strict=True):
+            if not hit:
+                continue
+            if item.mode == "shadow":
+                shadow.append(item.name)
+                continue
+            fired.append(item.name)
+            message = Message(item.message.zh, item.message.en) if item.message is not None else None
+            reasons.append(Reason(item.name, message, getattr(item, "risk", 0.0)))
+            if item.then == "challenge":
+                challenge = max(challenge, CHALLENGES.index(item.challenge or CHALLENGES[0]))
+        return Outcome(tuple(fired), tuple(shadow), tuple(reasons), challenge)
+
+
+def _salt(definition: Definition) -> bytes:
+    digest = hashlib.blake2b(digest_size=16, person=b"decision")
+    digest.update(definition_fingerprint(definition).encode())
+    return digest.digest()
+
+
+def _rows(table: Table, schema: Schema) -> Rows:
+    assert table.rows is not None
+    return {signed(schema.entity_key(table.key, value)): row for value, row in table.rows.items()}
+
+
+def _horizon_ms(definition: Definition) -> int:
+    horizon_ms = 0
+    for feature in definition.features.values():
+        if feature.label is not None:
+            window = feature.window
+            horizon_ms = max(horizon_ms, SIGHT_KEEP_MS if window is None else _reach_ms(window))
+    for limit in definition.limits.values():
+        horizon_ms = max(horizon_ms, _reach_ms(limit.window))
+    return horizon_ms + definition.lateness_ms + definition.skew_ms
+
+
+def _reach_ms(window: Window) -> int:
+    days = {"over": 0, "day": 2, "week": 8, "month": 32}[window.kind]
+    return window.width_ms + window.delay_ms + days * DAY_MS
+
+
+
+def signed(key: int) -> int:
+    """A 64-bit key as the stores carry it, in an int64."""
+    return key - (1 << 64) if key >= 1 << 63 else key

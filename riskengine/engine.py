@@ -1,0 +1,701 @@
+"""The engine: one event or a batch in, decisions out. The flow of `_judge` reads once, downward."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine import hashing
+from riskengine.compiled import Policy, signed
+from riskengine.decision import CHALLENGE, Decision, decide, name_decisions
+from riskengine.definition import ACTIONS, CHALLENGES, LABELS, Definition, Label, Table
+from riskengine.errors import EventError, Problem, RiskEngineError, nearest
+from riskengine.event import Batch, Event
+from riskengine.features import Touches
+from riskengine.journal import EditEntry, Entry, Journal, LabelEntry, PolicyEntry, ReleaseEntry, pack_row
+from riskengine.policy import load_definition
+from riskengine.reading import read_time
+from riskengine.stores.memory import SIZE_DEFAULT, Claim, Info, MemoryStore, Settled, Trace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Int64s = NDArray[np.int64]
+Float64s = NDArray[np.float64]
+Result = Decision | EventError
+Clock = Callable[[], int]
+
+BATCH_MAX: Final = 1024  # events judged at once: more gain nothing, and others wait for the lock
+FOLLOWS_MAX: Final = 32  # how far a chain of follow-ups is walked back
+HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
+# State in memory never leaves the process unless it is exported or journaled, so a known key is no leak;
+# it makes runs repeatable. What leaves the process wants a key of its own.
+HASH_KEY_IN_PROCESS: Final = b"riskengine: state of one process"
+
+
+class Engine:
+    """Scores events against a policy. Safe to share between threads; open with `Engine.open`."""
+
+    def __init__(
+        self, policy: Policy, store: MemoryStore, journal: Journal | None, clock: Clock, key: bytes
+    ) -> None:
+        """Use `Engine.open`."""
+        self._policy = policy
+        self._store = store
+        self._journal = journal
+        self._clock = clock
+        self._key = key
+        self._tables = policy.tables(store.tables)
+        self._lock = threading.RLock()
+        self._warming: dict[str, int] = {}  # changed features, and until when
+        self._serial = 0  # of the batch being judged
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        rules: str | Path | Definition = "rules",
+        store: str = "memory://",
+        journal: str | None = None,
+        clock: Clock | None = None,
+        key: bytes | None = None,
+    ) -> Self:
+        """Open an engine on a policy folder.
+
+        `store` is memory:// (memory://?size=512MiB bounds it); `journal` is sqlite:///FILE or None; `clock`
+        returns ms UTC, for tests; `key` hashes personal values and defaults to RISKENGINE_HASH_KEY.
+        Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened.
+        """
+        size = _memory_size(store)
+        chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode() or HASH_KEY_IN_PROCESS
+        policy = Policy.compile(_definition(rules), chosen)
+        opened = Journal.open(journal, mask=_mask(policy)) if journal is not None else None
+        engine = cls(policy, MemoryStore(policy.features, size), opened, clock or _wall_clock, chosen)
+        if opened is not None:
+            opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
+        return engine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def definition(self) -> Definition:
+        """The policy now serving."""
+        return self._policy.definition
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the policy now serving, as decisions carry it."""
+        return self._policy.fingerprint
+
+    # -- scoring
+
+    def score(self, event: Event, features: bool = False) -> Decision:
+        """Decide one event. Raises EventError with every problem of it."""
+        result = self.score_many((event,), features)[0]
+        if isinstance(result, EventError):
+            raise result
+        return result
+
+    def score_many(
+        self, events: Sequence[Event], features: bool = False, now: Int64s | None = None
+    ) -> list[Result]:
+        """Decide events in order, as one by one; a bad one gets its EventError in its place.
+
+        `now` int64 (n) ms is given when history is read (see `history_clock`), else the engine's clock is.
+        """
+        results: list[Result] = []
+        for start in range(0, len(events), BATCH_MAX):
+            part = events[start : start + BATCH_MAX] if len(events) > BATCH_MAX else events
+            nows = None if now is None else now[start : start + BATCH_MAX]
+            results.extend(self._score(lambda p, t, part=part: p.schema.parse(part, t), len(part), features, nows))
+        return results
+
+    def score_columns(
+        self, events: pa.RecordBatch, features: bool = False, now: Int64s | None = None
+    ) -> list[Result]:
+        """Decide the rows of an Arrow record batch, as `score_many` decides them as dicts."""
+        results: list[Result] = []
+        for start in range(0, events.num_rows, BATCH_MAX):
+            part = events.slice(start, BATCH_MAX)
+            nows = None if now is None else now[start : start + BATCH_MAX]
+            results.extend(
+                self._score(lambda p, t, part=part: p.schema.parse_columns(part, t), part.num_rows, features, nows)
+            )
+        return results
+
+    async def ascore(self, event: Event, features: bool = False) -> Decision:
+        """`score`, for callers in an event loop: the in-process store answers without a wait."""
+        return self.score(event, features)
+
+    # -- what comes after a decision
+
+    def label(self, event_id: str, label: Label, time: int | None = None, source: str | None = None) -> bool:
+        """Say what became known of an event, at `time` (ms; now unless said). The latest label wins.
+
+        Returns False for an event that is not known (any more): then nothing moves.
+        """
+        if label not in LABELS:
+            raise EventError([Problem("/label", "unknown-label", "a label is fraud or legit", "fraud or legit")])
+        with self._open():
+            when = self._clock() if time is None else time
+            claim = self._store.claims.get(self._claim_key(event_id))
+            known = self._store.label(claim, label, when) if claim is not None else False
+            if not known and self._journal is not None:
+                known = self._journal.decision(event_id) is not None
+            if known and self._journal is not None:
+                entry = LabelEntry(event_id=event_id, label=label, time_ms=when, source=source, received_ms=self._clock())
+                self._journal.append([entry])
+            return known
+
+    def release(self, event_id: str) -> bool:
+        """Give back what an event holds of limits (the order was cancelled); whether it held anything."""
+        with self._open():
+            claim = self._store.claims.get(self._claim_key(event_id))
+            released = claim is not None and self._store.release(claim)
+            if released and self._journal is not None:
+                self._journal.append([ReleaseEntry(event_id=event_id, time_ms=self._clock())])
+            return released
+
+    # -- lists and live tables
+
+    def list_put(
+        self, name: str, entity: str, value: str | Sequence[str], expires: int | None = None,
+        reason: str | None = None, author: str | None = None,
+    ) -> None:  # fmt: skip
+        """Enter a value into a list, until `expires` (ms; for good unless said). Replaces what was there."""
+        with self._open():
+            key = self._list_key(name, entity, value)
+            entry = {"expires": expires, "reason": reason, "author": author, "time": self._clock()}
+            self._store.list_put(name, entity, signed(key), entry)
+            self._edited("list", "put", name, entity, key, None, expires, reason, author)
+
+    def list_get(self, name: str, entity: str, value: str | Sequence[str]) -> dict[str, Any] | None:
+        """The entry of a value: expires, reason, author, time; None when it is not listed."""
+        with self._open():
+            entry = self._store.lists.get((name, entity, signed(self._list_key(name, entity, value))))
+            return None if entry is None else dict(entry)
+
+    def list_delete(self, name: str, entity: str, value: str | Sequence[str]) -> bool:
+        """Remove a value from a list; whether it was there."""
+        with self._open():
+            key = self._list_key(name, entity, value)
+            there = self._store.list_delete(name, entity, signed(key))
+            if there:
+                self._edited("list", "delete", name, entity, key)
+            return there
+
+    def table_put(self, name: str, key: str, row: Mapping[str, Any]) -> None:
+        """Enter or replace a row of a live table. EventError tells every column that does not fit."""
+        with self._open():
+            table = self._live_table(name)
+            number = self._policy.schema.entity_key(table.key, key)
+            self._store.tables.setdefault(name, {})[signed(number)] = _typed_row(table, row)
+            self._tables = self._policy.tables(self._store.tables)
+            self._edited("table", "put", name, table.key, number, msgspec.json.encode(dict(row)))
+
+    def table_get(self, name: str, key: str) -> dict[str, Any] | None:
+        """A row of a table, resident or live (times in ms); None when there is none."""
+        with self._open():
+            table = self._table(name)
+            number = signed(self._policy.schema.entity_key(table.key, key))
+            rows = self._policy.resident.get(name) or self._store.tables.get(name, {})
+            row = rows.get(number)
+            return None if row is None else dict(row)
+
+    def table_delete(self, name: str, key: str) -> bool:
+        """Remove a row of a live table; whether it was there."""
+        with self._open():
+            table = self._live_table(name)
+            number = self._policy.schema.entity_key(table.key, key)
+            there = self._store.tables.get(name, {}).pop(signed(number), None) is not None
+            if there:
+                self._tables = self._policy.tables(self._store.tables)
+                self._edited("table", "delete", name, table.key, number)
+            return there
+
+    # -- policy and life
+
+    def reload(self, rules: str | Path | Definition) -> None:
+        """Serve another policy from the next batch on. Raises PolicyError and keeps serving the old one.
+
+        Unchanged features keep their history; changed ones are `warming` until their window has passed.
+        """
+        policy = Policy.compile(_definition(rules), self._key)
+        if policy.definition.tenant != self._policy.definition.tenant:
+            raise RiskEngineError(
+                f"the policy's tenant is {policy.definition.tenant}, the one serving is "
+                f"{self._policy.definition.tenant}: another tenant shares no history, open another engine for it"
+            )
+        with self._open():
+            now = self._clock()
+            before = self._policy
+            warming = {}
+            for name, feature in policy.definition.features.items():
+                if before.feature_fingerprints.get(name) == policy.feature_fingerprints[name]:
+                    if name in self._warming:
+                        warming[name] = self._warming[name]
+                elif feature.window is not None:
+                    warming[name] = now + feature.window.delay_ms + (
+                        feature.window.width_ms or {"day": 1, "week": 7, "month": 31}[feature.window.kind] * 86_400_000
+                    )
+            tables = policy.tables(self._store.tables)
+            self._store.reload(policy.features)
+            self._policy, self._tables, self._warming = policy, tables, warming
+            if self._journal is not None:
+                self._journal.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=now)])
+
+    def info(self) -> Info:
+        """Sizes and losses of the store."""
+        with self._open():
+            return self._store.info()
+
+    def export_state(self, path: str | Path) -> int:
+        """Write entities, lists and live tables to a file; return how many entities."""
+        with self._open():
+            return self._store.export(Path(path))
+
+    def import_state(self, path: str | Path) -> int:
+        """Take in a file written by `export_state` under the same policy; return how many entities."""
+        with self._open():
+            n = self._store.take_in(Path(path))
+            self._tables = self._policy.tables(self._store.tables)
+            return n
+
+    def close(self) -> None:
+        """Write what is queued for the journal and let go of the state. Closing twice is fine."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._store.close()
+                if self._journal is not None:
+                    self._journal.close()
+
+    # -- the flow
+
+    def _score(
+        self, parse: Callable[[Policy, int | Int64s], tuple[Batch, dict[int, EventError]]], n: int,
+        features: bool, now: Int64s | None,
+    ) -> list[Result]:  # fmt: skip
+        while True:
+            policy = self._policy
+            nows = self._clock() if now is None else now
+            batch, errors = parse(policy, nows)
+            with self._open():
+                if policy is not self._policy:
+                    continue  # reloaded while this was parsed
+                decided = self._decide(batch, nows if isinstance(nows, int) else nows[batch.index], features)
+            if not errors:
+                return decided
+            results: list[Result] = [*errors.values()][:1] * n
+            for i, error in errors.items():
+                results[i] = error
+            for i, result in zip(batch.index.tolist(), decided, strict=True):
+                results[i] = result
+            return results
+
+    def _decide(self, batch: Batch, now: int | Int64s, features: bool) -> list[Result]:
+        """Tell retries from new events, and judge the new ones in order."""
+        store = self._store
+        claims = store.claims
+        self._serial += 1
+        serial = self._serial
+        keys = batch.claim.tobytes()
+        contents = batch.content.tobytes()
+        times = batch.time.tolist()
+        results: list[Result | None] = [None] * batch.n
+        entered: list[Claim] = []
+        new: list[int] = []
+        again: list[int] = []  # undecided, or decided but forgotten
+        for i in range(batch.n):
+            key = keys[16 * i : 16 * i + 16]
+            content = contents[16 * i : 16 * i + 16]
+            claim = claims.get(key)
+            if claim is None:
+                if self._journal is not None and batch.late[i]:
+                    results[i] = self._journaled(batch.ids[i], content)
+                    if results[i] is not None:
+                        entered.append(Claim(content, times[i], -1, serial))
+                        continue
+                claim = store.claim(key, content, times[i], serial)
+                new.append(i)
+            elif claim.content != content:
+                results[i] = _conflict()
+            elif claim.decision is None and claim.serial != serial:
+                results[i] = self._journaled(batch.ids[i], content) if self._journal is not None else None
+                if results[i] is None:
+                    claim.serial = serial
+                    again.append(i)
+            entered.append(claim)
+        for part, counted in _parts(batch, new, again):
+            rows = None if part is None else np.array(part, np.int64)
+            own = batch if rows is None else batch.take(rows)
+            nows = now if isinstance(now, int) or rows is None else now[rows]
+            followed = self._followed(own) if own.follows is not None else None
+            judged, first = self._judge(own, nows, counted, followed, features)
+            for trace, i, decision in zip(
+                range(first, first + own.n), range(batch.n) if part is None else part, judged, strict=True
+            ):
+                claim = entered[i]
+                claim.decision = decision
+                if counted:
+                    claim.trace = trace
+            if followed is not None:
+                entered[part[0] if part else 0].follows = followed.claim
+                if counted and not own.late[0]:
+                    store.hand_over(claims[followed.claim].trace)
+        if batch.n:
+            settings = self._policy.definition
+            latest = now if isinstance(now, int) else int(now[-1])
+            store.sweep(latest, self._policy.horizon_ms, settings.lateness_ms + settings.skew_ms)
+        return [
+            result if result is not None else _decided(claim)
+            for result, claim in zip(results, entered, strict=True)
+        ]
+
+    def _followed(self, own: Batch) -> _Followed | None:
+        """What a lone event follows: the chain of traces it must not move again, and what is held for it."""
+        key: bytes | None = own.follows_claim.tobytes()
+        chain: list[Trace] = []
+        first = key
+        while key is not None and len(chain) < FOLLOWS_MAX:
+            claim = self._store.claims.get(key)
+            trace = self._store.trace(claim.trace) if claim is not None else None
+            if claim is None or trace is None:
+                break
+            chain.append(trace)
+            key = claim.follows
+        return _Followed(first, tuple(chain)) if chain and first is not None else None
+
+    def _judge(
+        self, batch: Batch, now: int | Int64s, counted: bool, followed: _Followed | None, features: bool
+    ) -> tuple[list[Decision], int]:
+        """Plan, wait, read, fire, decide, settle: decisions, and the number of the first trace."""
+        policy, store = self._policy, self._store
+        read_at = batch.time
+        if batch.late.any():
+            read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
+        touches = policy.features.touches(batch, read_at, self._tables)
+        if not counted:
+            store.exclude_all(touches)
+        for trace in followed.chain if followed is not None else ():
+            store.exclude(touches, trace)
+        store.observe(touches)
+        found = policy.features.rows(touches)
+        fired = self._fire(found)
+        risk, base, challenged = self._weigh(found, fired)
+        settled = store.settle(touches, base, counted, followed.chain[0] if followed is not None else None)
+        flags = self._flags(batch, now, counted, followed)
+        decisions = self._answer(found, fired, settled, risk, challenged, flags, features)
+        if self._journal is not None:
+            self._append(found, decisions)
+        return decisions, settled.trace
+
+    def _fire(self, found: Touches) -> NDArray[np.uint8]:
+        """Which rules fire for which event, uint8 (n, R)."""
+        policy, batch, strings = self._policy, found.batch, found.strings
+        who = batch.event_hash
+        if policy.user_entity >= 0:
+            users = batch.keys[:, policy.user_entity]
+            who = np.where(users != 0, users, who)
+        return policy.rules.fire(
+            found.cells, strings.off, strings.len, strings.hash, strings.text, found.tables.pool,
+            policy.features.timezone, batch.type_index, batch.time, who,
+        )  # fmt: skip
+
+    def _weigh(self, found: Touches, fired: NDArray[np.uint8]) -> tuple[Float64s, Int64s, NDArray[np.uint8]]:
+        """Risk and severity (n) before limits, and where the risk itself asks for a challenge."""
+        policy, n = self._policy, found.batch.n
+        rules = policy.rules
+        blocked = np.zeros(n, np.uint8)
+        for column in policy.blocked_columns.tolist():
+            blocked |= found.cells[column] == 1.0
+        risk, base, challenged = np.empty(n), np.empty(n, np.int64), np.empty(n, np.uint8)
+        decide(
+            fired, policy.live, policy.severity, rules.risks, policy.firm, policy.allows, policy.thresholds,
+            found.batch.type_index, np.zeros(n), blocked, risk, base, challenged,
+        )  # fmt: skip
+        return risk, base, challenged
+
+    def _flags(
+        self, batch: Batch, now: int | Int64s, counted: bool, followed: _Followed | None
+    ) -> list[tuple[str, ...]]:
+        latest = now if isinstance(now, int) else int(now[0])
+        common = tuple(sorted(f"warming:{name}" for name, until in self._warming.items() if latest < until))
+        if not counted:
+            common = ("redecided", *common)
+        if batch.follows is not None and followed is None:
+            common = ("follows:unknown", *common)
+        if not batch.late.any():
+            return [common] * batch.n
+        return [("late", *common) if late else common for late in batch.late.tolist()]
+
+    def _answer(
+        self, found: Touches, fired: NDArray[np.uint8], settled: Settled, risk: Float64s,
+        challenged: NDArray[np.uint8], flags: list[tuple[str, ...]], features: bool,
+    ) -> list[Decision]:  # fmt: skip
+        """Decisions of a batch, from its arrays."""
+        policy, batch = self._policy, found.batch
+        names = np.empty((batch.n, 2), np.uint64)
+        name_decisions(batch.claim, batch.content, policy.salt[0], policy.salt[1], np.empty(4, np.uint64), names)
+        hexes = names.tobytes().hex()
+        width = fired.shape[1] + settled.refused.shape[1]
+        masks = np.concatenate((fired, settled.refused), axis=1).tobytes()
+        outcomes = [policy.outcome(masks[at : at + width]) for at in range(0, width * batch.n, width)]
+        if not width:
+            outcomes = [policy.outcome(b"")] * batch.n
+        fingerprint = policy.fingerprint
+        severities = settled.severity.tolist()
+        kinds: list[str | None] = [None] * batch.n
+        for i, severity in enumerate(severities):
+            if severity == CHALLENGE:
+                asked = policy.challenge_with[batch.type_index[i]] if challenged[i] else 0
+                kinds[i] = CHALLENGES[max(asked, outcomes[i].challenge)]
+        rows: list[Any] = [msgspec.UNSET] * batch.n
+        if features:
+            rows = [policy.features.row(found, i) for i in range(batch.n)]
+        return [
+            Decision(
+                event_id, hexes[at : at + 32], ACTIONS[severity], p, kind, outcome.reasons, outcome.fired,
+                outcome.shadow, None, fingerprint, flag, when, row,
+            )
+            for event_id, at, severity, p, kind, outcome, flag, when, row in zip(
+                batch.ids, range(0, 32 * batch.n, 32), severities, risk.tolist(), kinds, outcomes, flags,
+                batch.time.tolist(), rows, strict=True,
+            )
+        ]  # fmt: skip
+
+    # -- the journal
+
+    def _append(self, found: Touches, decisions: Sequence[Decision]) -> None:
+        """Hand a batch to the journal, in the order in which it was counted."""
+        assert self._journal is not None
+        policy, batch = self._policy, found.batch
+        contents = batch.content.tobytes()
+        entries = []
+        for i, decision in enumerate(decisions):
+            bare = msgspec.structs.replace(decision, features=msgspec.UNSET)
+            trace = [policy.features.fingerprint, batch.keys[i].tolist(), found.masks[i].tolist()]
+            entries.append(
+                Entry(
+                    event_id=decision.event_id, decision_id=decision.decision_id, event_time_ms=decision.time,
+                    type=policy.schema.types[batch.type_index[i]], action=decision.action, risk=decision.risk,
+                    decision=msgspec.json.encode(bare), event=batch.raw[i],
+                    row=pack_row(_flat(value) for value in policy.features.row(found, i).values()),
+                    policy=policy.fingerprint, features=policy.features.fingerprint, flags=decision.flags,
+                    trace=msgspec.msgpack.encode(trace), content=contents[16 * i : 16 * i + 16],
+                )
+            )  # fmt: skip
+        self._journal.append(entries)
+
+    def _journaled(self, event_id: str, content: bytes) -> Result | None:
+        """The answer to a retry that only the journal remembers."""
+        assert self._journal is not None
+        entry = self._journal.decision(event_id)
+        if entry is None:
+            return None
+        return msgspec.json.decode(entry.decision, type=Decision) if entry.content == content else _conflict()
+
+    def _edited(
+        self, kind: Literal["list", "table"], op: Literal["put", "delete"], name: str, entity: str, key: int,
+        value: bytes | None = None, expires: int | None = None, reason: str | None = None,
+        author: str | None = None,
+    ) -> None:  # fmt: skip
+        if self._journal is not None:
+            self._journal.append([
+                EditEntry(
+                    kind=kind, op=op, name=name, entity=entity, key=key, value=value, expires_ms=expires,
+                    reason=reason, author=author, time_ms=self._clock(),
+                )
+            ])  # fmt: skip
+
+    # -- names
+
+    def _open(self) -> threading.RLock:
+        if self._closed:
+            raise RiskEngineError("this engine is closed: open another with Engine.open")
+        return self._lock
+
+    def _claim_key(self, event_id: str) -> bytes:
+        return np.array(hashing.claim(event_id, self._policy.schema.sip), np.uint64).tobytes()
+
+    def _list_key(self, name: str, entity: str, value: str | Sequence[str]) -> int:
+        lists = self._policy.definition.lists
+        if name not in lists:
+            raise RiskEngineError(_unknown("list", name, lists))
+        if entity not in lists[name].of:
+            raise RiskEngineError(_unknown(f"entity of list {name}", entity, lists[name].of))
+        key = self._policy.schema.entity_key(entity, value)
+        if not key:
+            raise RiskEngineError(f"a blank value cannot be listed: give the {entity}")
+        return key
+
+    def _table(self, name: str) -> Table:
+        tables = self._policy.definition.tables
+        if name not in tables:
+            raise RiskEngineError(_unknown("table", name, tables))
+        return tables[name]
+
+    def _live_table(self, name: str) -> Table:
+        table = self._table(name)
+        if table.rows is not None:
+            raise RiskEngineError(f"table {name} comes from a file and is read-only here: edit the file, then reload")
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """The claim of the event that is followed, and its trace with those it follows itself."""
+
+    claim: bytes
+    chain: tuple[Trace, ...]
+
+
+def _parts(batch: Batch, new: list[int], again: list[int]) -> Iterator[tuple[list[int] | None, bool]]:
+    """Cut a batch where order matters: follow-ups, and events seen before, are judged alone.
+
+    Each part is its rows (None: the whole batch) and whether it counts.
+    """
+    if batch.follows is None and not again:
+        if new:
+            yield None if len(new) == batch.n else new, True
+        return
+    plain: list[int] = []
+    for i in sorted(new + again):
+        if i not in again and (batch.follows is None or batch.follows[i] is None):
+            plain.append(i)
+            continue
+        if plain:
+            yield plain, True
+            plain = []
+        yield [i], i not in again
+    if plain:
+        yield plain, True
+
+
+def history_clock(events: Sequence[Event], since: int) -> Int64s:
+    """The clock of history: for each event the newest event time so far, from `since` on (ms), int64 (n).
+
+    An event without a readable time does not move it.
+    """
+    now = np.empty(len(events), np.int64)
+    for i, event in enumerate(events):
+        at = read_time(event.get("time")) if isinstance(event, Mapping) else None
+        if at is not None and at > since:
+            since = at
+        now[i] = since
+    return now
+
+
+def _decided(claim: Claim) -> Decision:
+    assert claim.decision is not None, "every event of a batch is decided before its retries are answered"
+    return claim.decision
+
+
+def _conflict() -> EventError:
+    return EventError([
+        Problem(
+            "/event_id", "conflict", "another event has this event_id: a retry must be the same event",
+            "the same content", "other content",
+        )
+    ])  # fmt: skip
+
+
+def _definition(rules: str | Path | Definition) -> Definition:
+    return rules if isinstance(rules, Definition) else load_definition(rules)
+
+
+def _mask(policy: Policy) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Replace everything personal in an event by its keyed hash."""
+    fields = policy.definition.fields
+    personal = {name for entity in policy.definition.entities.values() for name in entity.fields}
+    personal |= {name for name, field in fields.items() if field.type in ("phone", "ip")}
+    personal |= {"user_agent"} & set(fields)
+
+    def mask(event: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {
+            name: f"#{policy.schema.text_hash(value):016x}"
+            if name in personal and isinstance(value, str)
+            else {k: round(v, 1) if isinstance(v, float) else v for k, v in value.items()}
+            if name in fields and fields[name].type == "location" and isinstance(value, Mapping)
+            else value
+            for name, value in event.items()
+            if name in fields or name in ("event_id", "type", "time", "follows")
+        }
+
+    return mask
+
+
+def _flat(value: Any) -> float | str | None:
+    if isinstance(value, dict):
+        return f"{value['lat']},{value['lon']}"
+    return value if value is None or isinstance(value, str) else float(value)
+
+
+def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | None]:
+    """A live row checked against its table's columns; times become ms, bools 0.0 or 1.0."""
+    problems = []
+    typed: dict[str, float | str | None] = {}
+    for name, value in row.items():
+        kind = table.columns.get(name)
+        if kind is None:
+            problems.append(Problem(f"/{name}", "unknown-column", _unknown("column", name, table.columns)))
+        elif value is None:
+            typed[name] = None
+        elif kind == "string" and isinstance(value, str):
+            typed[name] = value
+        elif kind == "bool" and isinstance(value, bool):
+            typed[name] = float(value)
+        elif kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
+            typed[name] = float(value)
+        elif kind == "time" and (at := read_time(value)) is not None:
+            typed[name] = float(at)
+        else:
+            problems.append(Problem(f"/{name}", "wrong-type", f"column {name} holds a {kind}", kind, type(value).__name__))
+    if problems:
+        raise EventError(problems)
+    return typed
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = nearest(name, known)
+    mend = f"did you mean {near}?" if near else f"there are: {', '.join(known) or 'none'}"
+    return f"there is no {what} {name!r}: {mend}"
+
+
+def _memory_size(url: str) -> int:
+    """Bytes that a memory:// URL asks for."""
+    parts = urlsplit(url)
+    if parts.scheme != "memory" or parts.netloc or parts.path:
+        raise RiskEngineError(f"store {url!r} is not known: the in-process store is memory:// (memory://?size=2GiB)")
+    options = parse_qs(parts.query)
+    if set(options) - {"size"}:
+        raise RiskEngineError(f"store {url!r}: memory:// takes size= only, such as memory://?size=2GiB")
+    if "size" not in options:
+        return SIZE_DEFAULT
+    text = options["size"][-1]
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)):
+        if text.endswith(unit) and text[: len(text) - len(unit)].isdigit():
+            return int(text[: len(text) - len(unit)]) * factor
+    raise RiskEngineError(f"store {url!r}: size is a number of bytes such as 536870912, 512MiB or 2GiB")
+
+
+def _wall_clock() -> int:
+    return time.time_ns() // 1_000_000

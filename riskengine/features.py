@@ -1,0 +1,758 @@
+"""Features and limits compiled to a plan: which entities an event touches, and what its row says.
+
+`touches` turns a batch of events into keys and records (pure); a store folds them and fills in what it
+knows; `rows` adds what follows from that. There is no other feature code, online or offline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine import calendar, ledger
+from riskengine.definition import Definition, Feature, Limit, Window
+from riskengine.errors import RiskEngineError
+from riskengine.event import Batch, Schema
+from riskengine.expression import Expression
+from riskengine.kernel import jit
+from riskengine.ledger import NONE, Float64s, Int64s, Plan
+from riskengine.program import Layout, Program, compile, execute
+from riskengine.tables import TableSet
+
+DAY_MS: Final = 86_400_000
+SIGHT_KEEP_MS: Final = 400 * DAY_MS  # how long "previous" and "since last" are remembered
+MARKS_CAP: Final = 256  # events now labelled so, newest kept, behind since_last of a label
+PERIOD_MS: Final = {"day": 2 * DAY_MS, "week": 8 * DAY_MS, "month": 32 * DAY_MS}  # at least one period
+
+# Columns of FeatureSet.slots: what goes where in a record.
+S_ENTITY, S_AT, S_KIND, S_SOURCE, S_DIGITS, S_SIZE = range(6)
+MINOR, KEY_OF, HASH_OF, NUMBER_OF, TEXT_OF, LOCATION_OF = range(6)
+
+# Columns of FeatureSet.movers: which events move which cell.
+M_WHERE, M_NEEDS, M_LABEL, M_SIZE = range(4)
+EVENT, FRAUD, LEGIT = range(3)  # what M_LABEL says moves a cell
+
+# Columns of FeatureSet.limits.
+L_ENTITY, L_CELL, L_WHERE, L_MAX, L_FIELD, L_DIGITS, L_SEVERITY, L_LIVE, L_CHALLENGE, L_SIZE = range(10)
+
+SEVERITY: Final = {"allow": 0, "review": 1, "challenge": 2, "deny": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class CellSpec:
+    """One cell of an entity's state, named by its definition so that a reload can find it again."""
+
+    key: tuple[object, ...]
+    kind: int
+    columns: tuple[tuple[int, str, int], ...] = ()  # (operation, field, digits) of a timeline
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Strings:
+    """The string columns of a batch: int64 offsets into `text`, or -1 - offset into the tables' pool."""
+
+    off: Int64s  # (n, S)
+    len: NDArray[np.int32]  # (n, S), -1 is missing
+    hash: NDArray[np.uint64]  # (n, S)
+    text: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Touches:
+    """What a batch asks of the store, and where the answer goes.
+
+    records int64 (n, W), each entity's at Plan.entities[:, E_RECORD]; masks int64 (n, E): cells moved by the
+    event or by a label on it (FeatureSet.kinds tells which); cells float64 (columns, n); texts int64
+    (n, remembered strings * 4); read_at int64 (n) ms.
+    """
+
+    batch: Batch
+    records: Int64s
+    masks: Int64s
+    cells: Float64s
+    texts: Int64s
+    strings: Strings
+    tables: TableSet
+    read_at: Int64s
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FeatureSet:
+    """Every feature and limit of a policy as arrays. Compile with `FeatureSet.compile`."""
+
+    names: tuple[str, ...]  # features, in policy order
+    types: Mapping[str, str]
+    columns: Mapping[str, int]  # feature to its column in cells (the first, of a location; -1 of a string)
+    texts: tuple[str, ...]  # features that are remembered strings, by their place in Touches.texts
+    entities: tuple[str, ...]
+    plan: Plan
+    specs: tuple[tuple[CellSpec, ...], ...]  # per entity, in plan order
+    slots: Int64s
+    movers: Int64s
+    moves: NDArray[np.uint8]  # (cells, event types)
+    kinds: Int64s  # (3, E): masks of the cells that events, labels fraud, and labels legit move
+    limits: Int64s
+    limit_names: tuple[str, ...]
+    limit_types: NDArray[np.uint8]  # (limits, event types)
+    listed: Int64s  # (pairs, 3): list, entity, column
+    lists: tuple[str, ...]
+    layout: Layout
+    before_wait: Program  # where and max
+    after_wait: Program | None  # value features
+    timezone: tuple[Int64s, Int64s]
+    record_words: int
+    scratch_words: int
+    entity_fields: Mapping[str, tuple[object, ...]]
+    entity_slots: tuple[Mapping[tuple[int, str], int], ...]  # (kind, field) to its word among the slots
+    fingerprint: str  # of the plan: what lays out records and state
+
+    @classmethod
+    def compile(
+        cls, definition: Definition, schema: Schema, layout: Layout, hasher: Callable[[bytes], int]
+    ) -> FeatureSet:
+        """Compile a definition's features and limits onto a layout that starts with the event's fields.
+
+        `hasher` is the keyed hash of a string's bytes. Raises RiskEngineError past the bounds of a plan.
+        """
+        return _Compiler(definition, schema, layout, hasher).compile()
+
+    def touches(self, batch: Batch, read_at: Int64s, tables: TableSet) -> Touches:
+        """Plan a batch: fill the event's own columns, decide what it moves, write its records."""
+        n = batch.n
+        cells = np.empty((self.layout.width, n))
+        fields = batch.numbers.shape[1]
+        cells[:fields] = batch.numbers.T
+        cells[fields:] = np.nan
+        strings = self._strings(batch)
+        tables.fill(batch.keys.view(np.int64), cells, strings.off, strings.len, strings.hash)
+        self._execute(self.before_wait, cells, strings, tables)
+        entities = self.plan.entities.shape[0]
+        records = np.empty((n, self.record_words), np.int64)
+        masks = np.zeros((n, entities), np.int64)
+        touch(
+            self.plan, self.slots, self.movers, self.moves, self.kinds, batch.keys.view(np.int64),
+            batch.type_index, batch.time, batch.late, batch.event_hash.view(np.int64),
+            batch.str_hash.view(np.int64), batch.str_off, batch.str_len, batch.text, cells,
+            cells.view(np.int64), records, masks,
+        )  # fmt: skip
+        texts = np.zeros((n, max(1, len(self.texts)) * ledger.TEXT_WORDS), np.int64)
+        return Touches(batch, records, masks, cells, texts, strings, tables, read_at)
+
+    def rows(self, found: Touches) -> Touches:
+        """Complete the rows of a batch that the store has answered: remembered strings, value features."""
+        if self.texts:
+            first = self.layout.string(self.texts[0])
+            base = len(found.strings.text) - 24 * len(self.texts) * found.batch.n
+            strings = found.strings
+            spell(
+                found.texts, len(self.texts), first, base, strings.off, strings.len,
+                strings.hash.view(np.int64), strings.text,
+            )  # fmt: skip
+        if self.after_wait is not None:
+            self._execute(self.after_wait, found.cells, found.strings, found.tables)
+        return found
+
+    def row(self, found: Touches, i: int) -> dict[str, float | str | bool | None | dict[str, float]]:
+        """One event's features by name; a missing one is None, durations are seconds, times ms."""
+        row: dict[str, float | str | bool | None | dict[str, float]] = {}
+        for name in self.names:
+            column = self.columns[name]
+            if column < 0:
+                row[name] = _text_at(found.strings, self.layout.string(name), i)
+                continue
+            value = float(found.cells[column, i])
+            if math.isnan(value):
+                row[name] = None
+            elif self.types[name] == "location":
+                row[name] = {"lat": value, "lon": float(found.cells[column + 1, i])}
+            else:
+                row[name] = value != 0.0 if self.types[name] == "bool" else value
+        return row
+
+    def _strings(self, batch: Batch) -> Strings:
+        own = batch.str_off.shape[1]
+        width = self.layout.strings_width
+        if width == own:
+            return Strings(batch.str_off, batch.str_len, batch.str_hash, batch.text)
+        off = np.zeros((batch.n, width), np.int64)
+        length = np.full((batch.n, width), -1, np.int32)
+        hashes = np.zeros((batch.n, width), np.uint64)
+        off[:, :own] = batch.str_off
+        length[:, :own] = batch.str_len
+        hashes[:, :own] = batch.str_hash
+        text = np.concatenate((batch.text, np.zeros(24 * len(self.texts) * batch.n, np.uint8)))
+        return Strings(off, length, hashes, text)
+
+    def _execute(self, program: Program, cells: Float64s, strings: Strings, tables: TableSet) -> None:
+        execute(
+            program, cells, strings.off, strings.len, strings.hash, strings.text, tables.pool, self.timezone
+        )
+
+
+def _text_at(strings: Strings, column: int, i: int) -> str | None:
+    """A remembered string, as far as it is known (24 bytes); one of an entity reads as its hash."""
+    length = int(strings.len[i, column])
+    if length < 0:
+        return None
+    if length == 0:
+        return f"{int(strings.hash[i, column]):016x}"
+    start = int(strings.off[i, column])
+    return bytes(strings.text[start : start + length]).decode("utf-8", "ignore")
+
+
+# ---- kernels ----------------------------------------------------------------------------------------
+
+
+@jit
+def touch(
+    plan: Plan, slots: Int64s, movers: Int64s, moves: NDArray[np.uint8], kinds: Int64s, keys: Int64s,
+    type_index: NDArray[np.int32], time: Int64s, late: NDArray[np.bool_], event_hash: Int64s,
+    str_hash: Int64s, str_off: Int64s, str_len: NDArray[np.int32], text: NDArray[np.uint8],
+    cells: Float64s, bits: Int64s, records: Int64s, masks: Int64s,
+) -> None:  # fmt: skip
+    """Write the record of every entity that an event names, and which of its cells the event moves."""
+    n_entities = plan.entities.shape[0]
+    for i in range(len(time)):
+        for e in range(n_entities):
+            if keys[i, e] != 0 and plan.entities[e, ledger.E_WIDTH] > 0:
+                r = plan.entities[e, ledger.E_RECORD]
+                records[i, r + ledger.RECORD_TIME] = time[i]
+                records[i, r + ledger.RECORD_HASH] = event_hash[i]
+        for j in range(slots.shape[0]):
+            e = slots[j, S_ENTITY]
+            if keys[i, e] == 0:
+                continue
+            at = plan.entities[e, ledger.E_RECORD] + ledger.RECORD_SLOTS + slots[j, S_AT]
+            source = slots[j, S_SOURCE]
+            kind = slots[j, S_KIND]
+            if kind == MINOR:
+                value = cells[source, i]
+                records[i, at] = NONE if np.isnan(value) else ledger.minor_of(value, slots[j, S_DIGITS])
+            elif kind == KEY_OF:
+                records[i, at] = keys[i, source] if keys[i, source] != 0 else NONE
+            elif kind == HASH_OF:
+                records[i, at] = str_hash[i, source] if str_len[i, source] >= 0 else NONE
+            elif kind == NUMBER_OF:
+                records[i, at] = NONE if np.isnan(cells[source, i]) else bits[source, i]
+            elif kind == LOCATION_OF:
+                here = not np.isnan(cells[source, i])
+                records[i, at] = ledger.pack_location(cells[source, i], cells[source + 1, i]) if here else NONE
+            else:
+                records[i, at] = str_hash[i, source] if str_len[i, source] >= 0 else NONE
+                for k in range(3):
+                    records[i, at + 1 + k] = word_of_text(text, str_off[i, source], str_len[i, source], 8 * k)
+        for e in range(n_entities):
+            if keys[i, e] == 0 or plan.entities[e, ledger.E_WIDTH] == 0:
+                continue
+            r = plan.entities[e, ledger.E_RECORD]
+            first = plan.entities[e, ledger.E_CELLS]
+            for c in range(0 if late[i] else plan.entities[e, ledger.E_CELLS_N]):
+                cell = first + c
+                where = movers[cell, M_WHERE]
+                needs = movers[cell, M_NEEDS]
+                if (
+                    moves[cell, type_index[i]]
+                    and (where < 0 or cells[where, i] == 1.0)
+                    and (needs < 0 or records[i, r + ledger.RECORD_SLOTS + needs] != NONE)
+                ):
+                    masks[i, e] |= 1 << c
+            records[i, r + ledger.RECORD_MASK] = masks[i, e] & kinds[EVENT, e]
+
+
+@jit
+def word_of_text(text: NDArray[np.uint8], off: int, length: int, skip: int) -> int:
+    """Eight bytes of a string from byte `skip` on, little-endian, zeros behind its end."""
+    word = 0
+    for k in range(min(8, length - skip)):
+        byte = int(text[off + skip + k])
+        if k == 7:
+            word |= (byte - 256 if byte >= 128 else byte) << 56
+        else:
+            word |= byte << (8 * k)
+    return word
+
+
+@jit
+def spell(
+    texts: Int64s, n_texts: int, first: int, base: int, off: Int64s, length: NDArray[np.int32],
+    hashes: Int64s, text: NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Write remembered strings into the string columns from `first` on, their bytes into text[base:]."""
+    for i in range(texts.shape[0]):
+        for p in range(n_texts):
+            word = texts[i, p * ledger.TEXT_WORDS]
+            column = first + p
+            length[i, column] = -1
+            if word == 0:
+                continue
+            at = base + 24 * (i * n_texts + p)
+            hashes[i, column] = word
+            off[i, column] = at
+            end = 0
+            for k in range(24):
+                byte = (texts[i, p * ledger.TEXT_WORDS + 1 + k // 8] >> (8 * (k % 8))) & 0xFF
+                text[at + k] = byte
+                if byte != 0:
+                    end = k + 1
+            length[i, column] = end
+
+
+# ---- compiling --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Cell:
+    """A cell while it is being put together."""
+
+    spec_key: tuple[object, ...]
+    kind: int
+    types: tuple[str, ...]
+    label: str | None
+    where: Expression | None
+    slot: int = 0
+    needs: int = -1
+    cap: int = 0
+    words: int = 0  # of the fixed area
+    columns: list[tuple[int, str]] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+
+    def column(self, op: int, source: str) -> int:
+        if (op, source) not in self.columns:
+            self.columns.append((op, source))
+        return self.columns.index((op, source))
+
+    def window(self, window: Window) -> int:
+        if window not in self.windows:
+            self.windows.append(window)
+        return self.windows.index(window)
+
+
+@dataclass(slots=True)
+class _Entity:
+    cells: list[_Cell] = field(default_factory=list)
+    slots: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # to (at, digits)
+    slot_words: int = 0
+    reads: list[tuple[Feature, _Cell, int, tuple[int, ...], _Cell | None]] = field(default_factory=list)
+    retention_ms: int = 0
+
+
+class _Compiler:
+    """Definitions in, arrays out. One method a step, in the order of `compile`."""
+
+    def __init__(
+        self, definition: Definition, schema: Schema, layout: Layout, hasher: Callable[[bytes], int]
+    ) -> None:
+        self.definition = definition
+        self.schema = schema
+        self.layout = layout
+        self.hasher = hasher
+        self.slack_ms = definition.lateness_ms + definition.skew_ms
+        self.entities = {name: _Entity() for name in schema.entities}
+        self.limit_cells: dict[str, _Cell] = {}
+
+    def compile(self) -> FeatureSet:
+        definition = self.definition
+        stored = [f for f in definition.features.values() if f.aggregate != "value"]
+        for feature in stored:
+            self._place(feature)
+        limits = [limit for limit in definition.limits.values() if limit.mode != "off"]
+        for limit in limits:
+            self._place_limit(limit)
+        for table in definition.tables.values():
+            for column, kind in table.columns.items():
+                add = self.layout.add_string if kind == "string" else self.layout.add_number
+                add(f"{table.name}.{column}")
+        columns, texts = self._columns(stored)
+        pairs, lists = self._listed()
+        before = self._before_wait(limits)
+        values = [f for f in definition.features.values() if f.aggregate == "value"]
+        after = self._after_wait(values, columns)
+        plan, specs, slots, movers, moves, scratch = self._plan(columns, texts, before[1])
+        kinds = np.zeros((3, len(self.entities)), np.int64)
+        for e in range(len(self.entities)):
+            first = int(plan.entities[e, ledger.E_CELLS])
+            for c in range(int(plan.entities[e, ledger.E_CELLS_N])):
+                kinds[movers[first + c, M_LABEL], e] |= 1 << c
+        limit_rows, limit_types = self._limits(limits, plan, before[1])
+        return FeatureSet(
+            names=tuple(definition.features),
+            types={f.name: f.type for f in definition.features.values()},
+            columns=columns,
+            texts=texts,
+            entities=self.schema.entities,
+            plan=plan,
+            specs=specs,
+            slots=slots,
+            movers=movers,
+            moves=moves,
+            kinds=kinds,
+            limits=limit_rows,
+            limit_names=tuple(limit.name for limit in limits),
+            limit_types=limit_types,
+            listed=pairs,
+            lists=lists,
+            layout=self.layout,
+            before_wait=before[0],
+            after_wait=after,
+            timezone=(plan.transitions, plan.offsets),
+            record_words=int(plan.entities[:, ledger.E_WIDTH].sum()) or 1,
+            scratch_words=scratch,
+            entity_fields={e.name: (e.fields, e.derive) for e in definition.entities.values()},
+            entity_slots=tuple({s: at for s, (at, _) in e.slots.items()} for e in self.entities.values()),
+            fingerprint=_fingerprint(plan, specs, self.entities, slots),
+        )
+
+    # -- what each entity keeps
+
+    def _place(self, feature: Feature) -> None:
+        """Find or make the cells behind a feature, and note how it is read from them."""
+        assert feature.by is not None
+        entity = self.entities[feature.by]
+        window = -1
+        own: tuple[int, ...] = ()
+        other: _Cell | None = None
+        if feature.aggregate in ("since_first", "since_last"):
+            kind = ledger.FIRST if feature.aggregate == "since_first" else ledger.LAST
+            if feature.label is not None:
+                cell = self._cell(entity, ledger.MARKS, feature, (), cap=MARKS_CAP)
+            else:
+                cell = self._cell(entity, kind, feature, (), words=1)
+            self._retain(entity, feature.keep_ms or SIGHT_KEEP_MS)
+        elif feature.aggregate in ("previous", "speed"):
+            slot_kind, source, words = self._remembered(feature)
+            at = self._slot(entity, slot_kind, source, words)
+            cell = self._cell(entity, ledger.SIGHT, feature, (slot_kind, source), words=2 + words)
+            cell.slot = cell.needs = at
+            self._retain(entity, SIGHT_KEEP_MS)
+        elif feature.aggregate == "distinct":
+            assert feature.field is not None
+            slot_kind = KEY_OF if feature.field in self.definition.entities else HASH_OF
+            at = self._slot(entity, slot_kind, feature.field, 1)
+            cell = self._cell(
+                entity, ledger.MEMBERS, feature, (slot_kind, feature.field, feature.cap), cap=feature.cap
+            )
+            cell.slot = cell.needs = at
+            window = self._window(entity, cell, feature.window)
+        else:
+            cell = self._cell(entity, ledger.TIMELINE, feature, ())
+            own = self._sums(entity, cell, feature)
+            window = self._window(entity, cell, feature.window)
+            if feature.aggregate == "rate":
+                other = self._cell(entity, ledger.TIMELINE, feature, (), label=False)
+                own = (own[0], other.column(ledger.ONE, ""))
+                self._window(entity, other, feature.window)
+        entity.reads.append((feature, cell, window, own, other))
+
+    def _cell(
+        self, entity: _Entity, kind: int, feature: Feature, more: tuple[object, ...], *,
+        cap: int = 0, words: int = 0, label: bool = True,
+    ) -> _Cell:  # fmt: skip
+        named = feature.label if label else None
+        where = feature.where.source if feature.where is not None else None
+        key = (kind, tuple(sorted(feature.types)), named, where, *more)
+        for cell in entity.cells:
+            if cell.spec_key == key:
+                return cell
+        cell = _Cell(key, kind, feature.types, named, feature.where, cap=cap, words=words)
+        entity.cells.append(cell)
+        return cell
+
+    def _sums(self, entity: _Entity, cell: _Cell, feature: Feature) -> tuple[int, ...]:
+        """Columns of a timeline that an aggregate reads, in the order `ledger.aggregate` wants them."""
+        if feature.aggregate in ("count", "rate"):
+            return (cell.column(ledger.ONE, ""),)
+        assert feature.field is not None
+        self._slot(entity, MINOR, feature.field, 1)
+        required = all(feature.field in self.definition.events[t].required for t in cell.types)
+        present = (ledger.ONE, "") if required else (ledger.PRESENT, feature.field)
+        if feature.aggregate == "sum":
+            return (cell.column(ledger.ADD, feature.field),)
+        if feature.aggregate == "min":
+            return (cell.column(ledger.LEAST, feature.field),)
+        if feature.aggregate == "max":
+            return (cell.column(ledger.GREATEST, feature.field),)
+        means = (cell.column(*present), cell.column(ledger.ADD, feature.field))
+        if feature.aggregate == "mean":
+            return means
+        return (
+            *means,
+            cell.column(ledger.SQUARE_HIGH, feature.field),
+            cell.column(ledger.SQUARE_LOW, feature.field),
+        )
+
+    def _remembered(self, feature: Feature) -> tuple[int, str, int]:
+        """Slot kind, field and words of what previous and speed remember."""
+        assert feature.field is not None
+        kind = self.definition.fields[feature.field].type
+        if kind == "location":
+            return LOCATION_OF, feature.field, 1
+        if kind in ("number", "bool", "time"):
+            return NUMBER_OF, feature.field, 1
+        of_entity = any(feature.field in e.fields for e in self.definition.entities.values())
+        return (HASH_OF, feature.field, 1) if of_entity else (TEXT_OF, feature.field, ledger.TEXT_WORDS)
+
+    def _slot(self, entity: _Entity, kind: int, source: str, words: int) -> int:
+        if (kind, source) not in entity.slots:
+            digits = self.definition.fields[source].digits if kind == MINOR else None
+            entity.slots[kind, source] = (entity.slot_words, digits or 0)
+            entity.slot_words += words
+        return entity.slots[kind, source][0]
+
+    def _window(self, entity: _Entity, cell: _Cell, window: Window | None) -> int:
+        assert window is not None
+        self._retain(entity, (PERIOD_MS.get(window.kind) or window.width_ms + window.bucket_ms) + window.delay_ms)
+        return cell.window(window)
+
+    def _retain(self, entity: _Entity, keep_ms: int) -> None:
+        entity.retention_ms = max(entity.retention_ms, keep_ms + self.slack_ms)
+
+    def _place_limit(self, limit: Limit) -> None:
+        entity = self.entities[limit.by]
+        where = limit.where.source if limit.where is not None else None
+        key = (ledger.HOLDS, limit.name, tuple(sorted(limit.types)), where, limit.field, limit.window)
+        cell = _Cell(key, ledger.HOLDS, (), None, None)
+        entity.cells.append(cell)
+        self._window(entity, cell, limit.window)
+        self.limit_cells[limit.name] = cell
+
+    # -- columns and programs
+
+    def _columns(self, stored: Sequence[Feature]) -> tuple[dict[str, int], tuple[str, ...]]:
+        columns: dict[str, int] = {}
+        texts = []
+        for feature in stored:
+            if feature.type == "string":
+                self.layout.add_string(feature.name, "hash")
+                columns[feature.name] = -1
+                texts.append(feature.name)
+            elif feature.type == "location":
+                columns[feature.name] = self.layout.add_number(f"{feature.name}.lat")
+                self.layout.add_number(f"{feature.name}.lon")
+            else:
+                columns[feature.name] = self.layout.add_number(feature.name)
+        return columns, tuple(texts)
+
+    def _listed(self) -> tuple[Int64s, tuple[str, ...]]:
+        """Columns for list membership: every pair a policy could ask about."""
+        lists = tuple(self.definition.lists)
+        rows = []
+        for at, name in enumerate(lists):
+            for entity in self.definition.lists[name].of:
+                column = self.layout.add_number(f"listed:{name}:{entity}")
+                rows.append((at, self.schema.entities.index(entity), column))
+        return np.array(rows, np.int64).reshape(-1, 3), lists
+
+    def _before_wait(self, limits: Sequence[Limit]) -> tuple[Program, dict[str, int]]:
+        """One program for every `where` and `max`; the columns of their results by source text."""
+        wanted: dict[str, Expression] = {}
+        for entity in self.entities.values():
+            for cell in entity.cells:
+                if cell.where is not None:
+                    wanted[cell.where.source] = cell.where
+        for limit in limits:
+            wanted[limit.max.source] = limit.max
+            if limit.where is not None:
+                wanted[limit.where.source] = limit.where
+        program = compile(list(wanted.values()), self.layout, self.hasher)
+        return program, dict(zip(wanted, map(int, program.outputs), strict=True))
+
+    def _after_wait(self, values: Sequence[Feature], columns: dict[str, int]) -> Program | None:
+        """One program for every value feature, in an order that has each after what it uses."""
+        if not values:
+            return None
+        ordered: list[Feature] = []
+
+        def visit(feature: Feature) -> None:
+            assert feature.value is not None
+            uses = _names(feature.value)
+            for used in values:
+                if used.name in uses and used not in ordered:
+                    visit(used)
+            if feature not in ordered:
+                ordered.append(feature)
+
+        for feature in values:
+            visit(feature)
+        for feature in ordered:
+            columns[feature.name] = self.layout.add_number(feature.name)
+        expressions = [f.value for f in ordered if f.value is not None]
+        return compile(expressions, self.layout, self.hasher, into=[columns[f.name] for f in ordered])
+
+    # -- arrays
+
+    def _plan(
+        self, columns: Mapping[str, int], texts: tuple[str, ...], before: Mapping[str, int]
+    ) -> tuple[Plan, tuple[tuple[CellSpec, ...], ...], Int64s, Int64s, NDArray[np.uint8], int]:
+        entities, cells, kolumns, windows, regions, reads = [], [], [], [], [], []
+        slots, movers, moves, specs = [], [], [], []
+        record = 0
+        widest = 1
+        for e, (name, entity) in enumerate(self.entities.items()):
+            if len(entity.cells) > ledger.CELLS_MAX:
+                raise RiskEngineError(
+                    f"entity {name} needs {len(entity.cells)} kinds of counters, and {ledger.CELLS_MAX} is the "
+                    f"most: give features of it the same `on` and `where`, or drop some"
+                )
+            row = [0] * ledger.E_SIZE
+            first_cell, first_read, first_region = len(cells), len(reads), len(regions)
+            width = ledger.RECORD_SLOTS + entity.slot_words if entity.cells else 0
+            of_region = [c for c in entity.cells if c.kind <= ledger.HOLDS]
+            fixed_at = 2 + (len(of_region) + 1) // 2
+            fixed = 0
+            growth = 0
+            window_at: dict[int, int] = {}
+            for cell in entity.cells:
+                words = cell.words
+                at = fixed
+                if cell.kind <= ledger.HOLDS:
+                    words = 1 + len(cell.columns) if cell.kind == ledger.TIMELINE else 2
+                    words = 3 if cell.kind == ledger.MARKS else words
+                    at = len(regions) - first_region
+                    regions.append(words)
+                    growth += words
+                else:
+                    fixed += words
+                widest = max(widest, words)
+                window_at[id(cell)] = len(windows)
+                cells.append((
+                    cell.kind, at, words, len(kolumns), len(cell.columns), len(windows), len(cell.windows),
+                    cell.slot, cell.cap,
+                ))  # fmt: skip
+                for op, source in cell.columns:
+                    slot = entity.slots[MINOR, source][0] if source else 0
+                    kolumns.append((op, slot))
+                windows.extend(_window_row(w) for w in cell.windows)
+                label = {None: EVENT, "fraud": FRAUD, "legit": LEGIT}[cell.label]
+                where = before[cell.where.source] if cell.where is not None else -1
+                movers.append((where, cell.needs, label))
+                moves.append([t in cell.types for t in self.schema.types])
+            cell_at = {id(cell): first_cell + c for c, cell in enumerate(entity.cells)}
+            for feature, cell, window, own, other in sorted(
+                entity.reads, key=lambda r: (cell_at[id(r[1])], r[2])
+            ):
+                reads.append(
+                    self._read(feature, cell_at, cell, window_at[id(cell)] + window, own, other, columns, texts)
+                )
+            for (kind, source), (at, digits) in entity.slots.items():
+                slots.append((e, at, kind, self._source(kind, source), digits))
+            row[ledger.E_RECORD], row[ledger.E_WIDTH] = record, width
+            row[ledger.E_CELLS], row[ledger.E_CELLS_N] = first_cell, len(entity.cells)
+            row[ledger.E_FIXED], row[ledger.E_FIXED_N] = fixed_at, fixed
+            row[ledger.E_REGIONS], row[ledger.E_REGIONS_N] = first_region, len(of_region)
+            row[ledger.E_READS], row[ledger.E_READS_N] = first_read, len(entity.reads)
+            row[ledger.E_RETENTION], row[ledger.E_GROWTH] = entity.retention_ms, growth
+            entities.append(row)
+            record += width
+            specs.append(tuple(self._spec(cell) for cell in entity.cells))
+        transitions, offsets = calendar.timezone_table(self.definition.timezone)
+        plan = Plan(
+            _table(entities, ledger.E_SIZE), _table(cells, ledger.C_SIZE), _table(kolumns, ledger.K_SIZE),
+            _table(windows, ledger.W_SIZE), np.array(regions or [1], np.int64),
+            _table(reads, ledger.R_SIZE), transitions, offsets, self.slack_ms,
+        )  # fmt: skip
+        return (
+            plan, tuple(specs), _table(slots, S_SIZE), _table(movers, M_SIZE),
+            np.array(moves, np.uint8).reshape(-1, len(self.schema.types)), 2 * widest + 16,
+        )  # fmt: skip
+
+    def _spec(self, cell: _Cell) -> CellSpec:
+        """A cell's name for later plans: another unit makes another column."""
+        fields = self.definition.fields
+        columns = ((op, source, fields[source].digits or 0 if source else 0) for op, source in cell.columns)
+        return CellSpec(cell.spec_key, cell.kind, tuple(columns))
+
+    def _source(self, kind: int, source: str) -> int:
+        """Where a slot's value comes from: a column of cells, of the keys, or of the strings."""
+        if kind == KEY_OF:
+            return self.schema.entities.index(source)
+        if kind in (HASH_OF, TEXT_OF):
+            return self.schema.strings.index(source)
+        return self.schema.numbers.index(f"{source}.lat" if kind == LOCATION_OF else source)
+
+    def _read(
+        self, feature: Feature, cell_at: Mapping[int, int], cell: _Cell, window: int, own: tuple[int, ...],
+        other: _Cell | None, columns: Mapping[str, int], texts: tuple[str, ...],
+    ) -> list[int]:  # fmt: skip
+        row = [0] * ledger.R_SIZE
+        op = _operation(feature, self.definition)
+        before = feature.before or feature.aggregate in ("previous", "speed")
+        row[ledger.R_OP], row[ledger.R_CELL], row[ledger.R_WINDOW] = op, cell_at[id(cell)], window
+        row[ledger.R_BEFORE] = int(before)
+        if op == ledger.PREVIOUS_TEXT:
+            row[ledger.R_OUT] = texts.index(feature.name)
+            row[ledger.R_EXTRA] = self._remembered(feature)[2]
+        else:
+            row[ledger.R_OUT] = columns[feature.name]
+        if own:
+            row[ledger.R_COLUMN], row[ledger.R_COLUMN2] = own[0], own[-1] if len(own) < 3 else own[1]
+        if len(own) == 4:
+            row[ledger.R_OTHER], row[ledger.R_EXTRA] = own[2], own[3]
+        if op == ledger.SPEED:
+            assert feature.field is not None
+            row[ledger.R_OTHER] = self.schema.numbers.index(f"{feature.field}.lat")
+        if other is not None:
+            row[ledger.R_OTHER] = cell_at[id(other)]
+        if feature.field in self.definition.fields:
+            row[ledger.R_DIGITS] = self.definition.fields[feature.field].digits or 0
+        return row
+
+    def _limits(
+        self, limits: Sequence[Limit], plan: Plan, before: Mapping[str, int]
+    ) -> tuple[Int64s, NDArray[np.uint8]]:
+        rows, types = [], []
+        for limit in limits:
+            e = self.schema.entities.index(limit.by)
+            cell = self.entities[limit.by].cells.index(self.limit_cells[limit.name])
+            rows.append((
+                e, int(plan.entities[e, ledger.E_CELLS]) + cell,
+                before[limit.where.source] if limit.where is not None else -1,
+                before[limit.max.source],
+                self.schema.numbers.index(limit.field) if limit.field is not None else -1,
+                (self.definition.fields[limit.field].digits or 0) if limit.field is not None else 0,
+                SEVERITY[limit.then], int(limit.mode == "live"), 0,
+            ))  # fmt: skip
+            types.append([t in limit.types for t in self.schema.types])
+        return _table(rows, L_SIZE), np.array(types, np.uint8).reshape(-1, len(self.schema.types))
+
+
+def _names(expression: Expression) -> set[str]:
+    return {symbol.name for symbol in expression.symbols()}
+
+
+def _operation(feature: Feature, definition: Definition) -> int:
+    if feature.aggregate == "previous":
+        if feature.type == "string":
+            return ledger.PREVIOUS_TEXT
+        return ledger.PREVIOUS_LOCATION if feature.type == "location" else ledger.PREVIOUS_NUMBER
+    if feature.aggregate == "since_last" and feature.label is not None:
+        return ledger.SINCE_MARK
+    return {
+        "count": ledger.COUNT, "sum": ledger.SUM, "mean": ledger.MEAN, "min": ledger.MIN, "max": ledger.MAX,
+        "std": ledger.STD, "rate": ledger.RATE, "distinct": ledger.DISTINCT, "speed": ledger.SPEED,
+        "since_first": ledger.SINCE_FIRST, "since_last": ledger.SINCE_LAST,
+    }[feature.aggregate]  # fmt: skip
+
+
+def _window_row(window: Window) -> tuple[int, int, int, int]:
+    if window.kind == "over":
+        return ledger.SLIDING, window.bucket_ms, window.width_ms // window.bucket_ms, window.delay_ms
+    return calendar.KINDS[window.kind], 0, 1, window.delay_ms
+
+
+def _table(rows: Sequence[Sequence[int]], width: int) -> Int64s:
+    return np.array(rows, np.int64).reshape(-1, width)
+
+
+def _fingerprint(
+    plan: Plan, specs: tuple[tuple[CellSpec, ...], ...], entities: Iterable[str], slots: Int64s
+) -> str:
+    """16 hex digits that change with anything the layout of records or state depends on."""
+    arrays = (plan.entities, plan.cells, plan.columns, plan.windows, plan.regions, plan.transitions, plan.offsets)
+    meaning = repr((tuple(entities), specs, plan.slack_ms, slots.tolist(), [a.tolist() for a in arrays]))
+    return hashlib.blake2b(meaning.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,773 @@
+"""What is known of one entity: the fold of small records, kept in one slab of int64 words.
+
+`apply` folds a record into a slab, `read` turns a slab into feature values. Both stores use these two
+and nothing else, so they agree by construction. A slab is laid out by the entity's `Plan`:
+
+    word 0      newest record time T
+    word 1      entity, plan generation, size class, words in use (see META_*)
+    2 ...       entries in each region, two 32-bit counts a word
+    fixed       first, last and newest sightings
+    regions     timelines (time, columns...), members (key, last time), marks (hash, time, net),
+                holds (bucket, held), one behind the other without gaps
+
+Counting state is order-free: sums, maxima and minima over int64. A timeline entry stands for records
+that no window can tell apart any more, so one timeline serves every window of its stream, a sparse
+entity stores each event once, and a busy one is bounded by its windows' buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine.calendar import period
+from riskengine.geo import haversine_km
+from riskengine.kernel import jit
+
+Int64s = NDArray[np.int64]
+Float64s = NDArray[np.float64]
+
+NONE: Final = -(2**63)  # a word that holds nothing
+SLIDING: Final = 0  # window kinds; 1, 2, 3 are calendar.DAY, WEEK, MONTH
+
+# A record: time, event hash, which cells it moves (SIGN_BIT: takes away), then the entity's slots.
+RECORD_TIME: Final = 0
+RECORD_HASH: Final = 1
+RECORD_MASK: Final = 2
+RECORD_SLOTS: Final = 3
+SIGN_BIT: Final = 62
+CELLS_MAX: Final = 62
+
+# Columns of Plan.entities, one row an entity.
+E_RECORD, E_WIDTH, E_CELLS, E_CELLS_N, E_FIXED, E_FIXED_N, E_REGIONS, E_REGIONS_N = range(8)
+E_READS, E_READS_N, E_RETENTION, E_GROWTH, E_SIZE = range(8, 13)
+
+# Columns of Plan.cells.
+C_KIND, C_AT, C_WORDS, C_COLUMNS, C_COLUMNS_N, C_WINDOWS, C_WINDOWS_N, C_SLOT, C_CAP, C_SIZE = range(10)
+# C_KIND: what a cell keeps, and where (C_AT: word in the fixed area, or number of the region).
+TIMELINE, MEMBERS, MARKS, HOLDS, FIRST, LAST, SIGHT = range(7)
+
+# Columns of Plan.columns: what a record adds to a timeline entry.
+K_OP, K_SLOT, K_SIZE = range(3)
+ONE, PRESENT, ADD, SQUARE_HIGH, SQUARE_LOW, LEAST, GREATEST = range(7)
+
+# Columns of Plan.windows.
+W_KIND, W_BUCKET, W_BUCKETS, W_DELAY, W_SIZE = range(5)
+
+# Columns of Plan.reads: one feature each, ordered so that equal (cell, window) are neighbours.
+R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_BEFORE, R_OTHER, R_EXTRA, R_SIZE = range(11)
+(
+    COUNT, SUM, MEAN, MIN, MAX, STD, RATE, DISTINCT, SINCE_FIRST, SINCE_LAST, SINCE_MARK,
+    PREVIOUS_NUMBER, PREVIOUS_TEXT, PREVIOUS_LOCATION, SPEED,
+) = range(15)  # fmt: skip
+
+META_ENTITY: Final = 0  # bits 0-7
+META_PLAN: Final = 8  # bits 8-23
+META_CLASS: Final = 24  # bits 24-31
+META_USED: Final = 32  # bits 32-62
+TEXT_WORDS: Final = 4  # of a remembered string: hash and its first 24 bytes
+SQUARE_SHIFT: Final = 43  # a square is kept as high * 2**43 + low, so that both add without carry
+
+
+class Plan(NamedTuple):
+    """How every entity's records and state are laid out; int64 tables indexed by the constants above."""
+
+    entities: Int64s  # (E, E_SIZE)
+    cells: Int64s  # (cells, C_SIZE)
+    columns: Int64s  # (columns, K_SIZE)
+    windows: Int64s  # (windows, W_SIZE)
+    regions: Int64s  # words of one entry, for each region
+    reads: Int64s  # (features, R_SIZE)
+    transitions: Int64s  # the policy's time zone, see calendar.timezone_table
+    offsets: Int64s
+    slack_ms: int  # lateness + skew: how far behind T a read may be
+
+
+# ---- slabs ------------------------------------------------------------------------------------------
+
+
+@jit
+def used_words(words: Int64s, s: int) -> int:
+    """Words in use of the slab at `s`."""
+    return (words[s + 1] >> META_USED) & 0x7FFFFFFF  # type: ignore[no-any-return]  # an int in the kernel
+
+
+@jit
+def set_used(words: Int64s, s: int, used: int) -> None:
+    """Record how many words of the slab are in use."""
+    words[s + 1] = (words[s + 1] & 0xFFFFFFFF) | (used << META_USED)
+
+
+@jit
+def count_of(words: Int64s, s: int, region: int) -> int:
+    """Entries in a region."""
+    return (words[s + 2 + (region >> 1)] >> ((region & 1) * 32)) & 0x7FFFFFFF  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def set_count(words: Int64s, s: int, region: int, count: int) -> None:
+    """Set the number of entries in a region."""
+    at = s + 2 + (region >> 1)
+    if region & 1:
+        words[at] = (words[at] & 0xFFFFFFFF) | (count << 32)
+    else:
+        words[at] = (words[at] >> 32 << 32) | count
+
+
+@jit
+def region_start(plan: Plan, words: Int64s, s: int, e: int, region: int) -> int:
+    """First word of a region (an index into `words`)."""
+    at = s + plan.entities[e, E_FIXED] + plan.entities[e, E_FIXED_N]
+    first = plan.entities[e, E_REGIONS]
+    for r in range(region):
+        at += count_of(words, s, r) * plan.regions[first + r]
+    return at  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def cell_of_region(plan: Plan, e: int, region: int) -> int:
+    """The cell that keeps its entries in this region."""
+    cell = plan.entities[e, E_CELLS]
+    while plan.cells[cell, C_KIND] > HOLDS or plan.cells[cell, C_AT] != region:
+        cell += 1
+    return cell  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def empty_slab(plan: Plan, words: Int64s, s: int, e: int, meta: int) -> None:
+    """Lay out a slab that knows nothing. `meta` carries entity, plan generation and size class."""
+    fixed = plan.entities[e, E_FIXED]
+    end = fixed + plan.entities[e, E_FIXED_N]
+    words[s] = NONE
+    words[s + 1] = (meta & 0xFFFFFFFF) | (end << META_USED)
+    for i in range(2, fixed):
+        words[s + i] = 0
+    for i in range(fixed, end):
+        words[s + i] = NONE
+
+
+@jit
+def insert(
+    plan: Plan, words: Int64s, s: int, e: int, region: int, at: int, size: int
+) -> None:
+    """Open a gap of one entry (`size` words) at word `at` of `region`. The slab must have the room."""
+    end = s + used_words(words, s)
+    for i in range(end - 1, at - 1, -1):
+        words[i + size] = words[i]
+    set_used(words, s, end - s + size)
+    set_count(words, s, region, count_of(words, s, region) + 1)
+
+
+@jit
+def remove(words: Int64s, s: int, region: int, at: int, size: int) -> None:
+    """Close the entry of `size` words at word `at` of `region`."""
+    end = s + used_words(words, s)
+    for i in range(at, end - size):
+        words[i] = words[i + size]
+    set_used(words, s, end - s - size)
+    set_count(words, s, region, count_of(words, s, region) - 1)
+
+
+# ---- windows ----------------------------------------------------------------------------------------
+
+
+@jit
+def bucket_of(plan: Plan, window: int, t: int) -> int:
+    """Bucket (sliding) or calendar period that holds time `t`, in ms."""
+    kind = plan.windows[window, W_KIND]
+    if kind == SLIDING:
+        return t // plan.windows[window, W_BUCKET]  # type: ignore[no-any-return]  # as above
+    return period(kind, t, plan.transitions, plan.offsets)
+
+
+@jit
+def last_dead(plan: Plan, window: int, newest: int) -> int:
+    """Newest bucket that no read of this window, made at `newest` - slack or later, can count."""
+    reached = newest - plan.slack_ms - plan.windows[window, W_DELAY]
+    return bucket_of(plan, window, reached) - plan.windows[window, W_BUCKETS]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def all_dead(plan: Plan, first: int, n: int, t: int, newest: int) -> bool:
+    """Whether no window can count a record of time `t` any more."""
+    for w in range(first, first + n):
+        if bucket_of(plan, w, t) > last_dead(plan, w, newest):
+            return False
+    return True
+
+
+@jit
+def indistinct(plan: Plan, first: int, n: int, a: int, b: int, newest: int) -> bool:
+    """Whether no window that is still alive can tell a record of time `a` from one of time `b`."""
+    if a == b:
+        return True
+    for w in range(first, first + n):
+        bucket_a = bucket_of(plan, w, a)
+        bucket_b = bucket_of(plan, w, b)
+        if bucket_a != bucket_b:
+            dead = last_dead(plan, w, newest)
+            if bucket_a > dead or bucket_b > dead:
+                return False
+    return True
+
+
+# ---- apply ------------------------------------------------------------------------------------------
+
+
+@jit
+def advance(plan: Plan, words: Int64s, s: int, e: int, t: int) -> None:
+    """Let the slab know of time `t`. Silence longer than the entity's retention forgets everything."""
+    newest = words[s]
+    if newest == NONE:
+        words[s] = t
+    elif t > newest:
+        if t - newest > plan.entities[e, E_RETENTION]:
+            empty_slab(plan, words, s, e, words[s + 1])
+        words[s] = t
+
+
+@jit
+def apply(plan: Plan, words: Int64s, s: int, e: int, records: Int64s, row: int) -> None:
+    """Fold the entity's record in `records[row]` into the slab, which must have E_GROWTH words of room.
+
+    O(cells moved) plus the shift of a new timeline entry; late records find their place from the end.
+    """
+    r = plan.entities[e, E_RECORD]
+    t = records[row, r + RECORD_TIME]
+    event = records[row, r + RECORD_HASH]
+    mask = records[row, r + RECORD_MASK]
+    sign = -1 if (mask >> SIGN_BIT) & 1 else 1
+    advance(plan, words, s, e, t)
+    newest = words[s]
+    first_cell = plan.entities[e, E_CELLS]
+    fixed = s + plan.entities[e, E_FIXED]
+    for c in range(plan.entities[e, E_CELLS_N]):
+        if not (mask >> c) & 1:
+            continue
+        cell = first_cell + c
+        kind = plan.cells[cell, C_KIND]
+        at = plan.cells[cell, C_AT]
+        slot = r + RECORD_SLOTS + plan.cells[cell, C_SLOT]
+        if kind == TIMELINE:
+            apply_timeline(plan, words, s, e, cell, t, newest, sign, records, row, r)
+        elif kind == MEMBERS:
+            apply_member(plan, words, s, e, cell, records[row, slot], t, newest)
+        elif kind == MARKS:
+            apply_mark(plan, words, s, e, cell, event, t, sign)
+        elif kind == FIRST:
+            if words[fixed + at] == NONE or t < words[fixed + at]:
+                words[fixed + at] = t
+        elif kind == LAST:
+            if t > words[fixed + at]:
+                words[fixed + at] = t
+        elif kind == SIGHT and (
+            t > words[fixed + at] or (t == words[fixed + at] and event > words[fixed + at + 1])
+        ):
+            words[fixed + at] = t
+            words[fixed + at + 1] = event
+            for i in range(plan.cells[cell, C_WORDS] - 2):
+                words[fixed + at + 2 + i] = records[row, slot + i]
+
+
+@jit
+def apply_timeline(
+    plan: Plan, words: Int64s, s: int, e: int, cell: int, t: int, newest: int, sign: int,
+    records: Int64s, row: int, r: int,
+) -> None:  # fmt: skip
+    """Add a record's columns to the timeline entry of its time, made where there is none."""
+    first = plan.cells[cell, C_WINDOWS]
+    n = plan.cells[cell, C_WINDOWS_N]
+    region = plan.cells[cell, C_AT]
+    size = plan.cells[cell, C_WORDS]
+    if t < newest and all_dead(plan, first, n, t, newest):
+        return
+    start = region_start(plan, words, s, e, region)
+    at = start + count_of(words, s, region) * size  # behind the last entry that is not later
+    end = at
+    while at > start and words[at - size] > t:
+        at -= size
+    if at > start and indistinct(plan, first, n, words[at - size], t, newest):
+        at -= size
+        words[at] = t
+    elif not (at < end and indistinct(plan, first, n, t, words[at], newest)):
+        insert(plan, words, s, e, region, at, size)
+        words[at] = t
+        for k in range(1, size):
+            op = plan.columns[plan.cells[cell, C_COLUMNS] + k - 1, K_OP]
+            words[at + k] = NONE if op == LEAST or op == GREATEST else 0
+    column = plan.cells[cell, C_COLUMNS]
+    for k in range(1, size):
+        op = plan.columns[column, K_OP]
+        value = records[row, r + RECORD_SLOTS + plan.columns[column, K_SLOT]]
+        column += 1
+        if op == ONE:
+            words[at + k] += sign
+        elif value == NONE:
+            pass
+        elif op == PRESENT:
+            words[at + k] += sign
+        elif op == ADD:
+            words[at + k] += sign * value
+        elif op == SQUARE_HIGH:
+            words[at + k] += sign * square_high(value)
+        elif op == SQUARE_LOW:
+            words[at + k] += sign * square_low(value)
+        else:
+            words[at + k] = extreme(op, words[at + k], value)
+
+
+@jit
+def extreme(op: int, a: int, b: int) -> int:
+    """The smaller (LEAST) or larger of two values, either of which may be NONE."""
+    if a == NONE:
+        return b
+    if b == NONE:
+        return a
+    return min(a, b) if op == LEAST else max(a, b)
+
+
+@jit
+def square_high(value: int) -> int:
+    """value**2 >> 43, for values up to 2**43, without leaving int64."""
+    v = abs(value)
+    a = v >> 22
+    b = v & 0x3FFFFF
+    cross = a * b
+    rest = ((cross & 0xFFFFF) << 23) + b * b
+    return 2 * a * a + (cross >> 20) + (rest >> SQUARE_SHIFT)
+
+
+@jit
+def square_low(value: int) -> int:
+    """value**2 mod 2**43."""
+    v = abs(value)
+    a = v >> 22
+    b = v & 0x3FFFFF
+    rest = (((a * b) & 0xFFFFF) << 23) + b * b
+    return rest & ((1 << SQUARE_SHIFT) - 1)
+
+
+@jit
+def find_key(words: Int64s, start: int, n: int, size: int, key: int) -> int:
+    """Word of the first entry whose first word is >= key, in a region sorted by it."""
+    low = 0
+    high = n
+    while low < high:
+        middle = (low + high) >> 1
+        if words[start + middle * size] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return start + low * size
+
+
+@jit
+def apply_member(
+    plan: Plan, words: Int64s, s: int, e: int, cell: int, key: int, t: int, newest: int
+) -> None:
+    """Remember when a member was last seen; of more than `cap` the longest unseen is forgotten."""
+    region = plan.cells[cell, C_AT]
+    start = region_start(plan, words, s, e, region)
+    n = count_of(words, s, region)
+    at = find_key(words, start, n, 2, key)
+    if at < start + 2 * n and words[at] == key:
+        if t > words[at + 1]:
+            words[at + 1] = t
+        return
+    if n >= plan.cells[cell, C_CAP]:
+        oldest = start
+        for i in range(start + 2, start + 2 * n, 2):  # equal times keep the larger key, as keys ascend
+            if words[i + 1] < words[oldest + 1]:
+                oldest = i
+        if t < words[oldest + 1] or (t == words[oldest + 1] and key < words[oldest]):
+            return
+        remove(words, s, region, oldest, 2)
+        if oldest < at:
+            at -= 2
+    insert(plan, words, s, e, region, at, 2)
+    words[at] = key
+    words[at + 1] = t
+
+
+@jit
+def apply_mark(plan: Plan, words: Int64s, s: int, e: int, cell: int, event: int, t: int, sign: int) -> None:
+    """Count labels of one event net, so that a label and its reversal may come in either order."""
+    region = plan.cells[cell, C_AT]
+    start = region_start(plan, words, s, e, region)
+    n = count_of(words, s, region)
+    at = find_key(words, start, n, 3, event)
+    if at < start + 3 * n and words[at] == event:
+        words[at + 2] += sign
+        if words[at + 2] == 0:
+            remove(words, s, region, at, 3)
+        return
+    if n >= plan.cells[cell, C_CAP]:
+        oldest = start
+        for i in range(start + 3, start + 3 * n, 3):
+            if words[i + 1] < words[oldest + 1]:
+                oldest = i
+        if t < words[oldest + 1] or (t == words[oldest + 1] and event < words[oldest]):
+            return
+        remove(words, s, region, oldest, 3)
+        if oldest < at:
+            at -= 3
+    insert(plan, words, s, e, region, at, 3)
+    words[at] = event
+    words[at + 1] = t
+    words[at + 2] = sign
+
+
+@jit
+def tidy(plan: Plan, words: Int64s, s: int, e: int) -> None:
+    """Bring a slab to its canonical form: merge what no window can tell apart, drop what none can count.
+
+    The canonical form depends on the set of records and T only, not on their order.
+    """
+    newest = words[s]
+    first_region = plan.entities[e, E_REGIONS]
+    read = s + plan.entities[e, E_FIXED] + plan.entities[e, E_FIXED_N]
+    write = read
+    for region in range(plan.entities[e, E_REGIONS_N]):
+        size = plan.regions[first_region + region]
+        n = count_of(words, s, region)
+        cell = cell_of_region(plan, e, region)
+        kind = plan.cells[cell, C_KIND]
+        first = plan.cells[cell, C_WINDOWS]
+        n_windows = plan.cells[cell, C_WINDOWS_N]
+        begin = write
+        for _ in range(n):
+            keep = True
+            if kind == TIMELINE:
+                keep = not all_dead(plan, first, n_windows, words[read], newest)
+                if keep and write > begin and indistinct(
+                    plan, first, n_windows, words[write - size], words[read], newest
+                ):
+                    words[write - size] = words[read]
+                    for k in range(1, size):
+                        op = plan.columns[plan.cells[cell, C_COLUMNS] + k - 1, K_OP]
+                        if op == LEAST or op == GREATEST:
+                            words[write - size + k] = extreme(op, words[write - size + k], words[read + k])
+                        else:
+                            words[write - size + k] += words[read + k]
+                    keep = False
+            elif kind == MEMBERS:
+                keep = not all_dead(plan, first, n_windows, words[read + 1], newest)
+            elif kind == HOLDS:
+                reached = bucket_of(plan, first, newest - plan.slack_ms)
+                keep = words[read + 1] != 0 and words[read] >= reached - plan.windows[first, W_BUCKETS]
+            if keep:
+                if write != read:
+                    for k in range(size):
+                        words[write + k] = words[read + k]
+                write += size
+            read += size
+        set_count(words, s, region, (write - begin) // size)
+    set_used(words, s, write - s)
+
+
+# ---- limits: a state machine over the order of the log ----------------------------------------------
+
+
+@jit
+def held(plan: Plan, words: Int64s, s: int, e: int, cell: int, t: int) -> int:
+    """What is held of a limit at time `t`: its calendar period, or every bucket its window can touch."""
+    region = plan.cells[cell, C_AT]
+    window = plan.cells[cell, C_WINDOWS]
+    bucket = bucket_of(plan, window, t)
+    reach = plan.windows[window, W_BUCKETS] if plan.windows[window, W_KIND] == SLIDING else 0
+    start = region_start(plan, words, s, e, region)
+    total = 0
+    for i in range(start, start + 2 * count_of(words, s, region), 2):
+        if bucket - reach <= words[i] <= bucket + reach:
+            total += words[i + 1]
+    return total
+
+
+@jit
+def hold(plan: Plan, words: Int64s, s: int, e: int, cell: int, bucket: int, amount: int) -> None:
+    """Add to (or, with a negative amount, give back) what is held in a bucket. Needs 2 words of room."""
+    region = plan.cells[cell, C_AT]
+    start = region_start(plan, words, s, e, region)
+    n = count_of(words, s, region)
+    at = find_key(words, start, n, 2, bucket)
+    if at < start + 2 * n and words[at] == bucket:
+        words[at + 1] += amount
+    else:
+        insert(plan, words, s, e, region, at, 2)
+        words[at] = bucket
+        words[at + 1] = amount
+
+
+# ---- read -------------------------------------------------------------------------------------------
+
+
+@jit
+def read(
+    plan: Plan, words: Int64s, s: int, e: int, t: int, before: int,
+    cells: Float64s, bits: Int64s, i: int, scratch: Int64s, texts: Int64s,
+) -> None:  # fmt: skip
+    """Write the entity's features (those with `before` as said) at time `t` into column `i` of `cells`.
+
+    `cells` is float64 (columns, n) and `bits` the same memory as int64. `texts` takes remembered strings,
+    int64 (n, strings * TEXT_WORDS), a hash of 0 where there is none. `scratch` has at least 16 words more than the widest timeline.
+    """
+    known = words[s] != NONE and t - words[s] <= plan.entities[e, E_RETENTION]
+    first = plan.entities[e, E_READS]
+    fixed = s + plan.entities[e, E_FIXED]
+    done_cell = -1
+    done_window = -1
+    for f in range(first, first + plan.entities[e, E_READS_N]):
+        if plan.reads[f, R_BEFORE] != before:
+            continue
+        op = plan.reads[f, R_OP]
+        cell = plan.reads[f, R_CELL]
+        window = plan.reads[f, R_WINDOW]
+        out = plan.reads[f, R_OUT]
+        if op <= RATE:
+            if cell != done_cell or window != done_window:
+                window_sums(plan, words, s, e, cell, window, t, known, scratch, 0)
+                done_cell = cell
+                done_window = window
+            cells[out, i] = aggregate(plan, words, s, e, f, op, window, t, known, scratch)
+        elif op == DISTINCT:
+            cells[out, i] = members_since(plan, words, s, e, cell, window, t) if known else 0
+        elif op == SINCE_FIRST or op == SINCE_LAST:
+            seen = words[fixed + plan.cells[cell, C_AT]]
+            cells[out, i] = (t - seen) / 1000.0 if known and seen != NONE and seen <= t else np.nan
+        elif op == SINCE_MARK:
+            seen = newest_mark(plan, words, s, e, cell) if known else NONE
+            cells[out, i] = (t - seen) / 1000.0 if seen != NONE and seen <= t else np.nan
+        else:
+            at = fixed + plan.cells[cell, C_AT]
+            there = known and words[at] != NONE and words[at] <= t
+            if op == PREVIOUS_NUMBER:
+                if there:
+                    bits[out, i] = words[at + 2]
+                else:
+                    cells[out, i] = np.nan
+            elif op == PREVIOUS_TEXT:
+                for k in range(TEXT_WORDS):  # an entity's value has its hash only (R_EXTRA is 1)
+                    texts[i, out * TEXT_WORDS + k] = 0
+                    if there and k < plan.reads[f, R_EXTRA]:
+                        texts[i, out * TEXT_WORDS + k] = words[at + 2 + k]
+            elif op == PREVIOUS_LOCATION:
+                cells[out, i] = latitude(words[at + 2]) if there else np.nan
+                cells[out + 1, i] = longitude(words[at + 2]) if there else np.nan
+            else:
+                cells[out, i] = np.nan
+                place = plan.reads[f, R_OTHER]  # column of the event's latitude; longitude follows
+                if there and t > words[at]:
+                    km = haversine_km(
+                        latitude(words[at + 2]), longitude(words[at + 2]), cells[place, i], cells[place + 1, i]
+                    )
+                    cells[out, i] = km / ((t - words[at]) / 3_600_000.0)
+
+
+@jit
+def window_sums(
+    plan: Plan, words: Int64s, s: int, e: int, cell: int, window: int, t: int, known: bool,
+    scratch: Int64s, base: int,
+) -> None:  # fmt: skip
+    """Fold a timeline's entries inside the window at `t` into scratch[base : base + columns]."""
+    size = plan.cells[cell, C_WORDS]
+    first = plan.cells[cell, C_COLUMNS]
+    for k in range(size - 1):
+        op = plan.columns[first + k, K_OP]
+        scratch[base + k] = NONE if op == LEAST or op == GREATEST else 0
+    if not known:
+        return
+    region = plan.cells[cell, C_AT]
+    start = region_start(plan, words, s, e, region)
+    at = start + (count_of(words, s, region) - 1) * size
+    kind = plan.windows[window, W_KIND]
+    top = bucket_of(plan, window, t - plan.windows[window, W_DELAY])
+    if kind == SLIDING:
+        width = plan.windows[window, W_BUCKET]
+        since = (top - plan.windows[window, W_BUCKETS] + 1) * width
+        until = (top + 1) * width
+        while at >= start and words[at] >= until:
+            at -= size
+        while at >= start and words[at] >= since:
+            add_entry(plan, words, at, first, size, scratch, base)
+            at -= size
+    else:  # local dates may repeat for minutes where clocks go back over midnight: look one period further
+        while at >= start:
+            number = period(kind, words[at], plan.transitions, plan.offsets)
+            if number == top:
+                add_entry(plan, words, at, first, size, scratch, base)
+            elif number < top - 1:
+                break
+            at -= size
+
+
+@jit
+def add_entry(
+    plan: Plan, words: Int64s, at: int, first: int, size: int, scratch: Int64s, base: int
+) -> None:
+    """Fold one timeline entry into the sums."""
+    for k in range(size - 1):
+        op = plan.columns[first + k, K_OP]
+        if op < LEAST:
+            scratch[base + k] += words[at + 1 + k]
+        else:
+            scratch[base + k] = extreme(op, scratch[base + k], words[at + 1 + k])
+
+
+@jit
+def aggregate(
+    plan: Plan, words: Int64s, s: int, e: int, f: int, op: int, window: int, t: int, known: bool,
+    scratch: Int64s,
+) -> float:  # fmt: skip
+    """The value of one windowed feature from the sums of its timeline."""
+    a = scratch[plan.reads[f, R_COLUMN]]
+    b = scratch[plan.reads[f, R_COLUMN2]]
+    digits = plan.reads[f, R_DIGITS]
+    if op == COUNT:
+        return float(a)
+    if op == SUM:
+        return unscaled(float(a), digits)
+    if op == MEAN:
+        return unscaled(float(b) / float(a), digits) if a > 0 else np.nan
+    if op == MIN or op == MAX:
+        return unscaled(float(a), digits) if a != NONE else np.nan
+    if op == STD:
+        if a < 2:
+            return np.nan
+        high = scratch[plan.reads[f, R_OTHER]]
+        low = scratch[plan.reads[f, R_EXTRA]]
+        spread = variance_numerator(a, b, high, low, scratch, len(scratch) - 16)
+        return unscaled(math.sqrt(spread / (float(a) * float(a - 1))), digits)
+    base = len(scratch) // 2
+    window_sums(plan, words, s, e, plan.reads[f, R_OTHER], window, t, known, scratch, base)
+    total = scratch[base + plan.reads[f, R_COLUMN2]]
+    return a / total if total > 0 else np.nan
+
+
+@jit
+def unscaled(value: float, digits: int) -> float:
+    """Minor units to the unit's own: value / 10**digits."""
+    power = 1.0
+    for _ in range(abs(digits)):
+        power *= 10.0
+    return value / power if digits >= 0 else value * power
+
+
+@jit
+def minor_of(value: float, digits: int) -> int:
+    """A quantised value in minor units: exact, as value is minor / 10**digits and at most 2**43 units."""
+    power = 1.0
+    for _ in range(abs(digits)):
+        power *= 10.0
+    return int(np.rint(value * power if digits >= 0 else value / power))
+
+
+@jit
+def variance_numerator(n: int, total: int, high: int, low: int, limbs: Int64s, at: int) -> float:
+    """n * (high * 2**43 + low) - total**2, exact, then rounded once to float64.
+
+    Sums of squares cancel: in floats the difference loses everything when the mean is large. Twelve
+    limbs of 2**24 hold it exactly; `limbs[at : at + 12]` is the room for them.
+    """
+    for k in range(12):
+        limbs[at + k] = 0
+    v = abs(total)
+    for i in range(3):  # n in three limbs against each part, so that no product passes 2**48
+        n_limb = (n >> (24 * i)) & 0xFFFFFF
+        for j in range(3):
+            low_limb = (low >> (24 * j)) & 0xFFFFFF
+            limbs[at + i + j] += n_limb * low_limb
+            high_limb = (high >> (24 * j)) & 0xFFFFFF  # times 2**43 = 2**24 * 2**19
+            product = n_limb * high_limb
+            limbs[at + i + j + 1] += (product & 0x1F) << 19
+            limbs[at + i + j + 2] += product >> 5
+            limbs[at + i + j] -= ((v >> (24 * i)) & 0xFFFFFF) * ((v >> (24 * j)) & 0xFFFFFF)
+    carry = 0
+    top = -1
+    for k in range(12):
+        carry += limbs[at + k]
+        limbs[at + k] = carry & 0xFFFFFF
+        carry >>= 24
+        if limbs[at + k]:
+            top = k
+    if top < 0:
+        return 0.0
+    # The top three limbs hold at least 49 significant bits; gather 62 and mark what is below as sticky.
+    bits = 0
+    while limbs[at + top] >> bits:
+        bits += 1
+    value = limbs[at + top]
+    k = top - 1
+    left = 62 - bits  # bits still wanted
+    exponent = 24 * top
+    sticky = False
+    while k >= 0:
+        if left >= 24:
+            value = (value << 24) | limbs[at + k]
+            exponent -= 24
+            left -= 24
+        elif left > 0:
+            value = (value << left) | (limbs[at + k] >> (24 - left))
+            exponent -= left
+            sticky = sticky or (limbs[at + k] & ((1 << (24 - left)) - 1)) != 0
+            left = 0
+        else:
+            sticky = sticky or limbs[at + k] != 0
+        k -= 1
+    if sticky:
+        value |= 1
+    return math.ldexp(float(value), exponent)
+
+
+@jit
+def members_since(plan: Plan, words: Int64s, s: int, e: int, cell: int, window: int, t: int) -> int:
+    """Members last seen since the window at `t` began (exact below the cap)."""
+    region = plan.cells[cell, C_AT]
+    start = region_start(plan, words, s, e, region)
+    end = start + 2 * count_of(words, s, region)
+    since = bucket_of(plan, window, t) - plan.windows[window, W_BUCKETS] + 1
+    n = 0
+    if plan.windows[window, W_KIND] == SLIDING:
+        since *= plan.windows[window, W_BUCKET]
+        for i in range(start + 1, end, 2):
+            n += words[i] >= since
+    else:
+        for i in range(start + 1, end, 2):
+            n += bucket_of(plan, window, words[i]) >= since
+    return n
+
+
+@jit
+def newest_mark(plan: Plan, words: Int64s, s: int, e: int, cell: int) -> int:
+    """Time of the newest event now labelled so, or NONE."""
+    region = plan.cells[cell, C_AT]
+    start = region_start(plan, words, s, e, region)
+    newest = NONE
+    for i in range(start, start + 3 * count_of(words, s, region), 3):
+        if words[i + 2] > 0:
+            newest = max(newest, words[i + 1])
+    return newest
+
+
+# ---- locations --------------------------------------------------------------------------------------
+
+
+@jit
+def pack_location(lat: float, lon: float) -> int:
+    """A location in one word: 1e-7 degrees, latitude in the upper half."""
+    return (int(np.rint(lat * 1e7)) << 32) | (int(np.rint(lon * 1e7)) & 0xFFFFFFFF)
+
+
+@jit
+def latitude(word: int) -> float:
+    """Degrees of latitude in a packed location."""
+    return (word >> 32) / 1e7
+
+
+@jit
+def longitude(word: int) -> float:
+    """Degrees of longitude in a packed location."""
+    low = word & 0xFFFFFFFF
+    return (low - (1 << 32) if low >= (1 << 31) else low) / 1e7
