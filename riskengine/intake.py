@@ -1,12 +1,12 @@
 """Kernels that turn the values of a batch of events into its cells: tidied, checked, hashed.
 
-`scatter` puts values that were read in plan order into rows and columns; `finish` settles each row. A row
-with anything wrong is only marked: `reading.py` then says what, for people.
+`finish` settles every row of a batch. A row with anything wrong is only marked: `reading.py` then says what,
+for people.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,24 +38,18 @@ TEXT_BYTES_MAX = 4096
 ID_BYTES_MAX = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """What is filled before hashing: n rows, S string and K number columns (see `scatter`)."""
+class Cells(NamedTuple):
+    """What is filled before hashing: n rows, S string and K number columns.
+
+    `scratch` holds the state of each row, then its offset and length of event_id and of follows (-1: none),
+    then room for the cells that want help.
+    """
 
     type_index: Int32s  # [n]
     str_off: Ints  # [n, S]
-    str_len: Int32s  # [n, S]
-    numbers: Floats  # [n, K]
-    spans: Ints  # [n, 4]
-    state: Bytes  # [n]
-
-    @classmethod
-    def empty(cls, n: int, strings: int, numbers: int) -> Cells:
-        """Cells not filled yet."""
-        return cls(
-            np.empty(n, np.int32), np.empty((n, strings), np.int64), np.empty((n, strings), np.int32),
-            np.empty((n, numbers), np.float64), np.empty((n, 4), np.int64), np.empty(n, np.uint8),
-        )  # fmt: skip
+    str_len: Int32s  # [n, S]; -1: absent
+    numbers: Floats  # [n, K]; NaN: absent
+    scratch: Ints  # [n + 4 n + n (S + K)]
 
 
 # State of a row.
@@ -73,96 +67,38 @@ PLAN_TYPE, PLAN_TEXTS, PLAN_NUMBERS, PLAN_BOOLS, PLAN_HEAD = range(5)
 
 
 @jit
-def scatter(
-    spec: Ints, plans: Int32s, rows: Ints, text: Bytes, used: int, ends: Ints, values: Floats,
-    bools_from: int, type_index: Int32s, str_off: Ints, str_len: Int32s, numbers: Floats, spans: Ints,
-    state: Bytes,
-) -> None:  # fmt: skip
-    """Put the values of n events where they belong.
-
-    rows[n] is each event's row of `plans`; text[:used] are all texts, one after another with a 0x00 between
-    them, which end at `ends` (empty: they hold no 0x00 themselves, so it is looked for); values are the
-    numbers of all events, then from `bools_from` their bools. Fills type_index[n], str_off and str_len[n, S]
-    (-1: absent), numbers[n, K] (NaN: absent) and spans[n, 4]: offset and length of event_id and of follows.
-    """
-    strings, columns = spec[STRINGS], spec[NUMBERS]
-    at = 0
-    seen = 0
-    number = 0
-    flag = bools_from
-    for i in range(rows.size):
-        plan = plans[rows[i]]
-        type_index[i] = plan[PLAN_TYPE]
-        state[i] = TODO
-        for s in range(strings):
-            str_off[i, s] = 0
-            str_len[i, s] = -1
-        for k in range(columns):
-            numbers[i, k] = np.nan
-        spans[i, 2] = 0
-        spans[i, 3] = -1
-        target = PLAN_HEAD
-        for _ in range(plan[PLAN_TEXTS]):
-            off = at
-            if ends.size:
-                at = ends[seen]
-            else:
-                while at < used and text[at] != 0:
-                    at += 1
-            size = at - off
-            at += 1
-            seen += 1
-            column = plan[target]
-            target += 1
-            if column < strings:
-                str_off[i, column] = off
-                str_len[i, column] = size
-            elif column < strings + 2:
-                spans[i, 2 * (column - strings)] = off
-                spans[i, 2 * (column - strings) + 1] = size
-            else:
-                off, size, _tidy = tidy(text, off, size)
-                if size:
-                    moment = parse_time(text, off, size)
-                    if moment == NO_TIME:
-                        state[i] = BAD
-                    else:
-                        numbers[i, column - strings - 2] = moment
-        for _ in range(plan[PLAN_NUMBERS]):
-            if not np.isfinite(values[number]):
-                state[i] = BAD
-            numbers[i, plan[target]] = values[number]
-            target += 1
-            number += 1
-        for _ in range(plan[PLAN_BOOLS]):
-            numbers[i, plan[target]] = values[flag]
-            target += 1
-            flag += 1
-
-
-@jit
 def finish(
-    spec: Ints, hashes: Words, powers: Floats, prefixes: Bytes, text: Bytes, tail: int, now: Ints,
-    helped: bool, type_index: Int32s, time: Ints, stamped: Bools, late: Bools, numbers: Floats, str_off: Ints,
-    str_len: Int32s, str_hash: Words, keys: Words, event_hash: Words, claim: Words, content: Words,
-    follows_claim: Words, spans: Ints, state: Bytes, help_wanted: Ints,
-) -> tuple[int, int]:  # fmt: skip
+    spec: Ints, hashes: Words, powers: Floats, prefixes: Bytes, plans: Int32s, values: Floats,
+    numbers_count: int, ends: Ints, text: Bytes, tail: int, now: Ints, helped: bool, type_index: Int32s,
+    str_off: Ints, str_len: Int32s, numbers: Floats, scratch: Ints, time: Ints, stamped: Bools, late: Bools,
+    str_hash: Words, keys: Words, event_hash: Words, claim: Words, content: Words, follows_claim: Words,
+) -> tuple[int, int, int]:  # fmt: skip
     """Settle rows: normalise their cells in place, check them, hash them. Marks each row GOOD, BAD or HELP.
 
-    Takes rows that are TODO, or with `helped` those whose cells in `help_wanted` (row * (S + K) + column)
-    have been settled by Python in the meantime. New spellings are written from text[tail]; returns how many
-    cells want help and the new tail.
+    `values` (empty where the cells are filled already) are put into cells first, see `_scatter`. New
+    spellings are written from text[tail]. Returns how many cells want help, the new tail and how many rows
+    are bad. Where help was wanted, it is called again with `helped`, for those rows alone, after Python has
+    settled the cells listed at the end of `scratch`, each as row * (S + K) + column.
     """
+    n = time.size
+    state = scratch[:n]
+    spans = scratch[n : 5 * n].reshape((n, 4))
+    help_wanted = scratch[5 * n :]
+    if values.size and not helped:
+        _scatter(
+            spec, plans, values, numbers_count, text, tail, ends, type_index, str_off, str_len, numbers,
+            state, spans,
+        )  # fmt: skip
     strings, columns, entities = spec[STRINGS], spec[NUMBERS], spec[ENTITIES]
     types = hashes.size - 4 - strings - columns
     k0, k1, k2, k3 = hashes[0], hashes[1], hashes[2], hashes[3]
     bits = numbers.view(np.uint64)
     zero, one = np.uint64(0), np.uint64(1)
     groups = np.empty(8, np.int64)
-    words = np.empty(4 + 2 * (strings + columns), np.uint64)
+    words = np.empty(4 + strings + columns, np.uint64)
     message = np.empty(spec[MESSAGE], np.uint8)
     wanted = 0
-    for i in range(state.size):
+    for i in range(n):
         if state[i] != (HELP if helped else TODO):
             continue
         good = True
@@ -280,21 +216,88 @@ def finish(
         count = 4
         for s in range(strings):
             if str_len[i, s] >= 0:
-                words[count] = hashes[4 + types + s]
-                words[count + 1] = str_hash[i, s]
-                count += 2
+                words[count] = hashes[4 + types + s] ^ str_hash[i, s]
+                count += 1
         for k in range(1, columns):
             if not np.isnan(numbers[i, k]):
-                words[count] = hashes[4 + types + strings + k]
-                words[count + 1] = bits[i, k]
-                count += 2
+                words[count] = hashes[4 + types + strings + k] ^ bits[i, k]
+                count += 1
         content[i, 0] = sip24_words(k0, k1, words, count)
         content[i, 1] = sip24_words(k2, k3, words, count)
 
         for e in range(entities):
             entity = spec[spec[KEYS] + e]
             keys[i, e] = _key(spec, entity, prefixes, text, str_off, str_len, i, k0, k1, groups, message)
-    return wanted, tail
+    bad = 0
+    for i in range(n):
+        bad += state[i] == BAD
+    return wanted, tail, bad
+
+
+@jit
+def _scatter(
+    spec: Ints, plans: Int32s, values: Floats, numbers_count: int, text: Bytes, used: int, ends: Ints,
+    type_index: Int32s, str_off: Ints, str_len: Int32s, numbers: Floats, state: Ints, spans: Ints,
+) -> None:  # fmt: skip
+    """Put the values of n events where their plans say.
+
+    values holds each event's row of `plans`, then the numbers of all events, then their bools; text[:used]
+    all texts, one after another with a 0x00 between them, which end at `ends` (empty: they hold no 0x00
+    themselves, so it is looked for).
+    """
+    strings, columns = spec[STRINGS], spec[NUMBERS]
+    at = 0
+    seen = 0
+    number = state.size
+    flag = number + numbers_count
+    for i in range(state.size):
+        plan = plans[int(values[i])]
+        type_index[i] = plan[PLAN_TYPE]
+        state[i] = TODO
+        for s in range(strings):
+            str_off[i, s] = 0
+            str_len[i, s] = -1
+        for k in range(columns):
+            numbers[i, k] = np.nan
+        spans[i, 2] = 0
+        spans[i, 3] = -1
+        target = PLAN_HEAD
+        for _ in range(plan[PLAN_TEXTS]):
+            off = at
+            if ends.size:
+                at = ends[seen]
+            else:
+                while at < used and text[at] != 0:
+                    at += 1
+            size = at - off
+            at += 1
+            seen += 1
+            column = plan[target]
+            target += 1
+            if column < strings:
+                str_off[i, column] = off
+                str_len[i, column] = size
+            elif column < strings + 2:
+                spans[i, 2 * (column - strings)] = off
+                spans[i, 2 * (column - strings) + 1] = size
+            else:
+                off, size, _tidy = tidy(text, off, size)
+                if size:
+                    moment = parse_time(text, off, size)
+                    if moment == NO_TIME:
+                        state[i] = BAD
+                    else:
+                        numbers[i, column - strings - 2] = moment
+        for _ in range(plan[PLAN_NUMBERS]):
+            if not np.isfinite(values[number]):
+                state[i] = BAD
+            numbers[i, plan[target]] = values[number]
+            target += 1
+            number += 1
+        for _ in range(plan[PLAN_BOOLS]):
+            numbers[i, plan[target]] = values[flag]
+            target += 1
+            flag += 1
 
 
 @jit
@@ -348,7 +351,7 @@ def _key(
 
 
 @jit
-def parse_times(text: Bytes, str_off: Ints, str_len: Int32s, out: Floats, state: Bytes) -> None:
+def parse_times(text: Bytes, str_off: Ints, str_len: Int32s, out: Floats, state: Ints) -> None:
     """A column of RFC 3339 texts as epoch ms; a row whose text is none is BAD. Blank texts are absent."""
     for i in range(out.size):
         out[i] = np.nan

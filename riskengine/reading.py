@@ -48,7 +48,7 @@ class Reading:
     plain: bool
 
 
-class _WrongError(Exception):
+class WrongError(Exception):
     """A value that is not what its field wants."""
 
     def __init__(self, code: str, expected: str, found: str, at: str = "") -> None:
@@ -72,7 +72,7 @@ def read(definition: Definition, event: object, now: int) -> Reading:
         found = event.get(name)
         try:
             text = _id(found)
-        except _WrongError as wrong:
+        except WrongError as wrong:
             problems.append(_explain(name, wrong))
             continue
         if text is not None:
@@ -86,7 +86,7 @@ def read(definition: Definition, event: object, now: int) -> Reading:
     kind = _type(definition, event.get("type"), problems)
     try:
         moment = read_time(event.get("time"))
-    except _WrongError as wrong:
+    except WrongError as wrong:
         problems.append(_explain("time", wrong))
         moment = None
     given = event.get("time")
@@ -107,7 +107,7 @@ def read(definition: Definition, event: object, now: int) -> Reading:
                 continue
             try:
                 value = read_value(definition.fields[name], given)
-            except _WrongError as wrong:
+            except WrongError as wrong:
                 problems.append(_explain(name, wrong))
                 continue
             if value is not None:
@@ -126,7 +126,7 @@ def read(definition: Definition, event: object, now: int) -> Reading:
 def read_value(field: Field, given: object) -> Plain | None:
     """The exact built-in value of a field, not yet normalised; None for a blank text, which says nothing.
 
-    A text that only has to be normalised stays the same object. Raises _WrongError.
+    A text that only has to be normalised stays the same object. Raises WrongError.
     """
     if isinstance(given, str):
         text = _text(given, TEXT_BYTES_MAX)
@@ -143,13 +143,13 @@ def read_value(field: Field, given: object) -> Plain | None:
         case "bool":
             if isinstance(given, bool | np.bool_):
                 return given if type(given) is bool else bool(given)
-            raise _WrongError("bool", "true or false", describe(given))
+            raise WrongError("bool", "true or false", describe(given))
         case "time":
             return read_time(given)
         case "location":
             return _location(given)
         case _:
-            raise _WrongError(field.type, _EXPECTED[field.type], describe(given))
+            raise WrongError(field.type, _EXPECTED[field.type], describe(given))
 
 
 def read_time(given: object) -> int | None:
@@ -161,14 +161,14 @@ def read_time(given: object) -> int | None:
         return _time_of_text(text) if text.strip(ASCII_SPACE) else None
     if isinstance(given, datetime):
         if given.utcoffset() is None:
-            raise _WrongError("time", _EXPECTED["time"], "datetime without a time zone")
+            raise WrongError("time", _EXPECTED["time"], "datetime without a time zone")
         moment = time_ms(given)
     elif isinstance(given, int | np.integer) and not isinstance(given, bool):
         moment = given if type(given) is int else int(given)
     else:
-        raise _WrongError("time", _EXPECTED["time"], describe(given))
+        raise WrongError("time", _EXPECTED["time"], describe(given))
     if not TIME_MIN_MS <= moment <= TIME_MAX_MS:
-        raise _WrongError("time-range", "a time in the years 1 to 9999", _number_text(moment))
+        raise WrongError("time-range", "a time in the years 1 to 9999", _number_text(moment))
     return moment
 
 
@@ -181,7 +181,7 @@ def read_label(record: object, labels: Sequence[str]) -> tuple[dict[str, Any], t
     for name, reader in (("event_id", _id), ("time", read_time), ("source", _id)):
         try:
             values[name] = reader(record.get(name))
-        except _WrongError as wrong:
+        except WrongError as wrong:
             problems.append(_explain(name, wrong))
     event_id = values.get("event_id", "")
     if event_id is None or ("event_id" in values and not event_id.strip(ASCII_SPACE)):
@@ -234,7 +234,7 @@ def _id(given: object) -> str | None:
     if given is None:
         return None
     if not isinstance(given, str):
-        raise _WrongError("string", "string", describe(given))
+        raise WrongError("string", "string", describe(given))
     return _text(given, ID_BYTES_MAX)
 
 
@@ -266,9 +266,9 @@ def _text(given: str, bytes_max: int) -> str:
         size = len(text.encode())
     except UnicodeEncodeError:
         found = f"{describe(text)} with half a surrogate pair"
-        raise _WrongError("unicode", "Unicode text", found) from None
+        raise WrongError("unicode", "Unicode text", found) from None
     if size > bytes_max and (bytes_max == ID_BYTES_MAX or len(tidy_text(text).encode()) > bytes_max):
-        raise _WrongError("too-long", f"at most {bytes_max} bytes of UTF-8", f"{size} bytes")
+        raise WrongError("too-long", f"at most {bytes_max} bytes of UTF-8", f"{size} bytes")
     return text
 
 
@@ -276,9 +276,9 @@ def _time_of_text(text: str) -> int:
     data = text.strip(ASCII_SPACE).encode()
     moment = parse_time(as_bytes(data), 0, len(data))
     if moment == NO_TIME:
-        raise _WrongError("time", _EXPECTED["time"], describe(text))
+        raise WrongError("time", _EXPECTED["time"], describe(text))
     if not TIME_MIN_MS <= moment <= TIME_MAX_MS:
-        raise _WrongError("time-range", "a time in the years 1 to 9999", describe(text))
+        raise WrongError("time-range", "a time in the years 1 to 9999", describe(text))
     return int(moment)
 
 
@@ -286,7 +286,7 @@ def _number(given: object, digits: int | None, at: str = "") -> int | float:
     if isinstance(given, bool | np.bool_) or not isinstance(
         given, int | float | np.integer | np.floating | Decimal
     ):
-        raise _WrongError("number", _EXPECTED["number"], describe(given), at)
+        raise WrongError("number", _EXPECTED["number"], describe(given), at)
     if isinstance(given, int | np.integer):
         number: int | float = given if type(given) is int else int(given)
     else:
@@ -296,10 +296,10 @@ def _number(given: object, digits: int | None, at: str = "") -> int | float:
     except OverflowError:
         finite = False
     if not finite:
-        raise _WrongError("number", _EXPECTED["number"], _number_text(number), at)
+        raise WrongError("number", _EXPECTED["number"], _number_text(number), at)
     if digits is not None and abs(quantise(number, digits)) > MINOR_MAX:
         unit = f"1e{-digits}"
-        raise _WrongError(
+        raise WrongError(
             "number-range", f"at most {MINOR_MAX} units of {unit} either way", _number_text(number), at
         )
     return number
@@ -307,15 +307,15 @@ def _number(given: object, digits: int | None, at: str = "") -> int | float:
 
 def _location(given: object) -> Mapping[str, int | float]:
     if not isinstance(given, Mapping):
-        raise _WrongError("location", _EXPECTED["location"], describe(given))
+        raise WrongError("location", _EXPECTED["location"], describe(given))
     parts = {}
     for name, bound in (("lat", 90), ("lon", 180)):
         if given.get(name) is None:
-            raise _WrongError("location", _EXPECTED["location"], f"object without {name}")
+            raise WrongError("location", _EXPECTED["location"], f"object without {name}")
         parts[name] = _number(given[name], None, f"/{name}")
         if abs(parts[name]) > bound:
             found = _number_text(parts[name])
-            raise _WrongError("location-range", f"a number from -{bound} to {bound}", found, f"/{name}")
+            raise WrongError("location-range", f"a number from -{bound} to {bound}", found, f"/{name}")
     same = type(given) is dict and all(parts[name] is given[name] for name in parts)
     return given if same else parts
 
@@ -330,7 +330,7 @@ def _is_absent(given: object) -> bool:
     return given is None or (isinstance(given, str) and not given.strip())
 
 
-def _explain(name: str, wrong: _WrongError) -> Problem:
+def _explain(name: str, wrong: WrongError) -> Problem:
     message = f"expected {wrong.expected}, found {wrong.found}"
     return Problem(_pointer(name) + wrong.at, wrong.code, message, wrong.expected, wrong.found)
 
