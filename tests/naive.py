@@ -364,13 +364,13 @@ class Naive:
         return flags + [f"warming:{name}" for name in sorted(self.warming) if self._is_warming(name, now)]
 
     def _is_warming(self, name: str, now: int) -> bool:
+        """Whether the window of a feature that a reload brought reaches back to before the reload."""
         spec, since = self.policy["features"][name], self.warming[name]
-        delay_ms = duration_ms(spec.get("delay", "0s"))
-        if "over" in spec:
-            return now < since + duration_ms(spec["over"]) + delay_ms
-        if "per" in spec:  # until the period of the reload is over, seen through the delay
-            return self.bucket(spec, now - delay_ms) <= self.bucket(spec, since)
-        return False
+        if "over" not in spec and "per" not in spec:
+            return False
+        longest = {"day": "1d", "week": "7d", "month": "31d"}
+        width_ms = duration_ms(spec.get("over") or longest[spec["per"]])
+        return now < since + width_ms + duration_ms(spec.get("delay", "0s"))
 
     def _decide(self, seen: Seen, row: Row, flags: list[str]) -> dict[str, Any]:
         fired = [(name, rule) for name, rule in self._rules("live") if self._fires(name, rule, seen, row)]

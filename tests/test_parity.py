@@ -1,0 +1,221 @@
+"""The engine and the naive twin side by side: the same scenarios, and the same answers on random streams.
+
+Floats are compared with ==. The engine sees each stream twice, in batches and one by one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from naive import Naive, ProblemError
+from strategies import STARTS, Label, ListEdit, Release, Reload, Score, Step, World, streams, worlds
+from test_naive import SCENARIOS, Scenario
+
+from riskengine import hashing
+from riskengine.engine import Engine
+from riskengine.errors import EventError
+from riskengine.policy import load_definition
+
+KEY = b"a key for tests of parity"
+Tables = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+class EngineSubject:
+    """An engine behind the same door as the twin: its policy in a folder, its clock as told."""
+
+    def __init__(self, folder: Path, policy: Mapping[str, Any], *, tables: Tables | None = None) -> None:
+        self.folder, self.now = folder, 0
+        write_policy(folder, policy, tables or {})
+        self.engine = Engine.open(folder, store="memory://", clock=lambda: self.now, key=KEY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.close()
+
+    def score(self, event: Mapping[str, Any], now: int | None = None) -> dict[str, Any]:
+        answer = self.score_many([event], now)[0]
+        if isinstance(answer, ProblemError):
+            raise answer
+        return answer
+
+    def score_many(
+        self, events: Sequence[Mapping[str, Any]], now: int | None = None
+    ) -> list[dict[str, Any] | ProblemError]:
+        times = [event["time"] for event in events if isinstance(event.get("time"), int)]
+        self.now = max([self.now, *times]) if now is None else now
+        return [plain(answer) for answer in self.engine.score_many(list(events), features=True)]
+
+    def label(
+        self,
+        event_id: str,
+        label: str,
+        time: int | None = None,
+        source: str | None = None,
+        now: int | None = None,
+    ) -> bool:
+        self._tick(now)
+        return self.engine.label(event_id, "fraud" if label == "fraud" else "legit", time, source)
+
+    def release(self, event_id: str, now: int | None = None) -> bool:
+        self._tick(now)
+        return self.engine.release(event_id)
+
+    def list_put(
+        self, name: str, entity: str, value: str, expires: int | None = None, now: int | None = None
+    ) -> None:
+        self._tick(now)
+        self.engine.list_put(name, entity, value, expires=expires)
+
+    def list_delete(self, name: str, entity: str, value: str, now: int | None = None) -> None:
+        self._tick(now)
+        self.engine.list_delete(name, entity, value)
+
+    def table_put(self, name: str, key: str, row: Mapping[str, Any], now: int | None = None) -> None:
+        self._tick(now)
+        self.engine.table_put(name, key, row)
+
+    def reload(
+        self, policy: Mapping[str, Any], *, tables: Tables | None = None, now: int | None = None
+    ) -> None:
+        self._tick(now)
+        write_policy(self.folder, policy, tables or {})
+        self.engine.reload(self.folder)
+
+    def _tick(self, now: int | None) -> None:
+        self.now = self.now if now is None else now
+
+
+def plain(answer: Any) -> dict[str, Any] | ProblemError:
+    if isinstance(answer, EventError):
+        return ProblemError(answer.problems[0].code)
+    built: dict[str, Any] = msgspec.to_builtins(answer)
+    return built
+
+
+def write_policy(folder: Path, policy: Mapping[str, Any], tables: Tables) -> None:
+    (folder / "policy.yaml").write_text(json.dumps(policy, ensure_ascii=False), encoding="utf-8")
+    for name, spec in policy.get("tables", {}).items():
+        if "from" not in spec:
+            continue
+        path = folder / spec["from"]
+        path.parent.mkdir(exist_ok=True)
+        columns = list(spec["columns"])
+        with path.open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["key", *columns])
+            for key, row in tables.get(name, {}).items():
+                rows.writerow([key, *("" if row.get(column) is None else row[column] for column in columns)])
+
+
+def twin_of(world: World) -> Naive:
+    """The twin with the engine's order of ties and its numbers for values that are only known by hash."""
+    keys = hashing.derive_keys(KEY, world.policy["policy"])
+
+    def event_hash(event_id: str) -> int:
+        number = hashing.event_hash(event_id, keys)
+        return number - (1 << 64) if number >= 1 << 63 else number
+
+    def member_key(_name: str, value: str) -> str:
+        return f"{hashing.string_hash(value.encode(), keys):016x}"
+
+    return Naive(world.policy, tables=world.tables, event_hash=event_hash, member_key=member_key)
+
+
+@pytest.mark.parametrize("play", SCENARIOS, ids=lambda play: play.__name__)
+def test_the_engine_plays(play: Scenario, tmp_path: Path) -> None:
+    opened: list[EngineSubject] = []
+
+    def open_subject(policy: Mapping[str, Any], *, tables: Tables | None = None) -> EngineSubject:
+        folder = tmp_path / f"policy-{len(opened)}"
+        folder.mkdir()
+        opened.append(EngineSubject(folder, policy, tables=tables))
+        return opened[-1]
+
+    play(open_subject)
+    for subject in opened:
+        subject.engine.close()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(world=worlds())
+def test_every_drawn_policy_is_valid(world: World) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_policy(Path(folder), world.policy, world.tables)
+        assert list(load_definition(folder).features) == list(world.policy["features"])
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> tuple[World, list[Step]]:
+    world = draw(worlds())
+    start_ms = int(datetime.fromisoformat(draw(st.sampled_from(STARTS))).timestamp()) * 1000
+    return world, draw(streams(world, start_ms))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(story=stories())
+def test_engine_and_twin_agree(story: tuple[World, list[Step]]) -> None:
+    world, steps = story
+    twin = twin_of(world)
+    with (
+        tempfile.TemporaryDirectory() as one,
+        tempfile.TemporaryDirectory() as two,
+        EngineSubject(Path(one), world.policy, tables=world.tables) as in_batches,
+        EngineSubject(Path(two), world.policy, tables=world.tables) as one_by_one,
+    ):
+        for number, step in enumerate(steps):
+            expected = take(twin, step)
+            assert comparable(take(in_batches, step)) == comparable(expected), f"in batches, at step {number}"
+            lone = [part for single in singly(step) for part in take(one_by_one, single)]
+            assert comparable(lone) == comparable(expected), f"one by one, at step {number}"
+
+
+def take(subject: Naive | EngineSubject, step: Step) -> list[Any]:
+    """Do one step of a story; what came of it."""
+    match step:
+        case Score(now, events):
+            return list(subject.score_many(events, now))
+        case Label(now, event_id, label, time):
+            subject.label(event_id, label, time, now=now)
+        case Release(now, event_id):
+            return [subject.release(event_id, now)]
+        case ListEdit(now, True, name, entity, value, expires):
+            subject.list_put(name, entity, value, expires, now)
+        case ListEdit(now, _, name, entity, value):
+            subject.list_delete(name, entity, value, now)
+        case Reload(now, world):
+            subject.reload(world.policy, tables=world.tables, now=now)
+    return []
+
+
+def singly(step: Step) -> list[Step]:
+    return [Score(step.now, (event,)) for event in step.events] if isinstance(step, Score) else [step]
+
+
+SAID = ("event_id", "action", "risk", "challenge", "reasons", "fired", "shadow", "flags", "time", "features")
+
+
+def comparable(answers: list[Any]) -> list[Any]:
+    """What both must say. Of a problem, that there is one (and whether it is a conflict)."""
+    return [
+        ("problem", answer.code == "conflict")
+        if isinstance(answer, ProblemError)
+        else {name: answer[name] for name in SAID}
+        if isinstance(answer, dict)
+        else answer
+        for answer in answers
+    ]
