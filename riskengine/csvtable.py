@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_table(
         line = text.count("\n", 0, text.index("\0")) + 1
         return {}, [_finding(file, line, 1, "encoding", "the table holds a NUL character")]
 
-    lines = text.splitlines()
+    lines = re.split(r"\r\n|\r|\n", text)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: dict[str, dict[str, Cell]] = {}
     seen: dict[str, int] = {}

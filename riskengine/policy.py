@@ -635,7 +635,8 @@ class _Loader:
                     node,
                     "wrong-value",
                     f"the composite entity {name} is made of 2 to {COMPOSITE_MAX} different fields",
-                    found=f"{len(fields)} fields",
+                    found=", ".join(map(str, fields)) or "no field",
+                    mend=f"write `{name}: {fields[0]}`" if len(set(fields)) == 1 else None,
                 )
                 return None
             return Entity(name, tuple(cast(list[str], fields)))
@@ -866,7 +867,8 @@ class _Loader:
         items = source.items(node, "a feature")
         if not items:
             if len(source.findings) == before:
-                self._missing(source, key, f"the feature {name}", "aggregate", expected=", ".join(AGGREGATES))
+                said = f"the feature {name} does not say what it computes"
+                source.error(key, "missing-key", said, found="nothing", expected=", ".join(AGGREGATES))
             return None
         aggregates = [found for found in AGGREGATES if found in items]
         if len(aggregates) != 1:
@@ -1569,7 +1571,7 @@ def _say_ms(ms: int) -> str:
     for unit in ("d", "h", "m", "s"):
         if ms and ms % _UNIT_MS[unit] == 0:
             return f"{ms // _UNIT_MS[unit]}{unit}"
-    return f"{ms}ms"
+    return f"{ms}ms" if ms else "0s"
 
 
 def _and(names: Sequence[str]) -> str:

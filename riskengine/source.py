@@ -223,7 +223,10 @@ class Source:
             if node.tag:
                 self._refuse_tag(node)
             return list(node.value)
-        self.error(node, "wrong-type", f"{what} is a list", found=describe(node), expected="a list")
+        mend = f"write [{node.value}]" if type(node) is ScalarNode and node.value else None
+        self.error(
+            node, "wrong-type", f"{what} is a list", found=describe(node), expected="a list", mend=mend
+        )
         return []
 
     def scalar(self, node: Node) -> Scalar:
@@ -261,6 +264,7 @@ class Source:
             node,
             "unknown-name",
             message,
+            found=repr(name) if name else None,
             expected=expected or "nothing: there are none",
             mend=f"did you mean {close!r}?" if close else None,
         )
