@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from riskengine import normal
 from riskengine.errors import EventError, Problem, RiskEngineError
@@ -77,6 +79,12 @@ class Chunk:
     def part(self, start: int, stop: int) -> Chunk:
         """The events from `start` up to `stop`."""
         return Chunk(self.file, self.events[start:stop], self.lines[start:stop], self.raw[start:stop])
+
+    def now(self, latest_ms: int) -> NDArray[np.int64]:
+        """The running maximum of event time, epoch ms for each event; `latest_ms` is what it was before."""
+        times = [parse_time(event.get("time")) for event in self.events]
+        known = [latest_ms if time is None or time > normal.TIME_MAX_MS else time for time in times]
+        return np.maximum.accumulate(np.maximum(np.array(known, np.int64), latest_ms))
 
     def reject(self, index: int, reason: str) -> Reject:
         """Why the event at `index` could not be used."""
@@ -372,8 +380,6 @@ def _checked_start(block: bytes, name: str) -> bytes:
 
 def _sorted_lines(source: BinaryIO, name: str, progress: Progress) -> Iterator[Line]:
     """Lines by the time of their events. Only times and offsets are held: 24 bytes a line."""
-    import numpy as np
-
     times, offsets, numbers = array("q"), array("q"), array("q")
     start = source.read(BLOCK_BYTES)
     offset = len(start) - len(_checked_start(start, name))
@@ -433,8 +439,6 @@ def _batches(file: Any, size: int) -> Iterator[tuple[range, pa.RecordBatch]]:
 
 def _sorted_batches(file: Any, path: str, size: int) -> Iterator[tuple[list[int], pa.RecordBatch]]:
     """Parquet is sorted in memory, where it takes a few times its size on disk."""
-    import numpy as np
-
     table = file.read()
     if "time" not in table.column_names:
         raise FileError(f"{path} has no column `time` to sort by.")

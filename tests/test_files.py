@@ -336,7 +336,7 @@ def test_labels(tmp_path: Path) -> None:
         (5, "/label: expected fraud or legit, found 'bad'"),
         (6, "/time: a label in a file says when it became known"),
         (7, "/time: expected RFC 3339 text with an offset or Z, or epoch milliseconds as an integer"),
-        (8, "/source: expected string, found number"),
+        (8, "/source: expected string, found integer"),
         (9, "this is not JSON: Input data was truncated"),
     ]
 

@@ -1,0 +1,5 @@
+"""`python -m riskengine` is `riskengine`."""
+
+from riskengine.cli import main
+
+main()
