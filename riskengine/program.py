@@ -26,7 +26,8 @@ Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
 Words = NDArray[np.uint64]
 
-LANES: Final = 64  # 64 doubles are 512 bytes: a program of dozens of columns stays in the first cache
+# Lanes at a time: 64 doubles are 512 bytes, so a program of dozens of columns stays in the first cache.
+BLOCK: Final = np.uint64(64)
 TIME_MS_MAX: Final = 8.64e15  # a hundred million days: beyond it a time has no hour
 
 # Instructions are rows of OPERATION, destination column, operands a, b, c, d. In a K the operand b is the
@@ -404,16 +405,21 @@ def run(
     hashes: Words,
     pool: Bytes,
 ) -> None:
-    """Interpret `code` over all lanes, block by block. Shapes as in `execute` and `Program`."""
-    n = cells.shape[1]
-    for first in range(0, n, LANES):
-        last = min(first + LANES, n)
+    """Interpret `code` over all lanes, block by block. Shapes as in `execute` and `Program`.
+
+    Indices are unsigned: of a signed one the compiler must think that it may count from the end, and does
+    not vectorize (500 comparisons of 64 lanes: 32 us signed, 7 us unsigned; of one lane 3.8 us and 1.6 us).
+    """
+    n = np.uint64(cells.shape[1])
+    first = np.uint64(0)
+    while first < n:
+        last = min(first + BLOCK, n)
         for i in range(code.shape[0]):
             op = code[i, 0]
-            d = code[i, 1]
-            a = code[i, 2]
-            b = code[i, 3]
-            c = code[i, 4]
+            d = np.uint64(code[i, 1])
+            a = np.uint64(code[i, 2])
+            b = np.uint64(code[i, 3])
+            c = np.uint64(code[i, 4])
             if op == LTK:
                 k = consts[b]
                 for j in range(first, last):
@@ -567,13 +573,13 @@ def run(
                     ms = math.floor(x) if known else 0
                     cells[d, j] = weekday_of(ms, transitions, offsets) if known else math.nan
             elif op == DISTANCE:
-                e = code[i, 5]
+                e = np.uint64(code[i, 5])
                 for j in range(first, last):
                     cells[d, j] = haversine_km(cells[a, j], cells[b, j], cells[c, j], cells[e, j])
             elif op in (ONE_OF, NOT_ONE_OF):
                 for j in range(first, last):
                     x = cells[a, j]
-                    found = holds_number(consts, b, c, x)
+                    found = holds_number(consts, code[i, 3], code[i, 4], x)
                     cells[d, j] = 1.0 if (x == x) & (found == (op == ONE_OF)) else 0.0
             elif op in (TEXT_IN, TEXT_NOT_IN):
                 for j in range(first, last):
@@ -582,13 +588,13 @@ def run(
                     if size < 0:
                         found = op == TEXT_NOT_IN
                     elif off >= 0:
-                        found = holds_text(pool, members, b, c, text, off, size)
+                        found = holds_text(pool, members, code[i, 3], code[i, 4], text, off, size)
                     else:
-                        found = holds_text(pool, members, b, c, table_pool, -1 - off, size)
+                        found = holds_text(pool, members, code[i, 3], code[i, 4], table_pool, -1 - off, size)
                     cells[d, j] = 1.0 if found == (op == TEXT_IN) else 0.0
             elif op in (HASH_IN, HASH_NOT_IN):
                 for j in range(first, last):
-                    found = holds_hash(hashes, b, c, str_hash[j, a])
+                    found = holds_hash(hashes, code[i, 3], code[i, 4], str_hash[j, a])
                     cells[d, j] = 1.0 if (str_len[j, a] >= 0) & (found == (op == HASH_IN)) else 0.0
             elif op in (TEXT_EQ, TEXT_NE):
                 for j in range(first, last):
@@ -628,6 +634,7 @@ def run(
                     else:
                         found = fits(pool, glob, glob_end, table_pool, -1 - off, size - 1 - off)
                     cells[d, j] = 1.0 if found else 0.0
+        first = last
 
 
 @jit
@@ -641,7 +648,7 @@ def remainder(x: float, y: float) -> float:
     """Return x % y as Python's floats have it (the sign is y's), missing for y = 0."""
     if y == 0.0 or x - x != 0.0 or y != y:
         return math.nan
-    rest = np.fmod(x, y)
+    rest = float(np.fmod(x, y))
     if rest == 0.0:
         return math.copysign(0.0, y)
     return rest + y if (rest < 0.0) != (y < 0.0) else rest
