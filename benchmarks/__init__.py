@@ -1,0 +1,1 @@
+"""Speed, each benchmark with its answer asserted before anything is timed: `python -m benchmarks`."""
