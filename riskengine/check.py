@@ -284,10 +284,7 @@ class _Mind:
                 self.why = "it compares a value with itself"
                 return False
             return _UNKNOWN
-        held = _COMPARED[term.op](left, right)
-        if not held:
-            self.why = f"{_number(left)} {_SIGNS.get(term.op, '!=')} {_number(right)} is false"
-        return held
+        return _COMPARED[term.op](left, right)
 
     def _any(self, term: Term) -> _Value:
         values = [self.value(arg) for arg in term.args]
@@ -451,10 +448,6 @@ def _say(term: Term) -> str:
     if isinstance(term.value, Symbol):
         return term.value.name
     return "the condition" if term.type == "bool" else "the value"
-
-
-def _number(value: float) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 def _bound(value: float, type: str) -> str:
