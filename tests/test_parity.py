@@ -104,7 +104,7 @@ def plain(answer: Any) -> dict[str, Any] | ProblemError:
     if isinstance(answer, EventError):
         return ProblemError(answer.problems[0].code)
     built: dict[str, Any] = msgspec.to_builtins(answer)
-    return built
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in built.items()}
 
 
 def write_policy(folder: Path, policy: Mapping[str, Any], tables: Tables) -> None:
