@@ -142,6 +142,8 @@ def parse(source: str, place: Place) -> Node | list[Finding]:
         ]
     flat = text.replace("\n", " ").replace("\r", " ")
     shift = len(source) - len(source.lstrip())
+    if "\\" in flat:
+        return [_backslash_finding(source, place, flat, shift)]
     try:
         if _GLUED.search(flat):  # "1and 2" only warns; here it is a mistake
             with warnings.catch_warnings():
@@ -201,7 +203,7 @@ def rfc3339_ms(text: str) -> int | None:
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_GLUED: Final = re.compile(r"\\|(?<![\w.])[0-9][0-9a-fA-FxXoO._]*[A-Za-z]")
+_GLUED: Final = re.compile(r"(?<![\w.])[0-9][0-9a-fA-FxXoO._]*[A-Za-z]")
 _STRINGS: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 # What people write who come from another language: pattern, message, mend.
@@ -476,7 +478,9 @@ class _Checker:
             kind = op.__class__
             if kind is ast.In or kind is ast.NotIn:
                 terms.append(self.membership(left_node, left, kind is ast.NotIn, right_node))
-                right = None  # a list: compared further it is foreign
+                right = None
+                if right_node is not node.comparators[-1]:
+                    terms.append(self.foreign(right_node, right_node))
             else:
                 right = self.term(right_node)
                 named = _COMPARISONS.get(kind)
@@ -1030,6 +1034,16 @@ def _comment_finding(source: str, place: Place, flat: str, shift: int, tree: ast
         message="a comment inside of an expression would hide what follows it",
         found=tail[tail.index("#") :][:20],
         mend="move the comment to its own line of the YAML file",
+    )
+
+
+def _backslash_finding(source: str, place: Place, flat: str, shift: int) -> Finding:
+    return Finding(
+        code="syntax",
+        place=_place_at(source, place, shift + flat.index("\\")),
+        message="a backslash means nothing in an expression",
+        found=flat[flat.index("\\") :][:20],
+        mend="write the character itself; a quote stands between quotes of the other kind",
     )
 
 

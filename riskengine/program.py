@@ -702,11 +702,10 @@ def holds_text(
 
 @jit
 def order(x: Bytes, x_off: int, y: Bytes, y_off: int, size: int) -> int:
-    """Compare `size` bytes: 0 if equal, else the sign of the first difference."""
+    """Compare `size` bytes: 0 if equal, else -1 or 1 by the first that differ."""
     for i in range(size):
-        difference = int(x[x_off + i]) - int(y[y_off + i])
-        if difference != 0:
-            return difference
+        if x[x_off + i] != y[y_off + i]:
+            return -1 if x[x_off + i] < y[y_off + i] else 1
     return 0
 
 

@@ -147,7 +147,7 @@ def gather(
     who: Words,
     fired: Bytes,
 ) -> None:
-    """Set fired (n, R) where the result is true, the type is the rule's, it is not expired, and rolled out."""
+    """Set fired (n, R) where the result is true, type, expiry and rollout permitting."""
     n = np.uint64(fired.shape[0])
     for r in range(np.uint64(fired.shape[1])):
         column = np.uint64(gates[r, COLUMN])
