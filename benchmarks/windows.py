@@ -108,6 +108,7 @@ def ours(policy: Policy, events: pa.Table) -> tuple[list[str], Floats, float]:
     """Feature names, values (features, events) and the seconds from columns to rows."""
     features = policy.features
     store = MemoryStore(features)
+    tables = policy.tables({})
     columns = [features.columns[name] for name in features.names]
     found = np.empty((len(columns), len(events)))
     batches = events.combine_chunks().to_batches(max_chunksize=BATCH)
@@ -118,7 +119,7 @@ def ours(policy: Policy, events: pa.Table) -> tuple[list[str], Floats, float]:
         now = clocks[at : at + len(part)]
         batch, errors = policy.schema.parse_columns(part, now)
         assert not errors
-        touches = features.touches(batch, batch.time)
+        touches = features.touches(batch, batch.time, tables)
         store.observe(touches)
         found[:, at : at + len(part)] = features.rows(touches).cells[columns]
         at += len(part)
