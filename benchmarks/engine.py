@@ -100,10 +100,11 @@ def in_columns(events: Events) -> tuple[list[Decision], float]:
 
 
 def traffic(n: int, seed: int = 7) -> list[dict[str, Any]]:
-    """`n` events of a busy hour in time order: claims, scans and payments, two in a hundred by a farm."""
+    """`n` events of a busy hour in time order: claims, scans and payments, two in a hundred by farms."""
     draw = random.Random(seed)
     people = [person(draw, i) for i in range(n // 3)]
-    farm = [{**person(draw, i), "device_id": f"rack-{i % 9}", "user_id": f"f{i}"} for i in range(200)]
+    farm = [{**person(draw, i), "user_id": f"f{i}", "device_id": f"rack{i % 9}"} for i in range(100)]
+    farm += [{**person(draw, i), "user_id": f"p{i}", "phone": f"1700000{i % 20:04}"} for i in range(100)]
     kinds = {"coupon_claim": claim, "qr_scan": scan, "payment": payment}
     events = []
     for i in range(n):
