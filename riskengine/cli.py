@@ -132,8 +132,7 @@ def check(
     from riskengine import check as checker
     from riskengine.policy import examine
 
-    folder = _rules_folder(rules)
-    examined = examine(folder)
+    examined = examine(_rules_folder(rules))
     findings = checker.findings_of(examined)
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json or format == "json":
@@ -145,9 +144,6 @@ def check(
         _print(checker.report(findings, format))
         if explain and examined.definition is not None:
             _print(checker.explain_text(examined.definition))
-        if format == "text":
-            warnings = len(findings) - errors
-            _say(f"{folder}: {_count(errors, 'error')}, {_count(warnings, 'warning')}")
     raise typer.Exit(FINDINGS if errors else GOOD)
 
 
@@ -219,7 +215,7 @@ def score(
     began = time.perf_counter()
     actions: Counter[str] = Counter()
     progress = files.Progress()
-    interrupted = False
+    interrupted, unknown = False, 0
     with (
         Engine.open(_rules_folder(rules), store=store, journal=journal) as engine,
         files.Rejects(rejects) as refused,
@@ -229,10 +225,13 @@ def score(
         try:
             known = files.read_labels(labels, refused.add) if labels is not None else []
             chunks = files.read_events(input_, refused.add, sort=sort, progress=progress)
-            _score_all(engine, files.merge(chunks, known), features, written, refused, actions, shown)
+            parts = files.merge(chunks, known)
+            unknown = _score_all(engine, parts, features, written, refused, actions, shown)
         except KeyboardInterrupt:
             interrupted = True
     _summarise(actions, refused, rejects, time.perf_counter() - began)
+    if unknown:
+        _say(f"{_count(unknown, 'label')} {'is' if unknown == 1 else 'are'} of no event seen before it")
     if interrupted:
         _say(f"interrupted: the {_count(written.written, 'decision')} made until then are in {output}")
         raise typer.Exit(INTERRUPTED)
@@ -250,15 +249,16 @@ def _score_all(
     rejects: Rejects,
     actions: Counter[str],
     shown: Callable[[], None],
-) -> None:
+) -> int:
+    """Score, write and count; return how many labels were of no event seen before them."""
     from riskengine.files import Chunk
 
-    latest_ms = 0
+    latest_ms = unknown = 0
     for part in parts:
         # A batch is scored and written whole or not at all, so that no line is cut in the middle.
         with _interrupts_wait():
             if not isinstance(part, Chunk):
-                engine.label(part.event_id, part.label, part.time, part.source)
+                unknown += not engine.label(part.event_id, part.label, part.time, part.source)
                 continue
             now = part.now(latest_ms)
             latest_ms = int(now[-1])
@@ -271,6 +271,7 @@ def _score_all(
             output.write(decisions)
             actions.update(decision.action for decision in decisions)
         shown()
+    return unknown
 
 
 @contextmanager
