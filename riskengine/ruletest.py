@@ -37,9 +37,14 @@ Items = Mapping[str, tuple[ScalarNode, Node]]
 class Judge(Protocol):
     """What a rule test needs of an engine (`riskengine.Engine`)."""
 
-    def score(self, event: Mapping[str, Any], features: bool = False) -> Decision: ...  # noqa: D102
-    def label(self, event_id: str, label: Any, time: int | None = None) -> bool: ...  # noqa: D102
-    def release(self, event_id: str) -> bool: ...  # noqa: D102
+    def score(self, event: Mapping[str, Any], features: bool = False) -> Decision:
+        """Decide one event; EventError where it may not be scored."""
+
+    def label(self, event_id: str, label: Any, time: int | None = None) -> bool:
+        """Say what became known of an event; False where it is not known."""
+
+    def release(self, event_id: str) -> bool:
+        """Give back what an event holds of limits."""
 
 
 @dataclass(frozen=True, slots=True)
