@@ -18,13 +18,13 @@ from riskengine.definition import Definition, Entity, Field, Message, Window
 from riskengine.errors import Place, PolicyError, render
 from riskengine.footprint import ENTITY_BYTES_MAX, cells, state_bytes
 from riskengine.policy import (
-    bucket_width_ms,
     definition_fingerprint,
     examine,
     feature_fingerprint,
     load_definition,
     parse_duration,
 )
+from riskengine.sections import bucket_width_ms
 
 # Nearly everything the format has.
 WHOLE = (SNAPSHOTS / "whole" / "policy.yaml").read_text(encoding="utf-8")
