@@ -13,7 +13,7 @@ import pytest
 
 from riskengine import Decision, Engine
 from riskengine.check import findings_of
-from riskengine.definition import Definition
+from riskengine.definition import Definition, Limit, Rule
 from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
 from riskengine.policy import examine, load_definition
 from riskengine.ruletest import render_report, run_tests
@@ -56,15 +56,14 @@ def test_what_acts_says_why_in_both_languages(shipped: Definition) -> None:
     """A customer or an agent reads these; a rule in shadow will act one day."""
     silent = [
         item.name
-        for item in (*shipped.rules.values(), *shipped.limits.values())
+        for item in rules_and_limits(shipped)
         if item.message is None or not item.message.zh or not item.message.en
     ]
     assert silent == []
 
 
 def test_everything_has_an_owner(shipped: Definition) -> None:
-    items = (*shipped.rules.values(), *shipped.limits.values())
-    assert [item.name for item in items if item.owner is None] == []
+    assert [item.name for item in rules_and_limits(shipped) if item.owner is None] == []
 
 
 def test_every_feature_is_used(shipped: Definition) -> None:
@@ -101,6 +100,10 @@ def test_the_sample_shows_every_action_and_spares_ordinary_customers() -> None:
             hit.append((event["event_id"], decision.fired))
     assert actions == {"allow", "review", "challenge", "deny"}
     assert hit == []
+
+
+def rules_and_limits(definition: Definition) -> list[Rule | Limit]:
+    return [*definition.rules.values(), *definition.limits.values()]
 
 
 def is_incident(event: dict[str, Any]) -> bool:

@@ -22,12 +22,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # values, and what reads and writes them
     (
         "errors", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source", "normal",
-        "intake", "reading", "event", "files",
+        "scalars", "intake", "reading", "columns", "event", "files",
     ),
     # arithmetic on them
     ("ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
     ("features", "rules", "forest", "stores", "journal"),
-    ("policy", "compiled", "engine"),
+    ("sections", "policy", "compiled", "engine"),
     ("replay",),
     # consumers of the engine and of replay
     ("check", "ruletest", "training", "backtest", "simulate", "service"),
