@@ -334,9 +334,13 @@ class _Checker:
 
     def term(self, node: ast.expr) -> Term | None:
         self.nodes += 1
-        self.depth += 1
         if self.nodes > NODES_MAX:
             self.too_big()
+        if isinstance(node, ast.Name):
+            return self.name(node)
+        if isinstance(node, ast.Constant):
+            return self.constant(node)
+        self.depth += 1
         if self.depth > DEPTH_MAX:
             self.findings.append(_too_deep(self.place(node), DEPTH_MAX))
             raise _TooBig
@@ -349,6 +353,8 @@ class _Checker:
 
     def constant(self, node: ast.Constant) -> Term | None:
         value = node.value
+        if isinstance(value, float) and value - value == 0.0:
+            return Term("number", "number", (), value)
         if isinstance(value, bool):
             return _TRUE if value else _FALSE
         if isinstance(value, int | float):
@@ -473,6 +479,9 @@ class _Checker:
 
     def compare(self, node: ast.Compare) -> Term | None:
         left_node, left = node.left, self.term(node.left)
+        if len(node.ops) == 1 and (named := _COMPARISONS.get(node.ops[0].__class__)) is not None:
+            right_node = node.comparators[0]
+            return self.comparison(node, named, left_node, left, right_node, self.term(right_node))
         terms: list[Term | None] = []
         for op, right_node in zip(node.ops, node.comparators, strict=True):
             kind = op.__class__
@@ -899,8 +908,6 @@ class _Checker:
 
 # Visitors take the one class of node they are listed for, which a dict's type cannot say.
 _VISITS: Final[dict[type[ast.expr], Callable[..., Term | None]]] = {
-    ast.Constant: _Checker.constant,
-    ast.Name: _Checker.name,
     ast.Attribute: _Checker.attribute,
     ast.BoolOp: _Checker.bool_op,
     ast.UnaryOp: _Checker.unary_op,

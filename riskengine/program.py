@@ -48,7 +48,9 @@ HASH_IN, HASH_NOT_IN = 45, 46  # a is a string column; the hashes b to b + c, as
 TEXT_EQ, TEXT_NE, HASH_EQ, HASH_NE = 47, 48, 49, 50  # a and b are string columns
 TEXT_MISSING, MATCHES = 51, 52  # a is a string column; b is the member that is the glob
 
-READS: Final = {  # how many of the operands, from a on, are number columns
+INPUT: Final = -1  # no instruction: a column that is there already
+READS: Final[dict[int, int]] = {  # how many of the operands, from a on, are number columns
+    **dict.fromkeys(range(INPUT, MATCHES + 1), 0),
     COPY: 1, NOT: 1, NEG: 1, ABS: 1, LOG: 1, MISSING: 1, HOUR: 1, WEEKDAY: 1, ONE_OF: 1, NOT_ONE_OF: 1,
     **dict.fromkeys((LTK, LEK, GTK, GEK, EQK, NEK, ADDK, MULK, DIVK, SUBRK, DIVRK, DEFAULTK), 1),
     **dict.fromkeys((LT, LE, GT, GE, EQ, NE, AND, OR, ADD, SUB, MUL, DIV, MOD, MIN, MAX, DEFAULT), 2),
@@ -198,7 +200,7 @@ class _Assembler:
         value = self.emit(term)
         if value < 0:
             value = self.make(CONST, ~value)
-        made_here = self.instructions[value][0] >= 0
+        made_here = self.instructions[value][0] != INPUT
         if column is None:
             if self.columns[value] < 0:
                 self.columns[value] = self.layout.temp()
@@ -215,12 +217,11 @@ class _Assembler:
 
     def emit(self, term: Term) -> int:
         op = term.op
-        if op == "symbol":
-            assert isinstance(term.value, Symbol)
-            return self.input(self.layout.numbers[term.value.name])
-        if op == "number":
-            assert isinstance(term.value, float)
-            return ~self.const(term.value)
+        value = term.value
+        if op == "symbol" and isinstance(value, Symbol):
+            return self.input(self.layout.numbers[value.name])
+        if op == "number" and isinstance(value, float):
+            return ~self.const(value)
         binary = _BINARY.get(op)
         if binary is not None:
             return self.binary(binary, self.emit(term.args[0]), self.emit(term.args[1]))
@@ -303,7 +304,7 @@ class _Assembler:
         value = self.inputs.get(column)
         if value is None:
             value = self.inputs[column] = len(self.columns)
-            self.instructions.append(_INPUT)
+            self.instructions.append((INPUT, 0, 0, 0, 0))
             self.columns.append(column)
         return value
 
@@ -356,37 +357,36 @@ class _Assembler:
         instructions, columns = self.instructions, self.columns
         last_use = [-1] * len(columns)
         for at, instruction in enumerate(instructions):
-            for operand in instruction[1 : 1 + READS.get(instruction[0], 0)]:
+            for operand in instruction[1 : 1 + READS[instruction[0]]]:
                 last_use[operand] = at
-        rows: list[int] = []
+        rows: list[tuple[int, ...]] = []
         free: list[int] = []
-        borrowed: set[int] = set()
+        borrowed = [False] * len(columns)
         used = 0
-        for at, (operation, *operands) in enumerate(instructions):
-            if operation < 0:
+        for at, instruction in enumerate(instructions):
+            operation = instruction[0]
+            if operation == INPUT:
                 continue
-            if columns[at] < 0:
+            column = columns[at]
+            if column < 0:
                 if free:
-                    columns[at] = free.pop()
+                    column = free.pop()
                 else:
-                    columns[at] = self.layout.scratch(used)
+                    column = self.layout.scratch(used)
                     used += 1
-                borrowed.add(at)
-            reads = READS.get(operation, 0)
+                columns[at] = column
+                borrowed[at] = True
             # The destination is taken before the operands are given back: a loop that writes where it
             # reads does not vectorize.
-            rows.append(operation)
-            rows.append(columns[at])
-            for operand in operands[:reads]:
-                rows.append(columns[operand])
-                if last_use[operand] == at and operand in borrowed:
-                    borrowed.discard(operand)
-                    free.append(columns[operand])
-            rows += operands[reads:]
+            reads = instruction[1 : 1 + READS[operation]]
+            rows.append(
+                (operation, column, *[columns[value] for value in reads], *instruction[1 + len(reads) :])
+            )
+            for value in reads:
+                if borrowed[value] and last_use[value] == at:
+                    borrowed[value] = False
+                    free.append(columns[value])
         return np.array(rows, np.int32).reshape(-1, WIDTH)
-
-
-_INPUT: Final = (-1, 0, 0, 0, 0)
 
 
 @jit
