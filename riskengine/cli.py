@@ -212,7 +212,6 @@ def score(
     from riskengine.engine import Engine
 
     _refuse_same_file(input_, output)
-    began = time.perf_counter()
     actions: Counter[str] = Counter()
     progress = files.Progress()
     interrupted, unknown = False, 0
@@ -222,6 +221,7 @@ def score(
         files.open_output(output, _feature_types(engine) if features else None) as written,
         _bar(progress) as shown,
     ):
+        began = time.perf_counter()
         try:
             known = files.read_labels(labels, refused.add) if labels is not None else []
             chunks = files.read_events(input_, refused.add, sort=sort, progress=progress)
@@ -263,7 +263,12 @@ def _score_all(
             now = part.now(latest_ms)
             latest_ms = int(now[-1])
             decisions = []
-            for i, result in enumerate(engine.score_many(part.events, features, now=now)):
+            results = (
+                engine.score_many(part.events, features, now=now)
+                if part.columns is None
+                else engine.score_columns(part.columns, features, now=now)
+            )
+            for i, result in enumerate(results):
                 if isinstance(result, EventError):
                     rejects.add(part.reject(i, str(result)))
                 else:
@@ -346,8 +351,9 @@ def _feature_types(engine: Engine) -> dict[str, str]:
 
 
 def _refuse_same_file(source: str, target: str) -> None:
-    same = source != "-" and target != "-" and os.path.exists(target) and os.path.samefile(source, target)
-    if same:
+    if source == "-" or target == "-" or not (os.path.exists(source) and os.path.exists(target)):
+        return
+    if os.path.samefile(source, target):
         raise typer.BadParameter(f"--out is the same file as --in: {target}")
 
 

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, overload
 
 import msgspec
 import numpy as np
@@ -65,26 +65,40 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some events of a file, in its order, with the line and the verbatim bytes of each."""
+    """Some events of a file, in its order, with the line and the verbatim bytes of each.
+
+    From Parquet `columns` is the Arrow record batch itself, and mappings are made only where asked for.
+    """
 
     file: str
     events: Sequence[Event]
     lines: Sequence[int]
     raw: Sequence[bytes]
+    columns: pa.RecordBatch | None = None
 
     def __len__(self) -> int:
         """How many events."""
         return len(self.events)
 
-    def part(self, start: int, stop: int) -> Chunk:
-        """The events from `start` up to `stop`."""
-        return Chunk(self.file, self.events[start:stop], self.lines[start:stop], self.raw[start:stop])
+    def times(self) -> list[int | None]:
+        """Epoch ms of each event, None where it is absent or cannot be read."""
+        if self.columns is None:
+            return [parse_time(event.get("time")) for event in self.events]
+        if "time" not in self.columns.schema.names:
+            return [None] * len(self)
+        return [parse_time(time) for time in self.columns.column("time").to_pylist()]
 
     def now(self, latest_ms: int) -> NDArray[np.int64]:
         """The running maximum of event time, epoch ms for each event; `latest_ms` is what it was before."""
-        times = [parse_time(event.get("time")) for event in self.events]
-        known = [latest_ms if time is None or time > normal.TIME_MAX_MS else time for time in times]
+        known = [latest_ms if time is None else time for time in self.times()]
         return np.maximum.accumulate(np.maximum(np.array(known, np.int64), latest_ms))
+
+    def part(self, start: int, stop: int) -> Chunk:
+        """The events from `start` up to `stop`."""
+        columns = self.columns.slice(start, stop - start) if self.columns is not None else None
+        return Chunk(
+            self.file, self.events[start:stop], self.lines[start:stop], self.raw[start:stop], columns
+        )
 
     def reject(self, index: int, reason: str) -> Reject:
         """Why the event at `index` could not be used."""
@@ -188,8 +202,7 @@ def merge(chunks: Iterable[Chunk], labels: Sequence[Label]) -> Iterator[Chunk | 
     for chunk in chunks:
         start = 0
         if due < len(labels):
-            for i, event in enumerate(chunk.events):
-                time_ms = parse_time(event.get("time"))
+            for i, time_ms in enumerate(chunk.times()):
                 if time_ms is None or _known_ms(labels[due]) >= time_ms:
                     continue
                 if i > start:
@@ -208,7 +221,7 @@ def merge(chunks: Iterable[Chunk], labels: Sequence[Label]) -> Iterator[Chunk | 
 def parse_time(value: object) -> int | None:
     """An event's `time` as epoch ms, or None where it is absent or cannot be read."""
     if type(value) is int:
-        return value
+        return value if normal.TIME_MIN_MS <= value <= normal.TIME_MAX_MS else None
     if type(value) is not str:
         return None
     text = value.strip().encode()
@@ -422,12 +435,52 @@ def _parquet(
         if sort:
             batches = _sorted_batches(file, path, size)
         for numbers, batch in batches:
-            events = [
-                {name: value for name, value in row.items() if value is not None}
-                for row in _plain(batch, path).to_pylist()
-            ]
-            progress.done += len(events)
-            yield Chunk(path, events, list(numbers), [msgspec.json.encode(event) for event in events])
+            rows = _Rows(_plain(batch, path))
+            progress.done += len(rows)
+            yield Chunk(path, rows, numbers, _RawRows(rows), rows.batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows(Sequence[Event]):
+    """The rows of a record batch as mappings without its nulls, made when they are looked at."""
+
+    batch: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return int(self.batch.num_rows)
+
+    def __iter__(self) -> Iterator[Event]:
+        for row in self.batch.to_pylist():
+            yield {name: value for name, value in row.items() if value is not None}
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> _Rows: ...
+    def __getitem__(self, index: int | slice) -> Event | _Rows:
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(len(self))
+            return _Rows(self.batch.slice(start, max(0, stop - start)))
+        return next(iter(_Rows(self.batch.slice(index, 1))))
+
+
+@dataclass(frozen=True, slots=True)
+class _RawRows(Sequence[bytes]):
+    """The rows as JSON, for rejects."""
+
+    rows: _Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> _RawRows: ...
+    def __getitem__(self, index: int | slice) -> bytes | _RawRows:
+        return (
+            _RawRows(self.rows[index]) if isinstance(index, slice) else msgspec.json.encode(self.rows[index])
+        )
 
 
 def _batches(file: Any, size: int) -> Iterator[tuple[range, pa.RecordBatch]]:

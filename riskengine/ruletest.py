@@ -18,7 +18,8 @@ import msgspec
 from riskengine.definition import ACTIONS, CHALLENGES, LABELS, Definition, Feature, Limit, Rule
 from riskengine.errors import EventError, Finding, Place, nearest, render
 from riskengine.expression import rfc3339_ms
-from riskengine.policy import load_definition, parse_duration
+from riskengine.policy import load_definition
+from riskengine.scalars import parse_duration
 from riskengine.source import MappingNode, Node, ScalarNode, SequenceNode, Source, read_source
 from riskengine.vocabulary import ENVELOPE
 

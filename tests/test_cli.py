@@ -416,6 +416,7 @@ def test_what_cannot_be_done_exits_with_2(run: Any, arguments: list[str], messag
     write_lines("e.jsonl", events(3))
     before = Path("e.jsonl").read_bytes()
     Path("array.json").write_text("[{}]", encoding="utf-8")
+    Path("d.jsonl").touch()
     arguments = [part.replace("LINK", Path.cwd().name) for part in arguments]
     ran = run("score", *arguments)
     assert ran.code == 2
