@@ -306,13 +306,9 @@ class Naive:
         return time - self.newest.get((entity, key), time) > self._retention_ms(entity)
 
     def _eligible(self, name: str, seen: Seen) -> bool:
-        """Whether the event is one of those a feature is made from: by its type and `where`.
-
-        What is remembered (distinct, previous, speed) must also be there; a sum is of the same events as
-        their count, and a number that is absent adds nothing.
-        """
+        """Whether the event contributes to a feature: its type, its field and its `where`."""
         spec = self.policy["features"][name]
-        what = remembered_field(spec)
+        what = counted_field(self.policy, spec)
         if seen.type not in types_of(self.policy, spec):
             return False
         if what is not None and self.member(what, seen) is None:
@@ -628,7 +624,7 @@ class Row:
         if aggregate == "distinct":
             return self._distinct(spec, what, judged)
         if aggregate in ("sum", "mean", "min", "max", "std"):
-            minor = [event.minor[what] for event in self._inside(spec, judged) if what in event.minor]
+            minor = [event.minor[what] for event in self._inside(spec, judged)]
             return STATISTICS[aggregate](minor, digits_of(self.naive.policy, what))
         if aggregate == "since_first":
             return self._since(min((event.time for event in judged), default=None))
@@ -725,8 +721,8 @@ def noisy_or(risks: Iterable[float]) -> float:
 def distance_km(a: Location, b: Location) -> float:
     """Great circle (haversine) on a sphere of the mean Earth radius."""
     lat_a, lat_b = math.radians(a.lat), math.radians(b.lat)
-    half_lat = math.sin((lat_b - lat_a) / 2.0)
-    half_lon = math.sin((math.radians(b.lon) - math.radians(a.lon)) / 2.0)
+    half_lat = math.sin(math.radians(b.lat - a.lat) / 2.0)
+    half_lon = math.sin(math.radians(b.lon - a.lon) / 2.0)
     h = half_lat * half_lat + math.cos(lat_a) * math.cos(lat_b) * half_lon * half_lon
     return 2.0 * EARTH_KM * math.asin(math.sqrt(min(1.0, h)))
 
@@ -1016,15 +1012,12 @@ def label_of(spec: Mapping[str, Any]) -> str | None:
     return place if isinstance(place, str) and place in LABELS else None
 
 
-def field_of(spec: Mapping[str, Any]) -> str | None:
-    """The field (or entity, for distinct) that a feature is of."""
+def counted_field(policy: Policy, spec: Mapping[str, Any]) -> str | None:
+    """The field (or entity, for distinct) without which an event does not count."""
     aggregate, what = aggregate_of(spec)
-    return str(what) if aggregate in STATISTICS else remembered_field(spec)
-
-
-def remembered_field(spec: Mapping[str, Any]) -> str | None:
-    aggregate, what = aggregate_of(spec)
-    return str(what) if aggregate in ("distinct", "previous", "speed") else None
+    if aggregate in ("distinct", "sum", "mean", "min", "max", "std", "previous", "speed"):
+        return str(what)
+    return None
 
 
 def types_of(policy: Policy, spec: Mapping[str, Any]) -> list[str]:
@@ -1036,7 +1029,11 @@ def types_of(policy: Policy, spec: Mapping[str, Any]) -> list[str]:
     elif place in LABELS:
         place = "any"
     types = spelled_out(policy, place)
-    if place == "any" and (name := field_of(spec)) is not None and name not in policy["entities"]:
+    if (
+        place == "any"
+        and (name := counted_field(policy, spec)) is not None
+        and name not in policy["entities"]
+    ):
         return [kind for kind in types if name in declared(policy, kind)]
     return types
 
@@ -1056,7 +1053,7 @@ def identity(policy: Policy, name: str) -> object:
     spec = policy["features"][name]
     if "value" in spec:
         return spec
-    counted = field_of(spec)
+    counted = counted_field(policy, spec)
     return (
         spec,
         types_of(policy, spec),

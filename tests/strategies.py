@@ -523,7 +523,7 @@ def streams(
 ) -> list[Step]:
     """A story in order of arrival. Its clock never goes back; the time of its events does."""
     now = start_ms
-    told: list[dict[str, Any]] = []  # every event so far, in the order sent
+    told: list[Told] = []
     story: list[Step] = []
     for _ in range(draw(st.integers(steps // 4, steps))):
         now += draw(st.sampled_from((*STEPS_MS, *STEPS_MS, *LEAPS_MS) if leaps else STEPS_MS))
@@ -533,7 +533,7 @@ def streams(
             sent = []
             for _ in range(size):
                 sent.append(draw(events(world.policy, now, told)))
-                told.append(sent[-1])
+                told.append(Told(sent[-1], now))
             story.append(Score(now, tuple(sent)))
         elif kind < 16:
             at = draw(st.sampled_from((0, 0, 0, 1, SECOND, 10 * MINUTE)))
@@ -541,7 +541,7 @@ def streams(
                 Label(now, draw(told_ids(told)), draw(st.sampled_from(("fraud", "fraud", "legit"))), now - at)
             )
         elif kind < 18:
-            story.append(Release(now, draw(told_ids(told))))
+            story.append(Release(now, draw(told_ids(told, settled_since(world.policy, now)))))
         elif kind < 19 and world.policy["lists"]["blocked"]["of"]:
             story.append(draw(list_edits(world.policy, now)))
         else:
@@ -550,10 +550,36 @@ def streams(
     return story
 
 
-def told_ids(told: list[dict[str, Any]]) -> st.SearchStrategy[str]:
-    """An event told before: one of the last few mostly, seldom one that never was."""
-    known = [event["event_id"] for event in told]
+@dataclass(frozen=True)
+class Told:
+    """An event sent before, and when."""
+
+    event: dict[str, Any]
+    arrived: int
+
+
+def told_ids(told: list[Told], since: int | None = None) -> st.SearchStrategy[str]:
+    """An event told (since a time): one of the last few mostly, seldom one that never was."""
+    known = [event.event["event_id"] for event in told if since is None or event.arrived >= since]
     return st.sampled_from((*known[-3:], *known[-3:], *known, "never-seen"))
+
+
+def retried_since(policy: Policy, now: int) -> int:
+    """Since when an engine without a journal still knows its decisions."""
+    return now - duration_ms(policy["lateness"]) - duration_ms(policy["skew"])
+
+
+def settled_since(policy: Policy, now: int) -> int:
+    """Since when an engine without a journal can still release an event, or see it followed."""
+    widths = {"day": DAY, "week": 7 * DAY, "month": 31 * DAY}
+    reach_ms = [
+        widths[limit["per"]] if "per" in limit else duration_ms(limit["over"]) for limit in live(policy)
+    ]
+    return retried_since(policy, now) - max(reach_ms, default=0)
+
+
+def live(policy: Policy) -> list[Mapping[str, Any]]:
+    return [limit for limit in policy["limits"].values() if limit["mode"] != "off"]
 
 
 @st.composite
@@ -567,21 +593,21 @@ def list_edits(draw: st.DrawFn, policy: Policy, now: int) -> ListEdit:
 
 
 @st.composite
-def events(draw: st.DrawFn, policy: Policy, now: int, told: list[dict[str, Any]]) -> dict[str, Any]:
+def events(draw: st.DrawFn, policy: Policy, now: int, told: list[Told]) -> dict[str, Any]:
     """A new event, or one told before: the same, with other content, or followed."""
-    kind = draw(st.integers(0, 9)) if told else 9
-    if kind == 0:
-        return draw(st.sampled_from(told))
-    if kind == 1:
-        return respelt(draw(st.sampled_from(told)), draw(st.booleans()))
+    recent = [other.event for other in told if other.arrived >= retried_since(policy, now)]
+    kind = draw(st.sampled_from(("retry", "respelt", "follow", "settle", *["new"] * 9)))
+    if kind in ("retry", "respelt") and recent:
+        event = draw(st.sampled_from(recent))
+        return event if kind == "retry" else respelt(event, draw(st.booleans()))
     event = draw(new_events(policy, now, f"e{len(told)}"))
-    if kind in (2, 3):
-        event["follows"] = draw(st.one_of(told_ids(told), told_ids(told), st.just(event["event_id"])))
-    if kind == 3:  # a follow-up is mostly about the same things
-        first = next((other for other in told if other["event_id"] == event["follows"]), event)
-        event = {**first, "event_id": event["event_id"], "follows": event["follows"], "captcha_passed": True}
-        if "time" in event:
-            event["time"] = now
+    if kind in ("follow", "settle"):
+        known = told_ids(told, settled_since(policy, now))
+        event["follows"] = draw(st.one_of(known, known, known, st.just(event["event_id"])))
+    if kind == "settle":  # about the same things as the first
+        first = next((other.event for other in told if other.event["event_id"] == event["follows"]), event)
+        again = {"event_id": event["event_id"], "follows": event["follows"], "time": now}
+        return {**first, **again, "captcha_passed": True}
     return event
 
 

@@ -206,10 +206,10 @@ def an_event_without_time_is_stamped_once(open_subject: Open) -> None:
     subject = open_subject(policy(features=CLAIMS_1H))
     event = {"event_id": "e1", "type": "coupon_claim", "user_id": "u1"}
     first = subject.score(event, now=T0)
-    again = subject.score(event, now=T0 + 10 * MINUTE)
+    again = subject.score(event, now=T0 + HOUR)
     assert (first["time"], again["time"]) == (T0, T0)
     with pytest.raises(ProblemError):
-        subject.score({**event, "time": T0}, now=T0 + 10 * MINUTE)  # a time given is other content
+        subject.score({**event, "time": T0}, now=T0 + HOUR)  # a time given is other content
 
 
 @scenario
@@ -1095,10 +1095,10 @@ def a_follow_up_moves_no_counter_that_the_first_moved(open_subject: Open) -> Non
     subject.score(claim("e1", 0, device_id="d1", region="SH"))
     second = claim("e2", 1, device_id="d2", amount=5, captcha_passed=True, region="BJ", follows="e1")
     row = subject.score(second)["features"]
-    assert row == {"claims": 1.0, "claims_device": 1.0, "spent": 0.0, "passed": 1.0, "region_before": "SH"}
+    assert row == {"claims": 1.0, "claims_device": 1.0, "spent": 5.0, "passed": 1.0, "region_before": "SH"}
     third = claim("e3", 2, device_id="d2", amount=7, captcha_passed=True, region="GZ", follows="e2")
-    row = subject.score(third)["features"]  # e2 moved the device, e1 the rest: the sum too, without an amount
-    assert row == {"claims": 1.0, "claims_device": 1.0, "spent": 0.0, "passed": 1.0, "region_before": "SH"}
+    row = subject.score(third)["features"]  # e2 moved the device and the amount, e1 the rest
+    assert row == {"claims": 1.0, "claims_device": 1.0, "spent": 5.0, "passed": 1.0, "region_before": "SH"}
     other_user = subject.score(claim("e4", 3, user="u2", amount=7, follows="e2"))["features"]
     assert (other_user["claims"], other_user["spent"]) == (1.0, 7.0)
 
