@@ -1,44 +1,33 @@
-"""Expressions analysts write: text to a typed tree, with every mistake placed in the file.
-
-A strict whitelist of Python's syntax is read with `ast` and never evaluated by Python; `program.py`
-compiles the tree to arrays for one fixed kernel.
-"""
+"""Python's tree of an expression to a typed one: a whitelist, types and names, all mistakes at once."""
 
 from __future__ import annotations
 
 import ast
-import math
-import operator
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from riskengine.errors import Finding, Place, nearest
+from riskengine.expression.syntax import DEPTH_MAX, Node, parse, place_at, rfc3339_ms, too_deep
+from riskengine.expression.term import (
+    FALSE,
+    THOUSAND,
+    TRUE,
+    Symbol,
+    Term,
+    Type,
+    canonical,
+    choose,
+    made,
+    milliseconds,
+)
 
-Type = Literal["number", "string", "bool", "time", "duration", "location"]
-
-CHARACTERS_MAX: Final = 4_000
 NODES_MAX: Final = 500
-DEPTH_MAX: Final = 50
 
 RESULT_TYPES: Final[tuple[Type, ...]] = ("number", "bool", "time", "duration")
-
-
-class Symbol(msgspec.Struct, frozen=True, gc=False):
-    """A name that stands for a value of the row: 'amount', 'campaigns.ends', 'listed:blocked:device'.
-
-    A string of kind 'text' has all its bytes at hand; one of kind 'hash' (a previous value) can only be
-    compared for equality. A location takes two number columns, NAME.lat and NAME.lon.
-    """
-
-    name: str
-    type: Type
-    kind: Literal["text", "hash"] = "text"
 
 
 class Scope(Protocol):
@@ -52,43 +41,6 @@ class Scope(Protocol):
 
     def listed(self, list: str, entity: str, /) -> Symbol | str:
         """Return the bool for `listed('list', entity)`, or the sentence that says why there is none."""
-
-
-class Term(msgspec.Struct, frozen=True, gc=False):
-    """A node of the typed tree.
-
-    op          args              value
-    number      -                 float (times in ms, durations in s, bools 0.0 or 1.0)
-    text        -                 str; stands only inside other text terms, never in a finished tree
-    symbol      -                 Symbol
-    pair        latitude, longitude                            (a location)
-    neg abs log not missing hour weekday       1 arg
-    add sub mul div mod min max                2 args
-    lt le gt ge eq ne                          2 args of one numeric type
-    and or      2 or more
-    if          condition, then, otherwise
-    default     value, otherwise
-    distance    latitude, longitude, latitude, longitude
-    one_of      1 arg             tuple[float, ...]; not_one_of alike
-    text_in     1 text symbol     tuple[str, ...]; text_not_in alike
-    text_eq     2 text symbols    ; text_ne alike
-    text_missing 1 text symbol
-    matches     1 text symbol     str, the glob
-    """
-
-    op: str
-    type: Type
-    args: tuple[Term, ...] = ()
-    value: float | str | Symbol | tuple[float, ...] | tuple[str, ...] | None = None
-
-
-class Node(msgspec.Struct, frozen=True):
-    """Text that parsed: Python's tree of it, not yet held against the whitelist (`check` does)."""
-
-    source: str
-    place: Place
-    tree: ast.expr
-    shift: int  # characters of white space before the tree's text
 
 
 class Expression(msgspec.Struct, frozen=True):
@@ -111,56 +63,7 @@ class Expression(msgspec.Struct, frozen=True):
 
     def canonical(self) -> str:
         """Return a text that is the same for every way of writing this tree: what fingerprints cover."""
-        return _canonical(self.term)
-
-
-def parse(source: str, place: Place) -> Node | list[Finding]:
-    """Read the text of an expression that starts at `place`.
-
-    Findings have no `source_line`: who holds the file adds it.
-    """
-    if len(source) > CHARACTERS_MAX:
-        return [
-            Finding(
-                code="too-long",
-                place=place,
-                message=f"this expression has {len(source):,} characters",
-                found=f"{len(source):,} characters",
-                expected=f"at most {CHARACTERS_MAX:,}",
-                mend="split it into several rules, or name a part of it as a `value` feature",
-            )
-        ]
-    text = source.strip()
-    if not text:
-        return [
-            Finding(
-                code="empty",
-                place=place,
-                message="this expression is empty",
-                expected="an expression such as amount > 100",
-            )
-        ]
-    flat = text.replace("\n", " ").replace("\r", " ")
-    shift = len(source) - len(source.lstrip())
-    if "\\" in flat:
-        return [_backslash_finding(source, place, flat, shift)]
-    try:
-        if _GLUED.search(flat):  # "1and 2" only warns; here it is a mistake
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                tree = compile(flat, "<expression>", "eval", ast.PyCF_ONLY_AST)
-        else:
-            tree = compile(flat, "<expression>", "eval", ast.PyCF_ONLY_AST)
-    except SyntaxError as error:
-        return [_syntax_finding(source, place, flat, shift, error)]
-    except (RecursionError, MemoryError):
-        return [_too_deep(place, len(text))]
-    except ValueError as error:  # a NUL, or half of a surrogate pair
-        return [Finding(code="syntax", place=place, message=f"this is not an expression: {error}")]
-    assert isinstance(tree, ast.Expression)
-    if "#" in flat and (finding := _comment_finding(source, place, flat, shift, tree.body)):
-        return [finding]
-    return Node(source, place, tree.body, shift)
+        return canonical(self.term)
 
 
 def check(node: Node, scope: Scope, expected: Sequence[Type] = RESULT_TYPES) -> Expression | list[Finding]:
@@ -188,36 +91,6 @@ def parse_and_check(
     node = parse(source, place)
     return check(node, scope, expected) if isinstance(node, Node) else node
 
-
-def rfc3339_ms(text: str) -> int | None:
-    """Return epoch milliseconds of an RFC 3339 time with an offset, or None if `text` is none."""
-    if not _RFC3339.fullmatch(text):
-        return None
-    try:
-        moment = datetime.fromisoformat(text.upper())
-    except ValueError:
-        return None
-    since = moment - _EPOCH
-    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
-
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_GLUED: Final = re.compile(r"(?<![\w.])[0-9][0-9a-fA-FxXoO._]*[A-Za-z]")
-_STRINGS: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
-
-# What people write who come from another language: pattern, message, mend.
-_SLIPS: Final = [
-    (re.compile(r"&&"), "'&&' is not an operator", "write `and`"),
-    (re.compile(r"\|\|"), "'||' is not an operator", "write `or`"),
-    (re.compile(r"<>"), "'<>' is not an operator", "write `!=`"),
-    (re.compile(r"!(?!=)"), "'!' is not an operator", "write `not`"),
-    (re.compile(r"(?<![=<>!:])=(?!=)"), "'=' does not compare", "write `==`"),
-    (re.compile(r"(?<![\w.])[0-9.]+d\b"), "a duration is written with a function", "write days(7)"),
-    (re.compile(r"(?<![\w.])[0-9.]+h\b"), "a duration is written with a function", "write hours(1)"),
-    (re.compile(r"(?<![\w.])[0-9.]+m\b"), "a duration is written with a function", "write minutes(30)"),
-    (re.compile(r"(?<![\w.])[0-9.]+%(?!\s*[\w(])"), "'%' is the remainder here", "write 0.05 for 5%"),
-]
 
 _FOREIGN: Final[dict[type[ast.AST], tuple[str, str | None]]] = {
     ast.Attribute: ("a dot after anything but a table, a list or `model`", None),
@@ -281,38 +154,7 @@ _ARITHMETIC_TYPES: Final[dict[tuple[str, Type, Type], Type]] = {
 }
 _ORDERED: Final[frozenset[Type]] = frozenset(("number", "time", "duration"))
 _SECONDS: Final = {"days": 86_400.0, "hours": 3_600.0, "minutes": 60.0}
-_TRUE: Final = Term("number", "bool", (), 1.0)
-_FALSE: Final = Term("number", "bool", (), 0.0)
-_WORDS: Final = {"true": _TRUE, "false": _FALSE}
-_THOUSAND: Final = Term("number", "number", (), 1000.0)
-
-
-_FOLDS: Final[dict[str, Callable[..., float]]] = {  # the arithmetic of program.run, on constants
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": lambda x, y: x / y if y else math.nan,
-    "mod": lambda x, y: math.nan if y == 0.0 or math.isinf(x) else x % y,
-    "min": lambda x, y: y if y < x or y != y else x,
-    "max": lambda x, y: y if y > x or y != y else x,
-    "neg": operator.neg,
-    "abs": abs,
-    "log": lambda x: math.log(x) if x > 0.0 else math.nan,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "eq": operator.eq,
-    "ne": lambda x, y: x < y or x > y,
-    "and": lambda *args: all(x == 1.0 for x in args),
-    "or": lambda *args: any(x == 1.0 for x in args),
-    "not": lambda x: x != 1.0,
-    "if": lambda test, then, other: then if test == 1.0 else other,
-    "default": lambda x, other: x if x == x else other,
-    "missing": lambda x: x != x,
-    "one_of": lambda x, found: x == x and found,
-    "not_one_of": lambda x, found: x == x and not found,
-}
+_WORDS: Final = {"true": TRUE, "false": FALSE}
 
 
 class _TooBig(Exception):  # noqa: N818  # control flow: a finding already tells of it
@@ -342,7 +184,7 @@ class _Checker:
             return self.constant(node)
         self.depth += 1
         if self.depth > DEPTH_MAX:
-            self.findings.append(_too_deep(self.place(node), DEPTH_MAX))
+            self.findings.append(too_deep(self.place(node), DEPTH_MAX))
             raise _TooBig
         visit = _VISITS.get(node.__class__)
         term = visit(self, node) if visit is not None else self.foreign(node, node)
@@ -356,7 +198,7 @@ class _Checker:
         if isinstance(value, float) and value - value == 0.0:
             return Term("number", "number", (), value)
         if isinstance(value, bool):
-            return _TRUE if value else _FALSE
+            return TRUE if value else FALSE
         if isinstance(value, int | float):
             return self.number(node, value)
         if isinstance(value, str):  # composed, as the values of events are
@@ -415,7 +257,7 @@ class _Checker:
         word = "and" if node.op.__class__ is ast.And else "or"
         args = [self.condition(value, f"`{word}`") for value in node.values]
         known = tuple(arg for arg in args if arg is not None)
-        return _made(word, "bool", known) if len(known) == len(args) else None
+        return made(word, "bool", known) if len(known) == len(args) else None
 
     def condition(self, node: ast.expr, asker: str) -> Term | None:
         term = self.term(node)
@@ -435,7 +277,7 @@ class _Checker:
         kind = node.op.__class__
         if kind is ast.Not:
             arg = self.condition(node.operand, "`not`")
-            return None if arg is None else _made("not", "bool", (arg,))
+            return None if arg is None else made("not", "bool", (arg,))
         if kind is ast.Invert:
             return self.foreign(node.op, node)
         term = self.term(node.operand)
@@ -455,7 +297,7 @@ class _Checker:
         if term.op == "number":
             assert isinstance(term.value, float)
             return Term("number", term.type, (), -term.value)
-        return _made("neg", term.type, (term,))
+        return made("neg", term.type, (term,))
 
     def bin_op(self, node: ast.BinOp) -> Term | None:
         named = _ARITHMETIC.get(node.op.__class__)
@@ -470,12 +312,12 @@ class _Checker:
         if type is None:
             return self.mismatch(node, node.left, sign, node.right, left, right)
         if left.type == "time" and right.type == "time":
-            return _made("div", type, (_made(op, type, (left, right)), _THOUSAND))
+            return made("div", type, (made(op, type, (left, right)), THOUSAND))
         if left.type == "time":
-            return _made(op, type, (left, _milliseconds(right)))
+            return made(op, type, (left, milliseconds(right)))
         if right.type == "time":
-            return _made(op, type, (right, _milliseconds(left)))
-        return _made(op, type, (left, right))
+            return made(op, type, (right, milliseconds(left)))
+        return made(op, type, (left, right))
 
     def compare(self, node: ast.Compare) -> Term | None:
         left_node, left = node.left, self.term(node.left)
@@ -501,7 +343,7 @@ class _Checker:
         known = tuple(term for term in terms if term is not None)
         if len(known) < len(terms):
             return None
-        return known[0] if len(known) == 1 else _made("and", "bool", known)
+        return known[0] if len(known) == 1 else made("and", "bool", known)
 
     def comparison(
         self,
@@ -523,7 +365,7 @@ class _Checker:
                 return self.mismatch(node, left_node, sign, right_node, left, right)
         type = left.type
         if type in _ORDERED or (type == "bool" and op in ("eq", "ne")):
-            return _made(op, "bool", (left, right))
+            return made(op, "bool", (left, right))
         if type == "string" and op in ("eq", "ne"):
             return self.text_equal(op == "ne", left, right)
         mend = "write distance_km(a, b) < 0.1" if type == "location" else None
@@ -572,7 +414,7 @@ class _Checker:
                 negated, left, tuple(sorted({value for value in values if isinstance(value, str)}))
             )
         numbers = tuple(sorted({value for value in values if isinstance(value, float)}))
-        return _made("not_one_of" if negated else "one_of", "bool", (left,), numbers)
+        return made("not_one_of" if negated else "one_of", "bool", (left,), numbers)
 
     def if_exp(self, node: ast.IfExp) -> Term | None:
         test = self.condition(node.test, "`if`")
@@ -581,7 +423,7 @@ class _Checker:
             return None
         if then.type != other.type:
             return self.mismatch(node, node.body, "if ... else", node.orelse, then, other)
-        return _choose(test, then, other)
+        return choose(test, then, other)
 
     # Texts. A conditional text is not a column: what is asked of it is asked of each of its branches.
 
@@ -592,7 +434,7 @@ class _Checker:
         if right.op in ("if", "default"):
             return self.branches(right, lambda branch: self.text_equal(negated, left, branch))
         if left.op == "text" and right.op == "text":
-            return _TRUE if (left.value == right.value) != negated else _FALSE
+            return TRUE if (left.value == right.value) != negated else FALSE
         if left.op == "text":
             left, right = right, left
         if right.op == "text":
@@ -605,14 +447,14 @@ class _Checker:
         if text.op in ("if", "default"):
             return self.branches(text, lambda branch: self.text_in(negated, branch, values))
         if text.op == "text":
-            return _TRUE if (text.value in values) != negated else _FALSE
+            return TRUE if (text.value in values) != negated else FALSE
         return Term("text_not_in" if negated else "text_in", "bool", (text,), values)
 
     def text_missing(self, text: Term) -> Term:
         self.count()
         if text.op in ("if", "default"):
             return self.branches(text, self.text_missing)
-        return _FALSE if text.op == "text" else Term("text_missing", "bool", (text,))
+        return FALSE if text.op == "text" else Term("text_missing", "bool", (text,))
 
     def text_matches(self, node: ast.expr, text: Term, glob: str) -> Term | None:
         self.count()
@@ -621,11 +463,11 @@ class _Checker:
             first, second = tested
             if first is None or second is None:
                 return None
-            return _choose(self.chosen(text), first, second)
+            return choose(self.chosen(text), first, second)
         if text.op == "text":
             text_value = text.value
             assert isinstance(text_value, str)
-            return _TRUE if _glob_regex(glob).fullmatch(text_value) else _FALSE
+            return TRUE if _glob_regex(glob).fullmatch(text_value) else FALSE
         assert isinstance(text.value, Symbol)
         if text.value.kind == "hash":
             return self.error(
@@ -637,13 +479,13 @@ class _Checker:
         return Term("matches", "bool", (text,), glob)
 
     def branches(self, text: Term, ask: Callable[[Term], Term]) -> Term:
-        return _choose(self.chosen(text), ask(text.args[-2]), ask(text.args[-1]))
+        return choose(self.chosen(text), ask(text.args[-2]), ask(text.args[-1]))
 
     def chosen(self, text: Term) -> Term:
         """Return the condition under which the first of a conditional text's two branches holds."""
         if text.op == "if":
             return text.args[0]
-        return _made("not", "bool", (self.text_missing(text.args[0]),))
+        return made("not", "bool", (self.text_missing(text.args[0]),))
 
     # Functions
 
@@ -708,7 +550,7 @@ class _Checker:
     def missing(self, term: Term) -> Term:
         if term.type == "string":
             return self.text_missing(term)
-        return _made("missing", "bool", (term.args[0] if term.type == "location" else term,))
+        return made("missing", "bool", (term.args[0] if term.type == "location" else term,))
 
     def call_default(self, node: ast.Call, name: str) -> Term | None:
         term, other = self.as_times([self.term(arg) for arg in node.args], node.args)
@@ -717,16 +559,16 @@ class _Checker:
         if term.type != other.type:
             return self.mismatch(node, node.args[0], "default", node.args[1], term, other)
         if term.type == "location":
-            return _choose(_made("not", "bool", (self.missing(term),)), term, other)
-        return _made("default", term.type, (term, other))
+            return choose(made("not", "bool", (self.missing(term),)), term, other)
+        return made("default", term.type, (term, other))
 
     def call_abs(self, node: ast.Call, name: str) -> Term | None:
         term = self.argument(node, name, 0, ("number", "duration"))
-        return None if term is None else _made("abs", term.type, (term,))
+        return None if term is None else made("abs", term.type, (term,))
 
     def call_log(self, node: ast.Call, name: str) -> Term | None:
         term = self.argument(node, name, 0, ("number",))
-        return None if term is None else _made("log", "number", (term,))
+        return None if term is None else made("log", "number", (term,))
 
     def call_extreme(self, node: ast.Call, name: str) -> Term | None:
         terms = self.as_times([self.term(arg) for arg in node.args], node.args)
@@ -742,12 +584,12 @@ class _Checker:
         result = first
         for term in terms[1:]:
             if result is not None and term is not None:
-                result = _made(name, result.type, (result, term))
+                result = made(name, result.type, (result, term))
         return result
 
     def call_clock(self, node: ast.Call, name: str) -> Term | None:
         term = self.argument(node, name, 0, ("time",))
-        return None if term is None else _made(name, "number", (term,))
+        return None if term is None else made(name, "number", (term,))
 
     def call_duration(self, node: ast.Call, name: str) -> Term | None:
         term = self.argument(node, name, 0, ("number",))
@@ -755,12 +597,12 @@ class _Checker:
             return None
         if isinstance(term.value, float):
             return Term("number", "duration", (), term.value * _SECONDS[name])
-        return _made("mul", "duration", (term, Term("number", "number", (), _SECONDS[name])))
+        return made("mul", "duration", (term, Term("number", "number", (), _SECONDS[name])))
 
     def call_distance(self, node: ast.Call, name: str) -> Term | None:
         here = self.argument(node, name, 0, ("location",))
         there = self.argument(node, name, 1, ("location",))
-        return None if here is None or there is None else _made("distance", "number", here.args + there.args)
+        return None if here is None or there is None else made("distance", "number", here.args + there.args)
 
     def call_matches(self, node: ast.Call, name: str) -> Term | None:
         text, glob = self.argument(node, name, 0, ("string",)), self.argument(node, name, 1, ("string",))
@@ -892,7 +734,7 @@ class _Checker:
         return None
 
     def place(self, node: ast.expr) -> Place:
-        return _place_at(self.node.source, self.node.place, self.node.shift + self.span(node)[0])
+        return place_at(self.node.source, self.node.place, self.node.shift + self.span(node)[0])
 
     def span(self, node: ast.expr) -> tuple[int, int]:
         """Return first and past-last character of `node` in the stripped source."""
@@ -936,32 +778,6 @@ _FUNCTIONS: Final[dict[str, tuple[Callable[[_Checker, ast.Call, str], Term | Non
 }
 
 
-def _made(op: str, type: Type, args: tuple[Term, ...], values: tuple[float, ...] | None = None) -> Term:
-    """Return the term, or the constant that it is for every row."""
-    for arg in args:
-        if arg.op != "number":
-            return Term(op, type, args, values)
-    numbers = [arg.value for arg in args if isinstance(arg.value, float)]
-    if op in ("hour", "weekday"):  # depends on the time zone
-        return Term(op, type, args)
-    if values is not None:
-        numbers.append(float(numbers[0] in values))
-    return Term("number", type, (), float(_FOLDS[op](*numbers)))
-
-
-def _milliseconds(duration: Term) -> Term:
-    if isinstance(duration.value, float):
-        return Term("number", "duration", (), duration.value * 1000.0)
-    return _made("mul", "duration", (duration, _THOUSAND))
-
-
-def _choose(test: Term, then: Term, other: Term) -> Term:
-    if then.type == "location":
-        parts = zip(then.args, other.args, strict=True)
-        return Term("pair", "location", tuple(_made("if", "number", (test, a, b)) for a, b in parts))
-    return _made("if", then.type, (test, then, other))
-
-
 def _literal(term: Term) -> float | str | None:
     value = term.value
     return value if term.op in ("number", "text") and isinstance(value, float | str) else None
@@ -996,76 +812,3 @@ def _mismatch_mend(left: Term, right: Term, left_text: str, right_text: str) -> 
         text, quoted = (left, left_text) if left.type == "string" else (right, right_text)
         return f"write {quoted[1:-1]} for a number" if text.op == "text" else None
     return None
-
-
-def _place_at(source: str, place: Place, offset: int) -> Place:
-    before = source[:offset]
-    line = before.count("\n")
-    if line == 0:
-        return Place(place.file, place.line, place.column + offset)
-    return Place(place.file, place.line + line, offset - before.rfind("\n"))
-
-
-def _syntax_finding(source: str, place: Place, flat: str, shift: int, error: SyntaxError) -> Finding:
-    if "too many nested" in error.msg:
-        return _too_deep(place, len(flat))
-    plain = _STRINGS.sub(lambda match: "_" * len(match.group()), flat)
-    for pattern, message, mend in _SLIPS:
-        if match := pattern.search(plain):
-            return Finding(
-                code="syntax",
-                place=_place_at(source, place, shift + match.start()),
-                message=message,
-                found=match.group(),
-                mend=mend,
-                length=match.end() - match.start(),
-            )
-    offset = min(max((error.offset or 1) - 1, 0), len(flat) - 1)
-    return Finding(
-        code="syntax",
-        place=_place_at(source, place, shift + offset),
-        message=f"this is not an expression: {error.msg}",
-        found=flat[offset : offset + 20],
-        expected="an expression such as amount > 100 and region == 'CN'",
-    )
-
-
-def _comment_finding(source: str, place: Place, flat: str, shift: int, tree: ast.expr) -> Finding | None:
-    end = len(flat.encode()[: tree.end_col_offset].decode())
-    tail = flat[end:]
-    if "#" not in tail:
-        return None
-    return Finding(
-        code="syntax",
-        place=_place_at(source, place, shift + end + tail.index("#")),
-        message="a comment inside of an expression would hide what follows it",
-        found=tail[tail.index("#") :][:20],
-        mend="move the comment to its own line of the YAML file",
-    )
-
-
-def _backslash_finding(source: str, place: Place, flat: str, shift: int) -> Finding:
-    return Finding(
-        code="syntax",
-        place=_place_at(source, place, shift + flat.index("\\")),
-        message="a backslash means nothing in an expression",
-        found=flat[flat.index("\\") :][:20],
-        mend="write the character itself; a quote stands between quotes of the other kind",
-    )
-
-
-def _too_deep(place: Place, length: int) -> Finding:
-    return Finding(
-        code="too-deep",
-        place=place,
-        message=f"this expression is nested more than {DEPTH_MAX} deep",
-        expected=f"at most {DEPTH_MAX} operators inside one another",
-        mend="name a part of it as a `value` feature",
-        length=max(1, length),
-    )
-
-
-def _canonical(term: Term) -> str:
-    value = term.value.name if isinstance(term.value, Symbol) else term.value
-    head = term.op if value is None else f"{term.op}:{value!r}"
-    return f"{head}({','.join(map(_canonical, term.args))})" if term.args else head
