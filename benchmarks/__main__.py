@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from benchmarks import harness
@@ -31,13 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.data is not None:
         os.environ["RISKENGINE_HANDBOOK"] = chosen.data
     known = harness.discover()
-    unknown = set(chosen.only or ()) - known.keys()
+    unknown = set(chosen.only or ()).difference(known)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     surroundings = harness.surroundings()
     for name, value in surroundings.items():
         print(f"{name:12} {value}")
-    reports = [run(name, module) for name, module in known.items() if not chosen.only or name in chosen.only]
+    reports = [run(name) for name in known if not chosen.only or name in chosen.only]
     if chosen.json is not None:
         with open(chosen.json, "w", encoding="utf-8") as file:
             json.dump({"surroundings": surroundings, "benchmarks": reports}, file, indent=2)
@@ -48,24 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def run(name: str, module: ModuleType) -> dict[str, Any]:
+def run(name: str) -> dict[str, Any]:
     """One benchmark: its results and verdicts, or the error that kept it from a right answer."""
-    print(f"\n{name}: {module.TITLE}", flush=True)
-    report: dict[str, Any] = {"name": name, "title": module.TITLE, "error": None}
+    print(f"\n{name}", end="", flush=True)
     began = time.perf_counter()
     try:
+        module = harness.load(name)
+        print(f": {module.TITLE}", flush=True)
         results = module.measure()
         verdicts = harness.judge(module.TARGETS, results)
     except Exception as error:  # one that fails leaves the others to run
+        print()
         traceback.print_exc(file=sys.stdout)
-        print(
-            "  WRONG: no answer, so no timing" if not isinstance(error, AssertionError) else "  WRONG answer"
-        )
-        return {**report, "error": f"{type(error).__name__}: {error}"}
+        print("  WRONG answer" if isinstance(error, AssertionError) else "  no answer, so no timing")
+        return {"name": name, "error": f"{type(error).__name__}: {error}"}
     show(results, verdicts)
     print(f"  took {time.perf_counter() - began:.1f} s")
     told = [{"name": v.name, "target": v.target, "found": v.found, "met": v.met} for v in verdicts]
-    return {**report, "results": results, "targets": told}
+    return {"name": name, "title": module.TITLE, "error": None, "results": results, "targets": told}
 
 
 def show(results: Mapping[str, Any], verdicts: Sequence[harness.Verdict]) -> None:

@@ -39,18 +39,19 @@ class Verdict:
     met: bool
 
 
-def discover() -> dict[str, ModuleType]:
-    """Every benchmark by name, in alphabetical order."""
-    found = {}
-    for module in sorted(pkgutil.iter_modules(benchmarks.__path__), key=lambda module: module.name):
-        if module.ispkg or module.name in ("__main__", "harness"):
-            continue
-        loaded = importlib.import_module(f"benchmarks.{module.name}")
-        lacking = [name for name in ("TITLE", "TARGETS", "measure") if not hasattr(loaded, name)]
-        if lacking:
-            raise TypeError(f"benchmarks/{module.name}.py lacks {', '.join(lacking)}")
-        found[module.name] = loaded
-    return found
+def discover() -> list[str]:
+    """The names of all benchmarks, in alphabetical order."""
+    modules = pkgutil.iter_modules(benchmarks.__path__)
+    return sorted(m.name for m in modules if not m.ispkg and m.name not in ("__main__", "harness"))
+
+
+def load(name: str) -> ModuleType:
+    """One benchmark. Raises TypeError for a module that is none, and whatever its import raises."""
+    loaded = importlib.import_module(f"benchmarks.{name}")
+    lacking = [part for part in ("TITLE", "TARGETS", "measure") if not hasattr(loaded, part)]
+    if lacking:
+        raise TypeError(f"benchmarks/{name}.py lacks {', '.join(lacking)}")
+    return loaded
 
 
 def medians(contenders: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
