@@ -98,7 +98,13 @@ def period(kind: int, t: int, transitions: Int64s, offsets: Int64s) -> int:
     `kind` 1: days since 1970-01-01; 2: ISO weeks since the one of 1970-01-01 (which starts Monday
     1969-12-29); 3: months since January 1970. Periods before those are negative.
     """
-    day = (t + offset_at(t, transitions, offsets)) // DAY_MS
+    return period_of_local(kind, t + offset_at(t, transitions, offsets))
+
+
+@jit
+def period_of_local(kind: int, local: int) -> int:
+    """Return the number of the calendar period that holds a local time (ms since 1970-01-01T00:00)."""
+    day = local // DAY_MS
     if kind == DAY:
         return day
     if kind == WEEK:

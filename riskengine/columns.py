@@ -161,16 +161,19 @@ class Columns:
         if field.type == "bool" and pa.types.is_boolean(kind):
             return _floats(column.cast(pa.uint8()))
         if field.type == "number" and _is_number(kind):
-            found = _floats(column)
-            # A null is NaN by now; a NaN that the column has of its own is a wrong value.
-            self._state[wanted & _valid(column) & ~np.isfinite(found)] = BAD
-            return found
+            return self._finite(column, wanted)
         return np.array(self._slowly(column, field, wanted), np.float64)
+
+    def _finite(self, column: Any, wanted: Bools) -> Floats:
+        """Numbers, nulls as NaN; a NaN that the column has of its own is a wrong value."""
+        found = _floats(column)
+        self._state[wanted & _valid(column) & ~np.isfinite(found)] = BAD
+        return found
 
     def _times(self, column: Any, field: Field, wanted: Bools) -> Floats:
         kind = column.type
-        if pa.types.is_integer(kind):
-            return _floats(column)
+        if _is_number(kind):
+            return self._finite(column, wanted)
         if pa.types.is_timestamp(kind) and kind.tz is not None:
             ticks = column.cast(pa.int64())
             if kind.unit == "s":

@@ -15,7 +15,7 @@ from riskengine import hashing
 from riskengine.decision import Message, Reason
 from riskengine.definition import CHALLENGES, Definition, Table, Window
 from riskengine.event import Schema
-from riskengine.features import DAY_MS, SEVERITY, SIGHT_KEEP_MS, FeatureSet
+from riskengine.features import DAY_MS, SIGHT_KEEP_MS, FeatureSet
 from riskengine.policy import definition_fingerprint, feature_fingerprint
 from riskengine.program import Layout
 from riskengine.rules import RuleSet
@@ -45,10 +45,6 @@ class Policy:
     layout: Layout
     features: FeatureSet
     rules: RuleSet
-    live: NDArray[np.uint8]  # (rules)
-    severity: Int64s  # (rules), of what a rule says is to be done
-    firm: NDArray[np.uint8]  # (rules)
-    allows: NDArray[np.uint8]  # (rules)
     thresholds: Float64s  # (event types, 3): review, challenge, deny; NaN is never
     challenge_with: tuple[int, ...]  # by event type
     fingerprint: str
@@ -86,14 +82,8 @@ class Policy:
                     thresholds[at, level] = value
         blocked = definition.lists.get("blocked")
         columns = [layout.number(f"listed:blocked:{entity}") for entity in blocked.of] if blocked else []
-        kept = [definition.rules[name] for name in rules.names]
         return cls(
-            definition, schema, layout, features, rules,
-            np.array([rule.mode == "live" for rule in kept], np.uint8),
-            np.array([SEVERITY.get(rule.then, 0) for rule in kept], np.int64),
-            np.array([rule.firm for rule in kept], np.uint8),
-            np.array([rule.then == "allow" for rule in kept], np.uint8),
-            thresholds, tuple(challenge_with),
+            definition, schema, layout, features, rules, thresholds, tuple(challenge_with),
             definition_fingerprint(definition),
             {f.name: feature_fingerprint(f, definition) for f in definition.features.values()},
             np.array(columns, np.int64),
@@ -119,8 +109,7 @@ class Policy:
     def _explain(self, mask: bytes) -> Outcome:
         fired, shadow, reasons, challenge = [], [], [], -1
         limits = [self.definition.limits[name] for name in self.features.limit_names]
-        rules = [self.definition.rules[name] for name in self.rules.names]
-        for item, hit in zip((*rules, *limits), mask, strict=True):
+        for item, hit in zip((*self.rules.rules, *limits), mask, strict=True):
             if not hit:
                 continue
             if item.mode == "shadow":
@@ -159,7 +148,6 @@ def _horizon_ms(definition: Definition) -> int:
 def _reach_ms(window: Window) -> int:
     days = {"over": 0, "day": 2, "week": 8, "month": 32}[window.kind]
     return window.width_ms + window.delay_ms + days * DAY_MS
-
 
 
 def signed(key: int) -> int:

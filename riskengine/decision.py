@@ -94,7 +94,9 @@ def decide(
 
 
 @jit
-def name_decisions(claims: Words, contents: Words, k0: np.uint64, k1: np.uint64, scratch: Words, names: Words) -> None:
+def name_decisions(
+    claims: Words, contents: Words, k0: np.uint64, k1: np.uint64, scratch: Words, names: Words
+) -> None:
     """Write each decision's 128-bit id (n, 2): a hash of event, content and (by the two keys) policy."""
     for i in range(claims.shape[0]):
         scratch[0] = claims[i, 0]

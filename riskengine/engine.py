@@ -124,7 +124,9 @@ class Engine:
         for start in range(0, len(events), BATCH_MAX):
             part = events[start : start + BATCH_MAX] if len(events) > BATCH_MAX else events
             nows = None if now is None else now[start : start + BATCH_MAX]
-            results.extend(self._score(lambda p, t, part=part: p.schema.parse(part, t), len(part), features, nows))
+            results.extend(
+                self._score(lambda p, t, part=part: p.schema.parse(part, t), len(part), features, nows)
+            )
         return results
 
     def score_columns(
@@ -136,7 +138,9 @@ class Engine:
             part = events.slice(start, BATCH_MAX)
             nows = None if now is None else now[start : start + BATCH_MAX]
             results.extend(
-                self._score(lambda p, t, part=part: p.schema.parse_columns(part, t), part.num_rows, features, nows)
+                self._score(
+                    lambda p, t, part=part: p.schema.parse_columns(part, t), part.num_rows, features, nows
+                )
             )
         return results
 
@@ -152,7 +156,9 @@ class Engine:
         Returns False for an event that is not known (any more): then nothing moves.
         """
         if label not in LABELS:
-            raise EventError([Problem("/label", "unknown-label", "a label is fraud or legit", "fraud or legit")])
+            raise EventError(
+                [Problem("/label", "unknown-label", "a label is fraud or legit", "fraud or legit")]
+            )
         with self._open():
             when = self._clock() if time is None else time
             claim = self._store.claims.get(self._claim_key(event_id))
@@ -160,7 +166,9 @@ class Engine:
             if not known and self._journal is not None:
                 known = self._journal.decision(event_id) is not None
             if known and self._journal is not None:
-                entry = LabelEntry(event_id=event_id, label=label, time_ms=when, source=source, received_ms=self._clock())
+                entry = LabelEntry(
+                    event_id=event_id, label=label, time_ms=when, source=source, received_ms=self._clock()
+                )
                 self._journal.append([entry])
             return known
 
@@ -252,8 +260,13 @@ class Engine:
                     if name in self._warming:
                         warming[name] = self._warming[name]
                 elif feature.window is not None:
-                    warming[name] = now + feature.window.delay_ms + (
-                        feature.window.width_ms or {"day": 1, "week": 7, "month": 31}[feature.window.kind] * 86_400_000
+                    warming[name] = (
+                        now
+                        + feature.window.delay_ms
+                        + (
+                            feature.window.width_ms
+                            or {"day": 1, "week": 7, "month": 31}[feature.window.kind] * 86_400_000
+                        )
                     )
             tables = policy.tables(self._store.tables)
             self._store.reload(policy.features)
@@ -318,7 +331,7 @@ class Engine:
         serial = self._serial
         keys = batch.claim.tobytes()
         contents = batch.content.tobytes()
-        times = batch.time.tolist()
+        arrived = [now] * batch.n if isinstance(now, int) else now.tolist()
         results: list[Result | None] = [None] * batch.n
         entered: list[Claim] = []
         new: list[int] = []
@@ -331,9 +344,9 @@ class Engine:
                 if self._journal is not None and batch.late[i]:
                     results[i] = self._journaled(batch.ids[i], content)
                     if results[i] is not None:
-                        entered.append(Claim(content, times[i], -1, serial))
+                        entered.append(Claim(content, arrived[i], -1, serial))
                         continue
-                claim = store.claim(key, content, times[i], serial)
+                claim = store.claim(key, content, arrived[i], serial)
                 new.append(i)
             elif claim.content != content:
                 results[i] = _conflict()
@@ -360,14 +373,15 @@ class Engine:
                 entered[part[0] if part else 0].follows = followed.claim
                 if counted and not own.late[0]:
                     store.hand_over(claims[followed.claim].trace)
+        answers = [
+            result if result is not None else _decided(claim)
+            for result, claim in zip(results, entered, strict=True)
+        ]
         if batch.n:
             settings = self._policy.definition
             latest = now if isinstance(now, int) else int(now[-1])
             store.sweep(latest, self._policy.horizon_ms, settings.lateness_ms + settings.skew_ms)
-        return [
-            result if result is not None else _decided(claim)
-            for result, claim in zip(results, entered, strict=True)
-        ]
+        return answers
 
     def _followed(self, own: Batch) -> _Followed | None:
         """What a lone event follows: the chain of traces it must not move again, and what is held for it."""
@@ -428,7 +442,7 @@ class Engine:
             blocked |= found.cells[column] == 1.0
         risk, base, challenged = np.empty(n), np.empty(n, np.int64), np.empty(n, np.uint8)
         decide(
-            fired, policy.live, policy.severity, rules.risks, policy.firm, policy.allows, policy.thresholds,
+            fired, rules.live, rules.severity, rules.risk, rules.firm, rules.allows, policy.thresholds,
             found.batch.type_index, np.zeros(n), blocked, risk, base, challenged,
         )  # fmt: skip
         return risk, base, challenged
@@ -453,13 +467,13 @@ class Engine:
         """Decisions of a batch, from its arrays."""
         policy, batch = self._policy, found.batch
         names = np.empty((batch.n, 2), np.uint64)
-        name_decisions(batch.claim, batch.content, policy.salt[0], policy.salt[1], np.empty(4, np.uint64), names)
+        name_decisions(
+            batch.claim, batch.content, policy.salt[0], policy.salt[1], np.empty(4, np.uint64), names
+        )
         hexes = names.tobytes().hex()
         width = fired.shape[1] + settled.refused.shape[1]
         masks = np.concatenate((fired, settled.refused), axis=1).tobytes()
-        outcomes = [policy.outcome(masks[at : at + width]) for at in range(0, width * batch.n, width)]
-        if not width:
-            outcomes = [policy.outcome(b"")] * batch.n
+        outcomes = [policy.outcome(masks[width * i : width * i + width]) for i in range(batch.n)]
         fingerprint = policy.fingerprint
         severities = settled.severity.tolist()
         kinds: list[str | None] = [None] * batch.n
@@ -555,7 +569,9 @@ class Engine:
     def _live_table(self, name: str) -> Table:
         table = self._table(name)
         if table.rows is not None:
-            raise RiskEngineError(f"table {name} comes from a file and is read-only here: edit the file, then reload")
+            raise RiskEngineError(
+                f"table {name} comes from a file and is read-only here: edit the file, then reload"
+            )
         return table
 
 
@@ -667,7 +683,9 @@ def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | 
         elif kind == "time" and (at := read_time(value)) is not None:
             typed[name] = float(at)
         else:
-            problems.append(Problem(f"/{name}", "wrong-type", f"column {name} holds a {kind}", kind, type(value).__name__))
+            problems.append(
+                Problem(f"/{name}", "wrong-type", f"column {name} holds a {kind}", kind, type(value).__name__)
+            )
     if problems:
         raise EventError(problems)
     return typed
@@ -684,7 +702,9 @@ def _memory_size(url: str) -> int:
     """Bytes that a memory:// URL asks for."""
     parts = urlsplit(url)
     if parts.scheme != "memory" or parts.netloc or parts.path:
-        raise RiskEngineError(f"store {url!r} is not known: the in-process store is memory:// (memory://?size=2GiB)")
+        raise RiskEngineError(
+            f"store {url!r} is not known: the in-process store is memory:// (memory://?size=2GiB)"
+        )
     options = parse_qs(parts.query)
     if set(options) - {"size"}:
         raise RiskEngineError(f"store {url!r}: memory:// takes size= only, such as memory://?size=2GiB")

@@ -33,7 +33,6 @@ from riskengine.intake import (
     PLAIN,
     PLAN_HEAD,
     TEXT,
-    TEXT_BYTES_MAX,
     TIME,
     UNIT,
     Bools,
@@ -271,6 +270,7 @@ class Schema:
         ids: list[str], follows: list[str | None] | None, raw: Sequence[Event], index: Ints, errors: Errors,
     ) -> Batch:  # fmt: skip
         """Settle all rows, with Python's help where a kernel asks for it; leave out what is bad."""
+        tables = self._tables
         strings = len(self.strings)
         n = len(raw)
         time = np.empty(n, _I64)
@@ -285,13 +285,13 @@ class Schema:
         helped = False
         while True:
             wanted, used, bad = finish(
-                *self._tables, *filled, text, used, now, helped, cells.type_index, cells.str_off,
-                cells.str_len, cells.numbers, cells.scratch, time, stamped, late, str_hash, keys, hashed,
-                claims, content, follows_claim,
+                tables.spec, tables.hashes, tables.powers, *filled, text, used, now, helped,
+                cells.type_index, cells.str_off, cells.str_len, cells.numbers, cells.scratch, time, stamped,
+                late, str_hash, keys, hashed, claims, content, follows_claim,
             )  # fmt: skip
             if not wanted:
                 break
-            text = self._help(cells, text, cells.scratch[5 * n : 5 * n + wanted].tolist(), raw)
+            text, used = self._help(cells, text, cells.scratch[5 * n : 5 * n + wanted].tolist(), raw)
             helped = True
         batch = Batch(
             n, ids, cells.type_index, time, stamped, late, cells.numbers, cells.str_off, cells.str_len, text,
@@ -306,8 +306,13 @@ class Schema:
             errors[int(index[i])] = EventError(problems)
         return batch.take(np.flatnonzero(state == GOOD))
 
-    def _help(self, cells: Cells, text: Bytes, wanted: Iterable[int], raw: Sequence[Event]) -> Bytes:
-        """Settle the cells that a kernel cannot: rare scripts, most phones, decimals next to a half."""
+    def _help(
+        self, cells: Cells, text: Bytes, wanted: Iterable[int], raw: Sequence[Event]
+    ) -> tuple[Bytes, int]:
+        """Settle the cells that a kernel cannot: rare scripts, most phones, decimals next to a half.
+
+        Returns the text with their spellings and room for the kernel's own behind, and where this begins.
+        """
         strings = len(self.strings)
         extra: list[bytes] = []
         end = len(text)
@@ -329,7 +334,8 @@ class Schema:
                 cells.numbers[i, column - strings] = (
                     minor / 10**digits if digits >= 0 else minor * 10.0**-digits
                 )
-        return np.concatenate((text, np.frombuffer(b"".join(extra) + b"\0", np.uint8)))
+        room = bytes(len(raw) * self._tail + 1)
+        return np.concatenate((text, np.frombuffer(b"".join(extra) + room, np.uint8))), end
 
     def _spell(self, name: str, value: str) -> str:
         text = tidy_text(value)
@@ -346,9 +352,8 @@ class _Tables(NamedTuple):
     """A schema as the kernels read it (intake.py says how)."""
 
     spec: Ints
-    hashes: Words  # 4 keys, then a name's hash for each type, string column and number column
+    hashes: Words  # 4 keys, then the hash of each name: type, string and number column, entity
     powers: Floats  # 10 ** |digits|
-    prefixes: Bytes
 
     @classmethod
     def compile(cls, schema: Schema) -> _Tables:
@@ -368,33 +373,26 @@ class _Tables(NamedTuple):
             required += [base + len(tail), len(columns_needed)]
             tail += columns_needed
         entities: list[int] = []
-        prefixes = b""
-        message = 1
-        for name, entity in definition.entities.items():
-            prefix = hashing.entity_prefix(name)
+        for entity in definition.entities.values():
             entities.append(base + len(tail))
-            tail += [len(prefixes), len(prefix), int(entity.derive == "subnet24"), len(entity.fields)]
+            tail += [int(entity.derive == "subnet24"), len(entity.fields)]
             tail += [_component(schema, entity, field_name) for field_name in entity.fields]
-            prefixes += prefix
-            message = max(message, len(prefix) + len(entity.fields) * (4 + TEXT_BYTES_MAX))
         at_strings = HEAD
         at_numbers = at_strings + strings
         at_required = at_numbers + columns
         at_entities = at_required + len(required)
         head = [
             strings, columns, len(entities), int(definition.country == "CN"), definition.lateness_ms,
-            definition.skew_ms, at_strings, at_numbers, at_required, at_entities, message,
+            definition.skew_ms, at_strings, at_numbers, at_required, at_entities,
         ]  # fmt: skip
-        names = [f"{kind}:{name}" for kind, of in (
-            ("type", schema.types), ("field", schema.strings), ("field", schema.numbers)
-        ) for name in of]  # fmt: skip
-        hashes = [hashing.string_hash(name.encode(), schema.sip) for name in names]
+        fields_in_order = (*schema.strings, *schema.numbers)
+        named = (("type", schema.types), ("field", fields_in_order), ("entity", schema.entities))
+        hashes = [hashing.name_hash(kind, name, schema.sip) for kind, names in named for name in names]
         digits = [fields[name].digits if name in fields else None for name in schema.numbers]
         return cls(
             np.array([*head, *string_kinds, *number_kinds, *required, *entities, *tail], _I64),
             np.concatenate((schema.sip, np.array(hashes, _U64))),
             np.array([10.0 ** abs(d or 0) for d in digits]),
-            hashing.as_bytes(prefixes),
         )
 
 
@@ -514,10 +512,10 @@ class _Gathered:
         for i, event in enumerate(events):
             try:
                 plan = shapes[(event["type"], *event)]
-                if plan is None:
-                    raise KeyError
-                found = plan.numbers(event)
+                found = () if plan is None else plan.numbers(event)
             except (KeyError, TypeError):
+                plan = None
+            if plan is None:
                 closer = self._look(schema, event, int(nows[i]), care)
                 if isinstance(closer, EventError):
                     self.errors[i] = closer

@@ -92,6 +92,7 @@ class FeatureSet:
     texts: tuple[str, ...]  # features that are remembered strings, by their place in Touches.texts
     entities: tuple[str, ...]
     plan: Plan
+    flat: Int64s  # the plan, as kernels take it
     specs: tuple[tuple[CellSpec, ...], ...]  # per entity, in plan order
     slots: Int64s
     movers: Int64s
@@ -136,7 +137,7 @@ class FeatureSet:
         records = np.empty((n, self.record_words), np.int64)
         masks = np.zeros((n, entities), np.int64)
         touch(
-            self.plan, self.slots, self.movers, self.moves, self.kinds, batch.keys.view(np.int64),
+            self.flat, self.slots, self.movers, self.moves, self.kinds, batch.keys.view(np.int64),
             batch.type_index, batch.time, batch.late, batch.event_hash.view(np.int64),
             batch.str_hash.view(np.int64), batch.str_off, batch.str_len, batch.text, cells,
             cells.view(np.int64), records, masks,
@@ -211,24 +212,24 @@ def _text_at(strings: Strings, column: int, i: int) -> str | None:
 
 @jit
 def touch(
-    plan: Plan, slots: Int64s, movers: Int64s, moves: NDArray[np.uint8], kinds: Int64s, keys: Int64s,
+    plan: Int64s, slots: Int64s, movers: Int64s, moves: NDArray[np.uint8], kinds: Int64s, keys: Int64s,
     type_index: NDArray[np.int32], time: Int64s, late: NDArray[np.bool_], event_hash: Int64s,
     str_hash: Int64s, str_off: Int64s, str_len: NDArray[np.int32], text: NDArray[np.uint8],
     cells: Float64s, bits: Int64s, records: Int64s, masks: Int64s,
 ) -> None:  # fmt: skip
     """Write the record of every entity that an event names, and which of its cells the event moves."""
-    n_entities = plan.entities.shape[0]
+    n_entities = plan[ledger.P_ENTITIES_N]
     for i in range(len(time)):
         for e in range(n_entities):
-            if keys[i, e] != 0 and plan.entities[e, ledger.E_WIDTH] > 0:
-                r = plan.entities[e, ledger.E_RECORD]
+            if keys[i, e] != 0 and ledger.entity_of(plan, e, ledger.E_WIDTH) > 0:
+                r = ledger.entity_of(plan, e, ledger.E_RECORD)
                 records[i, r + ledger.RECORD_TIME] = time[i]
                 records[i, r + ledger.RECORD_HASH] = event_hash[i]
         for j in range(slots.shape[0]):
             e = slots[j, S_ENTITY]
             if keys[i, e] == 0:
                 continue
-            at = plan.entities[e, ledger.E_RECORD] + ledger.RECORD_SLOTS + slots[j, S_AT]
+            at = ledger.entity_of(plan, e, ledger.E_RECORD) + ledger.RECORD_SLOTS + slots[j, S_AT]
             source = slots[j, S_SOURCE]
             kind = slots[j, S_KIND]
             if kind == MINOR:
@@ -242,17 +243,19 @@ def touch(
                 records[i, at] = NONE if np.isnan(cells[source, i]) else bits[source, i]
             elif kind == LOCATION_OF:
                 here = not np.isnan(cells[source, i])
-                records[i, at] = ledger.pack_location(cells[source, i], cells[source + 1, i]) if here else NONE
+                records[i, at] = (
+                    ledger.pack_location(cells[source, i], cells[source + 1, i]) if here else NONE
+                )
             else:
                 records[i, at] = str_hash[i, source] if str_len[i, source] >= 0 else NONE
                 for k in range(3):
                     records[i, at + 1 + k] = word_of_text(text, str_off[i, source], str_len[i, source], 8 * k)
         for e in range(n_entities):
-            if keys[i, e] == 0 or plan.entities[e, ledger.E_WIDTH] == 0:
+            if keys[i, e] == 0 or ledger.entity_of(plan, e, ledger.E_WIDTH) == 0:
                 continue
-            r = plan.entities[e, ledger.E_RECORD]
-            first = plan.entities[e, ledger.E_CELLS]
-            for c in range(0 if late[i] else plan.entities[e, ledger.E_CELLS_N]):
+            r = ledger.entity_of(plan, e, ledger.E_RECORD)
+            first = ledger.entity_of(plan, e, ledger.E_CELLS)
+            for c in range(0 if late[i] else ledger.entity_of(plan, e, ledger.E_CELLS_N)):
                 cell = first + c
                 where = movers[cell, M_WHERE]
                 needs = movers[cell, M_NEEDS]
@@ -387,6 +390,7 @@ class _Compiler:
             texts=texts,
             entities=self.schema.entities,
             plan=plan,
+            flat=plan.flatten(),
             specs=specs,
             slots=slots,
             movers=movers,
@@ -440,8 +444,8 @@ class _Compiler:
             cell.slot = cell.needs = at
             window = self._window(entity, cell, feature.window)
         else:
-            cell = self._cell(entity, ledger.TIMELINE, feature, ())
-            own = self._sums(entity, cell, feature)
+            cell = self._timeline(entity, feature)
+            own = self._sums(cell, feature)
             window = self._window(entity, cell, feature.window)
             if feature.aggregate == "rate":
                 other = self._cell(entity, ledger.TIMELINE, feature, (), label=False)
@@ -463,28 +467,42 @@ class _Compiler:
         entity.cells.append(cell)
         return cell
 
-    def _sums(self, entity: _Entity, cell: _Cell, feature: Feature) -> tuple[int, ...]:
-        """Columns of a timeline that an aggregate reads, in the order `ledger.aggregate` wants them."""
+    def _timeline(self, entity: _Entity, feature: Feature) -> _Cell:
+        """The timeline of a feature's stream. A field that may be absent makes a stream of its own.
+
+        So a record moves all columns of a timeline or none, which follow-ups rely on.
+        """
         if feature.aggregate in ("count", "rate"):
-            return (cell.column(ledger.ONE, ""),)
+            return self._cell(entity, ledger.TIMELINE, feature, ())
         assert feature.field is not None
-        self._slot(entity, MINOR, feature.field, 1)
-        required = all(feature.field in self.definition.events[t].required for t in cell.types)
-        present = (ledger.ONE, "") if required else (ledger.PRESENT, feature.field)
-        if feature.aggregate == "sum":
-            return (cell.column(ledger.ADD, feature.field),)
-        if feature.aggregate == "min":
-            return (cell.column(ledger.LEAST, feature.field),)
-        if feature.aggregate == "max":
-            return (cell.column(ledger.GREATEST, feature.field),)
-        means = (cell.column(*present), cell.column(ledger.ADD, feature.field))
-        if feature.aggregate == "mean":
-            return means
-        return (
-            *means,
-            cell.column(ledger.SQUARE_HIGH, feature.field),
-            cell.column(ledger.SQUARE_LOW, feature.field),
-        )
+        at = self._slot(entity, MINOR, feature.field, 1)
+        if all(feature.field in self.definition.events[t].required for t in feature.types):
+            return self._cell(entity, ledger.TIMELINE, feature, ())
+        cell = self._cell(entity, ledger.TIMELINE, feature, (feature.field,))
+        cell.needs = at
+        return cell
+
+    def _sums(self, cell: _Cell, feature: Feature) -> tuple[int, ...]:
+        """Columns of a timeline that an aggregate reads, in the order `ledger.aggregate` wants them."""
+        field = feature.field or ""
+        match feature.aggregate:
+            case "sum":
+                return (cell.column(ledger.ADD, field),)
+            case "min":
+                return (cell.column(ledger.LEAST, field),)
+            case "max":
+                return (cell.column(ledger.GREATEST, field),)
+            case "mean":
+                return cell.column(ledger.ONE, ""), cell.column(ledger.ADD, field)
+            case "std":
+                return (
+                    cell.column(ledger.ONE, ""),
+                    cell.column(ledger.ADD, field),
+                    cell.column(ledger.SQUARE_HIGH, field),
+                    cell.column(ledger.SQUARE_LOW, field),
+                )
+            case _:
+                return (cell.column(ledger.ONE, ""),)
 
     def _remembered(self, feature: Feature) -> tuple[int, str, int]:
         """Slot kind, field and words of what previous and speed remember."""
@@ -506,7 +524,9 @@ class _Compiler:
 
     def _window(self, entity: _Entity, cell: _Cell, window: Window | None) -> int:
         assert window is not None
-        self._retain(entity, (PERIOD_MS.get(window.kind) or window.width_ms + window.bucket_ms) + window.delay_ms)
+        self._retain(
+            entity, (PERIOD_MS.get(window.kind) or window.width_ms + window.bucket_ms) + window.delay_ms
+        )
         return cell.window(window)
 
     def _retain(self, entity: _Entity, keep_ms: int) -> None:
@@ -637,7 +657,9 @@ class _Compiler:
                 entity.reads, key=lambda r: (cell_at[id(r[1])], r[2])
             ):
                 reads.append(
-                    self._read(feature, cell_at, cell, window_at[id(cell)] + window, own, other, columns, texts)
+                    self._read(
+                        feature, cell_at, cell, window_at[id(cell)] + window, own, other, columns, texts
+                    )
                 )
             for (kind, source), (at, digits) in entity.slots.items():
                 slots.append((e, at, kind, self._source(kind, source), digits))
@@ -753,6 +775,14 @@ def _fingerprint(
     plan: Plan, specs: tuple[tuple[CellSpec, ...], ...], entities: Iterable[str], slots: Int64s
 ) -> str:
     """16 hex digits that change with anything the layout of records or state depends on."""
-    arrays = (plan.entities, plan.cells, plan.columns, plan.windows, plan.regions, plan.transitions, plan.offsets)
+    arrays = (
+        plan.entities,
+        plan.cells,
+        plan.columns,
+        plan.windows,
+        plan.regions,
+        plan.transitions,
+        plan.offsets,
+    )
     meaning = repr((tuple(entities), specs, plan.slack_ms, slots.tolist(), [a.tolist() for a in arrays]))
     return hashlib.blake2b(meaning.encode(), digest_size=8).hexdigest()

@@ -59,18 +59,20 @@ def claim(event_id: str, keys: Words) -> tuple[int, int]:
 def entity_key(name: str, parts: Sequence[bytes], keys: Words) -> int:
     """The 64-bit key of an entity from its normalised components; 0 when one is missing (empty).
 
-    The message is name, 0x00, then each component after its length (4 bytes, little-endian): two entities
-    never share a message, whatever their values are.
+    It is the hash, by the second key, of the hashes of its name and of each component: two entities never
+    hash the same message, and what a row has hashed of a string serves every entity made of it.
     """
     if not all(parts):
         return MISSING
-    message = entity_prefix(name) + b"".join(len(part).to_bytes(4, "little") + part for part in parts)
-    return _hash(message, keys, 0)
+    words = np.array(
+        [name_hash("entity", name, keys), *(string_hash(part, keys) for part in parts)], np.uint64
+    )
+    return int(sip24_words(keys[2], keys[3], words, len(words))) or 1
 
 
-def entity_prefix(name: str) -> bytes:
-    """What the message of every key of this entity begins with."""
-    return name.encode() + b"\0"
+def name_hash(kind: str, name: str, keys: Words) -> int:
+    """The 64-bit number of a name in a policy: of an event type, a field or an entity."""
+    return _hash(f"{kind}:{name}".encode(), keys, 0)
 
 
 def as_bytes(value: bytes) -> Bytes:
@@ -90,8 +92,9 @@ def wrapping(kernel: Callable[P, R]) -> Callable[P, R]:
 # Every operand is a uint64: numba makes a float64 of a uint64 and a signed integer.
 _V0, _V1 = np.uint64(0x736F6D6570736575), np.uint64(0x646F72616E646F6D)
 _V2, _V3 = np.uint64(0x6C7967656E657261), np.uint64(0x7465646279746573)
-_FF, _ONE, _ZERO = np.uint64(0xFF), np.uint64(1), np.uint64(0)
-_8, _13, _16, _17, _21, _24 = (np.uint64(bits) for bits in (8, 13, 16, 17, 21, 24))
+_FF = np.uint64(0xFF)
+_0, _1, _2, _3, _4, _5, _6, _7, _8 = (np.uint64(number) for number in range(9))
+_13, _16, _17, _21, _24 = (np.uint64(bits) for bits in (13, 16, 17, 21, 24))
 _32, _40, _43, _47, _48, _51, _56 = (np.uint64(bits) for bits in (32, 40, 43, 47, 48, 51, 56))
 
 
@@ -112,29 +115,42 @@ def _round(v0: np.uint64, v1: np.uint64, v2: np.uint64, v3: np.uint64) -> tuple[
 
 
 @jit
+def load(data: Bytes, at: np.uint64) -> np.uint64:
+    """The 8 bytes from data[at] as a little-endian word.
+
+    With an unsigned index there is no index from the end to think of, and the compiler makes one load of the
+    eight: hashing 20 bytes takes 21 ns, with a signed one 30 ns.
+    """
+    return (
+        np.uint64(data[at])
+        | (np.uint64(data[at + _1]) << _8)
+        | (np.uint64(data[at + _2]) << _16)
+        | (np.uint64(data[at + _3]) << _24)
+        | (np.uint64(data[at + _4]) << _32)
+        | (np.uint64(data[at + _5]) << _40)
+        | (np.uint64(data[at + _6]) << _48)
+        | (np.uint64(data[at + _7]) << _56)
+    )
+
+
+@jit
 def sip24(k0: np.uint64, k1: np.uint64, data: Bytes, start: int, size: int) -> np.uint64:
     """SipHash-2-4 of data[start : start + size] (Aumasson and Bernstein, 2012), 64 bits."""
     v0, v1, v2, v3 = k0 ^ _V0, k1 ^ _V1, k0 ^ _V2, k1 ^ _V3
-    whole = size // 8
-    for i in range(whole):
-        p = start + 8 * i
-        w = (
-            np.uint64(data[p])
-            | (np.uint64(data[p + 1]) << _8)
-            | (np.uint64(data[p + 2]) << _16)
-            | (np.uint64(data[p + 3]) << _24)
-            | (np.uint64(data[p + 4]) << _32)
-            | (np.uint64(data[p + 5]) << _40)
-            | (np.uint64(data[p + 6]) << _48)
-            | (np.uint64(data[p + 7]) << _56)
-        )
+    at = np.uint64(start)
+    for _ in range(size // 8):
+        w = load(data, at)
+        at = at + _8
         v3 = v3 ^ w
         v0, v1, v2, v3 = _round(v0, v1, v2, v3)
         v0, v1, v2, v3 = _round(v0, v1, v2, v3)
         v0 = v0 ^ w
     w = np.uint64(size) << _56
-    for j in range(size - 8 * whole):
-        w = w | (np.uint64(data[start + 8 * whole + j]) << np.uint64(8 * j))
+    shift = _0
+    for _ in range(size % 8):
+        w = w | (np.uint64(data[at]) << shift)
+        at = at + _1
+        shift = shift + _8
     return _finish(v0, v1, v2, v3, w)
 
 
@@ -168,4 +184,4 @@ def _finish(v0: np.uint64, v1: np.uint64, v2: np.uint64, v3: np.uint64, last: np
 @jit
 def nonzero(value: np.uint64) -> np.uint64:
     """`value`, or 1 where it is 0: 0 says missing."""
-    return _ONE if value == _ZERO else value
+    return _1 if value == _0 else value

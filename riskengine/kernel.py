@@ -1,14 +1,30 @@
-"""How every kernel is compiled: once, cached on disk, without the GIL, IEEE arithmetic as written."""
+"""How every kernel is compiled: once, cached on disk, without the GIL, IEEE arithmetic as written.
+
+numba drops a cached kernel when the file it stands in changes, but not when a kernel it has inlined does:
+a new version of ours beside an old cache would compute with parts of both. `_Locator` mends that.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import stat
+import sys
+import tempfile
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from functools import cache
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+from numba.core import caching
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+PACKAGE = Path(__file__).parent
+IMPORT = re.compile(rf"^from ({PACKAGE.name}[\w.]*) import (\([^)]*\)|.*)$", re.MULTILINE)
 
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
@@ -17,3 +33,94 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
         Callable[P, R],
         numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)(function),
     )
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]  # numba has no types
+    """Keeps compiled kernels in the user's cache folder, each good for one state of all it may inline."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self._file = Path(file)
+        self._line = function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(_folder() / self._file.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
+
+    def get_source_stamp(self) -> str:
+        return _stamp(self._file)
+
+    def get_disambiguator(self) -> str:
+        return f"{self._line}-{_stamp(PACKAGE)[:8]}"
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> _Locator | None:
+        return cls(function, file) if PACKAGE in Path(file).parents else None
+
+
+@cache
+def _stamp(file: Path) -> str:
+    """A hash of a module of ours and of every module of ours that it imports, directly or not."""
+    digest = hashlib.blake2b(digest_size=16)
+    if file == PACKAGE:  # which checkout or installation this is: two of them share the user's folder
+        digest.update(str(PACKAGE).encode())
+        return digest.hexdigest()
+    met: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        module = waiting.pop()
+        if module not in met:
+            met.add(module)
+            waiting.extend(_imports(module))
+    for module in sorted(met):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _imports(module: Path) -> tuple[Path, ...]:
+    """Modules of ours that a module imports."""
+    found = []
+    for source, names in IMPORT.findall(module.read_text("utf-8")):
+        base = PACKAGE.joinpath(*source.split(".")[1:])
+        files = [base.with_suffix(".py"), *(base / f"{name}.py" for name in re.findall(r"\w+", names))]
+        found.extend(file for file in files if file.is_file())
+    return tuple(found)
+
+
+@cache
+def _folder() -> Path:
+    """Where kernels are kept: the user's cache folder, or a temporary one where that cannot be written."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or (
+            "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+        )
+    folders = [
+        Path(chosen or base).expanduser() / "riskengine",
+        Path(tempfile.gettempdir()) / f"riskengine-{_user()}",
+    ]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _is_own(folder):  # what is loaded from here is run: nobody else may have put it there
+                continue
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="riskengine-"))
+
+
+def _is_own(folder: Path) -> bool:
+    if not hasattr(os, "getuid"):
+        return True
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+
+
+caching.CacheImpl._locator_classes.insert(0, _Locator)

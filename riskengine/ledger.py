@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine.calendar import period
+from riskengine.calendar import period_of_local
 from riskengine.geo import haversine_km
 from riskengine.kernel import jit
 
@@ -52,7 +52,7 @@ TIMELINE, MEMBERS, MARKS, HOLDS, FIRST, LAST, SIGHT = range(7)
 
 # Columns of Plan.columns: what a record adds to a timeline entry.
 K_OP, K_SLOT, K_SIZE = range(3)
-ONE, PRESENT, ADD, SQUARE_HIGH, SQUARE_LOW, LEAST, GREATEST = range(7)
+ONE, ADD, SQUARE_HIGH, SQUARE_LOW, LEAST, GREATEST = range(6)
 
 # Columns of Plan.windows.
 W_KIND, W_BUCKET, W_BUCKETS, W_DELAY, W_SIZE = range(5)
@@ -64,6 +64,12 @@ R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_BEFORE, R_OTHER,
     PREVIOUS_NUMBER, PREVIOUS_TEXT, PREVIOUS_LOCATION, SPEED,
 ) = range(15)  # fmt: skip
 
+# The head of a flattened plan: where its tables begin, and its settings.
+(
+    P_ENTITIES, P_CELLS, P_COLUMNS, P_WINDOWS, P_REGIONS, P_READS, P_TRANSITIONS, P_OFFSETS,
+    P_SLACK, P_ENTITIES_N, P_TRANSITIONS_N, P_HEAD,
+) = range(12)  # fmt: skip
+
 META_ENTITY: Final = 0  # bits 0-7
 META_PLAN: Final = 8  # bits 8-23
 META_CLASS: Final = 24  # bits 24-31
@@ -73,7 +79,11 @@ SQUARE_SHIFT: Final = 43  # a square is kept as high * 2**43 + low, so that both
 
 
 class Plan(NamedTuple):
-    """How every entity's records and state are laid out; int64 tables indexed by the constants above."""
+    """How every entity's records and state are laid out; int64 tables indexed by the constants above.
+
+    Kernels take them as the one array that `flatten` makes: a tuple of arrays is copied and its arrays
+    counted at every call of a kernel by another (observe took 15 us an event so, 274 increments).
+    """
 
     entities: Int64s  # (E, E_SIZE)
     cells: Int64s  # (cells, C_SIZE)
@@ -84,6 +94,69 @@ class Plan(NamedTuple):
     transitions: Int64s  # the policy's time zone, see calendar.timezone_table
     offsets: Int64s
     slack_ms: int  # lateness + skew: how far behind T a read may be
+
+    def flatten(self) -> Int64s:
+        """All tables in one array, behind a head that says where each begins (P_*)."""
+        tables = self[:8]
+        head = np.zeros(P_HEAD, np.int64)
+        head[P_SLACK] = self.slack_ms
+        head[P_ENTITIES_N] = len(self.entities)
+        head[P_TRANSITIONS_N] = len(self.transitions)
+        head[:8] = P_HEAD + np.cumsum([0, *(table.size for table in tables[:-1])])
+        return np.concatenate((head, *(table.ravel() for table in tables)))
+
+
+@jit
+def entity_of(plan: Int64s, e: int, what: int) -> int:
+    """Field E_* of an entity."""
+    return plan[plan[P_ENTITIES] + e * E_SIZE + what]  # type: ignore[no-any-return]  # an int in the kernel
+
+
+@jit
+def cell_of(plan: Int64s, cell: int, what: int) -> int:
+    """Field C_* of a cell."""
+    return plan[plan[P_CELLS] + cell * C_SIZE + what]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def column_of(plan: Int64s, column: int, what: int) -> int:
+    """Field K_* of a timeline's column."""
+    return plan[plan[P_COLUMNS] + column * K_SIZE + what]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def window_of(plan: Int64s, window: int, what: int) -> int:
+    """Field W_* of a window."""
+    return plan[plan[P_WINDOWS] + window * W_SIZE + what]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def read_of(plan: Int64s, feature: int, what: int) -> int:
+    """Field R_* of a stored feature."""
+    return plan[plan[P_READS] + feature * R_SIZE + what]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def region_words(plan: Int64s, region: int) -> int:
+    """Words of one entry of a region."""
+    return plan[plan[P_REGIONS] + region]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def offset_in(plan: Int64s, t: int) -> int:
+    """Local time minus UTC at `t`, ms: calendar.offset_at over the plan's own table."""
+    at = plan[P_TRANSITIONS]
+    low = 0
+    high = plan[P_TRANSITIONS_N] - 1
+    if t >= plan[at + high]:
+        low = high
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if plan[at + middle] <= t:
+            low = middle
+        else:
+            high = middle
+    return plan[plan[P_OFFSETS] + low]  # type: ignore[no-any-return]  # as above
 
 
 # ---- slabs ------------------------------------------------------------------------------------------
@@ -118,29 +191,29 @@ def set_count(words: Int64s, s: int, region: int, count: int) -> None:
 
 
 @jit
-def region_start(plan: Plan, words: Int64s, s: int, e: int, region: int) -> int:
+def region_start(plan: Int64s, words: Int64s, s: int, e: int, region: int) -> int:
     """First word of a region (an index into `words`)."""
-    at = s + plan.entities[e, E_FIXED] + plan.entities[e, E_FIXED_N]
-    first = plan.entities[e, E_REGIONS]
+    at = s + entity_of(plan, e, E_FIXED) + entity_of(plan, e, E_FIXED_N)
+    first = entity_of(plan, e, E_REGIONS)
     for r in range(region):
-        at += count_of(words, s, r) * plan.regions[first + r]
+        at += count_of(words, s, r) * region_words(plan, first + r)
     return at  # type: ignore[no-any-return]  # as above
 
 
 @jit
-def cell_of_region(plan: Plan, e: int, region: int) -> int:
+def cell_of_region(plan: Int64s, e: int, region: int) -> int:
     """The cell that keeps its entries in this region."""
-    cell = plan.entities[e, E_CELLS]
-    while plan.cells[cell, C_KIND] > HOLDS or plan.cells[cell, C_AT] != region:
+    cell = entity_of(plan, e, E_CELLS)
+    while cell_of(plan, cell, C_KIND) > HOLDS or cell_of(plan, cell, C_AT) != region:
         cell += 1
     return cell  # type: ignore[no-any-return]  # as above
 
 
 @jit
-def empty_slab(plan: Plan, words: Int64s, s: int, e: int, meta: int) -> None:
+def empty_slab(plan: Int64s, words: Int64s, s: int, e: int, meta: int) -> None:
     """Lay out a slab that knows nothing. `meta` carries entity, plan generation and size class."""
-    fixed = plan.entities[e, E_FIXED]
-    end = fixed + plan.entities[e, E_FIXED_N]
+    fixed = entity_of(plan, e, E_FIXED)
+    end = fixed + entity_of(plan, e, E_FIXED_N)
     words[s] = NONE
     words[s + 1] = (meta & 0xFFFFFFFF) | (end << META_USED)
     for i in range(2, fixed):
@@ -150,9 +223,7 @@ def empty_slab(plan: Plan, words: Int64s, s: int, e: int, meta: int) -> None:
 
 
 @jit
-def insert(
-    plan: Plan, words: Int64s, s: int, e: int, region: int, at: int, size: int
-) -> None:
+def insert(plan: Int64s, words: Int64s, s: int, e: int, region: int, at: int, size: int) -> None:
     """Open a gap of one entry (`size` words) at word `at` of `region`. The slab must have the room."""
     end = s + used_words(words, s)
     for i in range(end - 1, at - 1, -1):
@@ -175,23 +246,23 @@ def remove(words: Int64s, s: int, region: int, at: int, size: int) -> None:
 
 
 @jit
-def bucket_of(plan: Plan, window: int, t: int) -> int:
+def bucket_of(plan: Int64s, window: int, t: int) -> int:
     """Bucket (sliding) or calendar period that holds time `t`, in ms."""
-    kind = plan.windows[window, W_KIND]
+    kind = window_of(plan, window, W_KIND)
     if kind == SLIDING:
-        return t // plan.windows[window, W_BUCKET]  # type: ignore[no-any-return]  # as above
-    return period(kind, t, plan.transitions, plan.offsets)
+        return t // window_of(plan, window, W_BUCKET)  # type: ignore[no-any-return]  # as above
+    return period_of_local(kind, t + offset_in(plan, t))
 
 
 @jit
-def last_dead(plan: Plan, window: int, newest: int) -> int:
+def last_dead(plan: Int64s, window: int, newest: int) -> int:
     """Newest bucket that no read of this window, made at `newest` - slack or later, can count."""
-    reached = newest - plan.slack_ms - plan.windows[window, W_DELAY]
-    return bucket_of(plan, window, reached) - plan.windows[window, W_BUCKETS]  # type: ignore[no-any-return]  # as above
+    reached = newest - plan[P_SLACK] - window_of(plan, window, W_DELAY)
+    return bucket_of(plan, window, reached) - window_of(plan, window, W_BUCKETS)  # type: ignore[no-any-return]  # as above
 
 
 @jit
-def all_dead(plan: Plan, first: int, n: int, t: int, newest: int) -> bool:
+def all_dead(plan: Int64s, first: int, n: int, t: int, newest: int) -> bool:
     """Whether no window can count a record of time `t` any more."""
     for w in range(first, first + n):
         if bucket_of(plan, w, t) > last_dead(plan, w, newest):
@@ -200,7 +271,7 @@ def all_dead(plan: Plan, first: int, n: int, t: int, newest: int) -> bool:
 
 
 @jit
-def indistinct(plan: Plan, first: int, n: int, a: int, b: int, newest: int) -> bool:
+def indistinct(plan: Int64s, first: int, n: int, a: int, b: int, newest: int) -> bool:
     """Whether no window that is still alive can tell a record of time `a` from one of time `b`."""
     if a == b:
         return True
@@ -218,39 +289,39 @@ def indistinct(plan: Plan, first: int, n: int, a: int, b: int, newest: int) -> b
 
 
 @jit
-def advance(plan: Plan, words: Int64s, s: int, e: int, t: int) -> None:
+def advance(plan: Int64s, words: Int64s, s: int, e: int, t: int) -> None:
     """Let the slab know of time `t`. Silence longer than the entity's retention forgets everything."""
     newest = words[s]
     if newest == NONE:
         words[s] = t
     elif t > newest:
-        if t - newest > plan.entities[e, E_RETENTION]:
+        if t - newest > entity_of(plan, e, E_RETENTION):
             empty_slab(plan, words, s, e, words[s + 1])
         words[s] = t
 
 
 @jit
-def apply(plan: Plan, words: Int64s, s: int, e: int, records: Int64s, row: int) -> None:
+def apply(plan: Int64s, words: Int64s, s: int, e: int, records: Int64s, row: int) -> None:
     """Fold the entity's record in `records[row]` into the slab, which must have E_GROWTH words of room.
 
     O(cells moved) plus the shift of a new timeline entry; late records find their place from the end.
     """
-    r = plan.entities[e, E_RECORD]
+    r = entity_of(plan, e, E_RECORD)
     t = records[row, r + RECORD_TIME]
     event = records[row, r + RECORD_HASH]
     mask = records[row, r + RECORD_MASK]
     sign = -1 if (mask >> SIGN_BIT) & 1 else 1
     advance(plan, words, s, e, t)
     newest = words[s]
-    first_cell = plan.entities[e, E_CELLS]
-    fixed = s + plan.entities[e, E_FIXED]
-    for c in range(plan.entities[e, E_CELLS_N]):
+    first_cell = entity_of(plan, e, E_CELLS)
+    fixed = s + entity_of(plan, e, E_FIXED)
+    for c in range(entity_of(plan, e, E_CELLS_N)):
         if not (mask >> c) & 1:
             continue
         cell = first_cell + c
-        kind = plan.cells[cell, C_KIND]
-        at = plan.cells[cell, C_AT]
-        slot = r + RECORD_SLOTS + plan.cells[cell, C_SLOT]
+        kind = cell_of(plan, cell, C_KIND)
+        at = cell_of(plan, cell, C_AT)
+        slot = r + RECORD_SLOTS + cell_of(plan, cell, C_SLOT)
         if kind == TIMELINE:
             apply_timeline(plan, words, s, e, cell, t, newest, sign, records, row, r)
         elif kind == MEMBERS:
@@ -268,20 +339,20 @@ def apply(plan: Plan, words: Int64s, s: int, e: int, records: Int64s, row: int) 
         ):
             words[fixed + at] = t
             words[fixed + at + 1] = event
-            for i in range(plan.cells[cell, C_WORDS] - 2):
+            for i in range(cell_of(plan, cell, C_WORDS) - 2):
                 words[fixed + at + 2 + i] = records[row, slot + i]
 
 
 @jit
 def apply_timeline(
-    plan: Plan, words: Int64s, s: int, e: int, cell: int, t: int, newest: int, sign: int,
+    plan: Int64s, words: Int64s, s: int, e: int, cell: int, t: int, newest: int, sign: int,
     records: Int64s, row: int, r: int,
 ) -> None:  # fmt: skip
     """Add a record's columns to the timeline entry of its time, made where there is none."""
-    first = plan.cells[cell, C_WINDOWS]
-    n = plan.cells[cell, C_WINDOWS_N]
-    region = plan.cells[cell, C_AT]
-    size = plan.cells[cell, C_WORDS]
+    first = cell_of(plan, cell, C_WINDOWS)
+    n = cell_of(plan, cell, C_WINDOWS_N)
+    region = cell_of(plan, cell, C_AT)
+    size = cell_of(plan, cell, C_WORDS)
     if t < newest and all_dead(plan, first, n, t, newest):
         return
     start = region_start(plan, words, s, e, region)
@@ -296,18 +367,14 @@ def apply_timeline(
         insert(plan, words, s, e, region, at, size)
         words[at] = t
         for k in range(1, size):
-            op = plan.columns[plan.cells[cell, C_COLUMNS] + k - 1, K_OP]
+            op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
             words[at + k] = NONE if op == LEAST or op == GREATEST else 0
-    column = plan.cells[cell, C_COLUMNS]
+    column = cell_of(plan, cell, C_COLUMNS)
     for k in range(1, size):
-        op = plan.columns[column, K_OP]
-        value = records[row, r + RECORD_SLOTS + plan.columns[column, K_SLOT]]
+        op = column_of(plan, column, K_OP)
+        value = records[row, r + RECORD_SLOTS + column_of(plan, column, K_SLOT)] if op != ONE else 0
         column += 1
         if op == ONE:
-            words[at + k] += sign
-        elif value == NONE:
-            pass
-        elif op == PRESENT:
             words[at + k] += sign
         elif op == ADD:
             words[at + k] += sign * value
@@ -366,10 +433,10 @@ def find_key(words: Int64s, start: int, n: int, size: int, key: int) -> int:
 
 @jit
 def apply_member(
-    plan: Plan, words: Int64s, s: int, e: int, cell: int, key: int, t: int, newest: int
+    plan: Int64s, words: Int64s, s: int, e: int, cell: int, key: int, t: int, newest: int
 ) -> None:
     """Remember when a member was last seen; of more than `cap` the longest unseen is forgotten."""
-    region = plan.cells[cell, C_AT]
+    region = cell_of(plan, cell, C_AT)
     start = region_start(plan, words, s, e, region)
     n = count_of(words, s, region)
     at = find_key(words, start, n, 2, key)
@@ -377,7 +444,7 @@ def apply_member(
         if t > words[at + 1]:
             words[at + 1] = t
         return
-    if n >= plan.cells[cell, C_CAP]:
+    if n >= cell_of(plan, cell, C_CAP):
         oldest = start
         for i in range(start + 2, start + 2 * n, 2):  # equal times keep the larger key, as keys ascend
             if words[i + 1] < words[oldest + 1]:
@@ -393,9 +460,9 @@ def apply_member(
 
 
 @jit
-def apply_mark(plan: Plan, words: Int64s, s: int, e: int, cell: int, event: int, t: int, sign: int) -> None:
+def apply_mark(plan: Int64s, words: Int64s, s: int, e: int, cell: int, event: int, t: int, sign: int) -> None:
     """Count labels of one event net, so that a label and its reversal may come in either order."""
-    region = plan.cells[cell, C_AT]
+    region = cell_of(plan, cell, C_AT)
     start = region_start(plan, words, s, e, region)
     n = count_of(words, s, region)
     at = find_key(words, start, n, 3, event)
@@ -404,7 +471,7 @@ def apply_mark(plan: Plan, words: Int64s, s: int, e: int, cell: int, event: int,
         if words[at + 2] == 0:
             remove(words, s, region, at, 3)
         return
-    if n >= plan.cells[cell, C_CAP]:
+    if n >= cell_of(plan, cell, C_CAP):
         oldest = start
         for i in range(start + 3, start + 3 * n, 3):
             if words[i + 1] < words[oldest + 1]:
@@ -421,33 +488,35 @@ def apply_mark(plan: Plan, words: Int64s, s: int, e: int, cell: int, event: int,
 
 
 @jit
-def tidy(plan: Plan, words: Int64s, s: int, e: int) -> None:
+def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
     """Bring a slab to its canonical form: merge what no window can tell apart, drop what none can count.
 
     The canonical form depends on the set of records and T only, not on their order.
     """
     newest = words[s]
-    first_region = plan.entities[e, E_REGIONS]
-    read = s + plan.entities[e, E_FIXED] + plan.entities[e, E_FIXED_N]
+    first_region = entity_of(plan, e, E_REGIONS)
+    read = s + entity_of(plan, e, E_FIXED) + entity_of(plan, e, E_FIXED_N)
     write = read
-    for region in range(plan.entities[e, E_REGIONS_N]):
-        size = plan.regions[first_region + region]
+    for region in range(entity_of(plan, e, E_REGIONS_N)):
+        size = region_words(plan, first_region + region)
         n = count_of(words, s, region)
         cell = cell_of_region(plan, e, region)
-        kind = plan.cells[cell, C_KIND]
-        first = plan.cells[cell, C_WINDOWS]
-        n_windows = plan.cells[cell, C_WINDOWS_N]
+        kind = cell_of(plan, cell, C_KIND)
+        first = cell_of(plan, cell, C_WINDOWS)
+        n_windows = cell_of(plan, cell, C_WINDOWS_N)
         begin = write
         for _ in range(n):
             keep = True
             if kind == TIMELINE:
                 keep = not all_dead(plan, first, n_windows, words[read], newest)
-                if keep and write > begin and indistinct(
-                    plan, first, n_windows, words[write - size], words[read], newest
+                if (
+                    keep
+                    and write > begin
+                    and indistinct(plan, first, n_windows, words[write - size], words[read], newest)
                 ):
                     words[write - size] = words[read]
                     for k in range(1, size):
-                        op = plan.columns[plan.cells[cell, C_COLUMNS] + k - 1, K_OP]
+                        op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
                         if op == LEAST or op == GREATEST:
                             words[write - size + k] = extreme(op, words[write - size + k], words[read + k])
                         else:
@@ -456,8 +525,8 @@ def tidy(plan: Plan, words: Int64s, s: int, e: int) -> None:
             elif kind == MEMBERS:
                 keep = not all_dead(plan, first, n_windows, words[read + 1], newest)
             elif kind == HOLDS:
-                reached = bucket_of(plan, first, newest - plan.slack_ms)
-                keep = words[read + 1] != 0 and words[read] >= reached - plan.windows[first, W_BUCKETS]
+                reached = bucket_of(plan, first, newest - plan[P_SLACK])
+                keep = words[read + 1] != 0 and words[read] >= reached - window_of(plan, first, W_BUCKETS)
             if keep:
                 if write != read:
                     for k in range(size):
@@ -472,12 +541,12 @@ def tidy(plan: Plan, words: Int64s, s: int, e: int) -> None:
 
 
 @jit
-def held(plan: Plan, words: Int64s, s: int, e: int, cell: int, t: int) -> int:
+def held(plan: Int64s, words: Int64s, s: int, e: int, cell: int, t: int) -> int:
     """What is held of a limit at time `t`: its calendar period, or every bucket its window can touch."""
-    region = plan.cells[cell, C_AT]
-    window = plan.cells[cell, C_WINDOWS]
+    region = cell_of(plan, cell, C_AT)
+    window = cell_of(plan, cell, C_WINDOWS)
     bucket = bucket_of(plan, window, t)
-    reach = plan.windows[window, W_BUCKETS] if plan.windows[window, W_KIND] == SLIDING else 0
+    reach = window_of(plan, window, W_BUCKETS) if window_of(plan, window, W_KIND) == SLIDING else 0
     start = region_start(plan, words, s, e, region)
     total = 0
     for i in range(start, start + 2 * count_of(words, s, region), 2):
@@ -487,9 +556,9 @@ def held(plan: Plan, words: Int64s, s: int, e: int, cell: int, t: int) -> int:
 
 
 @jit
-def hold(plan: Plan, words: Int64s, s: int, e: int, cell: int, bucket: int, amount: int) -> None:
+def hold(plan: Int64s, words: Int64s, s: int, e: int, cell: int, bucket: int, amount: int) -> None:
     """Add to (or, with a negative amount, give back) what is held in a bucket. Needs 2 words of room."""
-    region = plan.cells[cell, C_AT]
+    region = cell_of(plan, cell, C_AT)
     start = region_start(plan, words, s, e, region)
     n = count_of(words, s, region)
     at = find_key(words, start, n, 2, bucket)
@@ -506,7 +575,7 @@ def hold(plan: Plan, words: Int64s, s: int, e: int, cell: int, bucket: int, amou
 
 @jit
 def read(
-    plan: Plan, words: Int64s, s: int, e: int, t: int, before: int,
+    plan: Int64s, words: Int64s, s: int, e: int, t: int, before: int,
     cells: Float64s, bits: Int64s, i: int, scratch: Int64s, texts: Int64s,
 ) -> None:  # fmt: skip
     """Write the entity's features (those with `before` as said) at time `t` into column `i` of `cells`.
@@ -514,18 +583,18 @@ def read(
     `cells` is float64 (columns, n) and `bits` the same memory as int64. `texts` takes remembered strings,
     int64 (n, strings * TEXT_WORDS), a hash of 0 where there is none. `scratch` has at least 16 words more than the widest timeline.
     """
-    known = words[s] != NONE and t - words[s] <= plan.entities[e, E_RETENTION]
-    first = plan.entities[e, E_READS]
-    fixed = s + plan.entities[e, E_FIXED]
+    known = words[s] != NONE and t - words[s] <= entity_of(plan, e, E_RETENTION)
+    first = entity_of(plan, e, E_READS)
+    fixed = s + entity_of(plan, e, E_FIXED)
     done_cell = -1
     done_window = -1
-    for f in range(first, first + plan.entities[e, E_READS_N]):
-        if plan.reads[f, R_BEFORE] != before:
+    for f in range(first, first + entity_of(plan, e, E_READS_N)):
+        if read_of(plan, f, R_BEFORE) != before:
             continue
-        op = plan.reads[f, R_OP]
-        cell = plan.reads[f, R_CELL]
-        window = plan.reads[f, R_WINDOW]
-        out = plan.reads[f, R_OUT]
+        op = read_of(plan, f, R_OP)
+        cell = read_of(plan, f, R_CELL)
+        window = read_of(plan, f, R_WINDOW)
+        out = read_of(plan, f, R_OUT)
         if op <= RATE:
             if cell != done_cell or window != done_window:
                 window_sums(plan, words, s, e, cell, window, t, known, scratch, 0)
@@ -535,13 +604,13 @@ def read(
         elif op == DISTINCT:
             cells[out, i] = members_since(plan, words, s, e, cell, window, t) if known else 0
         elif op == SINCE_FIRST or op == SINCE_LAST:
-            seen = words[fixed + plan.cells[cell, C_AT]]
+            seen = words[fixed + cell_of(plan, cell, C_AT)]
             cells[out, i] = (t - seen) / 1000.0 if known and seen != NONE and seen <= t else np.nan
         elif op == SINCE_MARK:
             seen = newest_mark(plan, words, s, e, cell) if known else NONE
             cells[out, i] = (t - seen) / 1000.0 if seen != NONE and seen <= t else np.nan
         else:
-            at = fixed + plan.cells[cell, C_AT]
+            at = fixed + cell_of(plan, cell, C_AT)
             there = known and words[at] != NONE and words[at] <= t
             if op == PREVIOUS_NUMBER:
                 if there:
@@ -551,42 +620,45 @@ def read(
             elif op == PREVIOUS_TEXT:
                 for k in range(TEXT_WORDS):  # an entity's value has its hash only (R_EXTRA is 1)
                     texts[i, out * TEXT_WORDS + k] = 0
-                    if there and k < plan.reads[f, R_EXTRA]:
+                    if there and k < read_of(plan, f, R_EXTRA):
                         texts[i, out * TEXT_WORDS + k] = words[at + 2 + k]
             elif op == PREVIOUS_LOCATION:
                 cells[out, i] = latitude(words[at + 2]) if there else np.nan
                 cells[out + 1, i] = longitude(words[at + 2]) if there else np.nan
             else:
                 cells[out, i] = np.nan
-                place = plan.reads[f, R_OTHER]  # column of the event's latitude; longitude follows
+                place = read_of(plan, f, R_OTHER)  # column of the event's latitude; longitude follows
                 if there and t > words[at]:
                     km = haversine_km(
-                        latitude(words[at + 2]), longitude(words[at + 2]), cells[place, i], cells[place + 1, i]
+                        latitude(words[at + 2]),
+                        longitude(words[at + 2]),
+                        cells[place, i],
+                        cells[place + 1, i],
                     )
                     cells[out, i] = km / ((t - words[at]) / 3_600_000.0)
 
 
 @jit
 def window_sums(
-    plan: Plan, words: Int64s, s: int, e: int, cell: int, window: int, t: int, known: bool,
+    plan: Int64s, words: Int64s, s: int, e: int, cell: int, window: int, t: int, known: bool,
     scratch: Int64s, base: int,
 ) -> None:  # fmt: skip
     """Fold a timeline's entries inside the window at `t` into scratch[base : base + columns]."""
-    size = plan.cells[cell, C_WORDS]
-    first = plan.cells[cell, C_COLUMNS]
+    size = cell_of(plan, cell, C_WORDS)
+    first = cell_of(plan, cell, C_COLUMNS)
     for k in range(size - 1):
-        op = plan.columns[first + k, K_OP]
+        op = column_of(plan, first + k, K_OP)
         scratch[base + k] = NONE if op == LEAST or op == GREATEST else 0
     if not known:
         return
-    region = plan.cells[cell, C_AT]
+    region = cell_of(plan, cell, C_AT)
     start = region_start(plan, words, s, e, region)
     at = start + (count_of(words, s, region) - 1) * size
-    kind = plan.windows[window, W_KIND]
-    top = bucket_of(plan, window, t - plan.windows[window, W_DELAY])
+    kind = window_of(plan, window, W_KIND)
+    top = bucket_of(plan, window, t - window_of(plan, window, W_DELAY))
     if kind == SLIDING:
-        width = plan.windows[window, W_BUCKET]
-        since = (top - plan.windows[window, W_BUCKETS] + 1) * width
+        width = window_of(plan, window, W_BUCKET)
+        since = (top - window_of(plan, window, W_BUCKETS) + 1) * width
         until = (top + 1) * width
         while at >= start and words[at] >= until:
             at -= size
@@ -595,7 +667,7 @@ def window_sums(
             at -= size
     else:  # local dates may repeat for minutes where clocks go back over midnight: look one period further
         while at >= start:
-            number = period(kind, words[at], plan.transitions, plan.offsets)
+            number = period_of_local(kind, words[at] + offset_in(plan, words[at]))
             if number == top:
                 add_entry(plan, words, at, first, size, scratch, base)
             elif number < top - 1:
@@ -605,11 +677,11 @@ def window_sums(
 
 @jit
 def add_entry(
-    plan: Plan, words: Int64s, at: int, first: int, size: int, scratch: Int64s, base: int
+    plan: Int64s, words: Int64s, at: int, first: int, size: int, scratch: Int64s, base: int
 ) -> None:
     """Fold one timeline entry into the sums."""
     for k in range(size - 1):
-        op = plan.columns[first + k, K_OP]
+        op = column_of(plan, first + k, K_OP)
         if op < LEAST:
             scratch[base + k] += words[at + 1 + k]
         else:
@@ -618,13 +690,13 @@ def add_entry(
 
 @jit
 def aggregate(
-    plan: Plan, words: Int64s, s: int, e: int, f: int, op: int, window: int, t: int, known: bool,
+    plan: Int64s, words: Int64s, s: int, e: int, f: int, op: int, window: int, t: int, known: bool,
     scratch: Int64s,
 ) -> float:  # fmt: skip
     """The value of one windowed feature from the sums of its timeline."""
-    a = scratch[plan.reads[f, R_COLUMN]]
-    b = scratch[plan.reads[f, R_COLUMN2]]
-    digits = plan.reads[f, R_DIGITS]
+    a = scratch[read_of(plan, f, R_COLUMN)]
+    b = scratch[read_of(plan, f, R_COLUMN2)]
+    digits = read_of(plan, f, R_DIGITS)
     if op == COUNT:
         return float(a)
     if op == SUM:
@@ -636,13 +708,13 @@ def aggregate(
     if op == STD:
         if a < 2:
             return np.nan
-        high = scratch[plan.reads[f, R_OTHER]]
-        low = scratch[plan.reads[f, R_EXTRA]]
+        high = scratch[read_of(plan, f, R_OTHER)]
+        low = scratch[read_of(plan, f, R_EXTRA)]
         spread = variance_numerator(a, b, high, low, scratch, len(scratch) - 16)
         return unscaled(math.sqrt(spread / (float(a) * float(a - 1))), digits)
     base = len(scratch) // 2
-    window_sums(plan, words, s, e, plan.reads[f, R_OTHER], window, t, known, scratch, base)
-    total = scratch[base + plan.reads[f, R_COLUMN2]]
+    window_sums(plan, words, s, e, read_of(plan, f, R_OTHER), window, t, known, scratch, base)
+    total = scratch[base + read_of(plan, f, R_COLUMN2)]
     return a / total if total > 0 else np.nan
 
 
@@ -722,15 +794,15 @@ def variance_numerator(n: int, total: int, high: int, low: int, limbs: Int64s, a
 
 
 @jit
-def members_since(plan: Plan, words: Int64s, s: int, e: int, cell: int, window: int, t: int) -> int:
+def members_since(plan: Int64s, words: Int64s, s: int, e: int, cell: int, window: int, t: int) -> int:
     """Members last seen since the window at `t` began (exact below the cap)."""
-    region = plan.cells[cell, C_AT]
+    region = cell_of(plan, cell, C_AT)
     start = region_start(plan, words, s, e, region)
     end = start + 2 * count_of(words, s, region)
-    since = bucket_of(plan, window, t) - plan.windows[window, W_BUCKETS] + 1
+    since = bucket_of(plan, window, t) - window_of(plan, window, W_BUCKETS) + 1
     n = 0
-    if plan.windows[window, W_KIND] == SLIDING:
-        since *= plan.windows[window, W_BUCKET]
+    if window_of(plan, window, W_KIND) == SLIDING:
+        since *= window_of(plan, window, W_BUCKET)
         for i in range(start + 1, end, 2):
             n += words[i] >= since
     else:
@@ -740,9 +812,9 @@ def members_since(plan: Plan, words: Int64s, s: int, e: int, cell: int, window: 
 
 
 @jit
-def newest_mark(plan: Plan, words: Int64s, s: int, e: int, cell: int) -> int:
+def newest_mark(plan: Int64s, words: Int64s, s: int, e: int, cell: int) -> int:
     """Time of the newest event now labelled so, or NONE."""
-    region = plan.cells[cell, C_AT]
+    region = cell_of(plan, cell, C_AT)
     start = region_start(plan, words, s, e, region)
     newest = NONE
     for i in range(start, start + 3 * count_of(words, s, region), 3):

@@ -16,7 +16,7 @@ import numpy as np
 import phonenumbers
 from numpy.typing import NDArray
 
-from riskengine.hashing import Bytes
+from riskengine.hashing import Bytes, load
 from riskengine.kernel import jit
 
 Groups = NDArray[np.int64]
@@ -28,6 +28,7 @@ MINOR_MAX = 2**43
 IP_BYTES_MAX = 40
 PHONE_BYTES_MAX = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_HIGH_BITS, _NONE = np.uint64(0x8080808080808080), np.uint64(0)  # set in what is not ASCII
 _MS = timedelta(milliseconds=1)
 
 
@@ -52,6 +53,8 @@ def tidy(text: Bytes, off: int, size: int) -> tuple[int, int, bool]:
         size -= 1
     i = off
     end = off + size
+    while end - i >= 8 and (load(text, np.uint64(i)) & _HIGH_BITS) == _NONE:
+        i += 8
     while i < end:
         lead = int(text[i])
         if lead < 0x80:

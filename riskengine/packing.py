@@ -19,7 +19,8 @@ from riskengine import ledger
 from riskengine.kernel import jit
 from riskengine.ledger import (
     C_AT, C_COLUMNS, C_KIND, C_WORDS, E_CELLS, E_CELLS_N, E_FIXED, E_FIXED_N, E_REGIONS, E_REGIONS_N,
-    E_WIDTH, FIRST, GREATEST, HOLDS, K_OP, LEAST, NONE, TIMELINE, Int64s, Plan,
+    E_WIDTH, FIRST, GREATEST, HOLDS, K_OP, LEAST, NONE, TIMELINE, Int64s, cell_of, cell_of_region, column_of, entity_of,
+    region_words,
 )  # fmt: skip
 
 Bytes = NDArray[np.uint8]
@@ -87,40 +88,40 @@ def packed_size_max(words: Int64s, s: int) -> int:
 
 
 @jit
-def pack(plan: Plan, words: Int64s, s: int, e: int, fingerprint: int, out: Bytes, at: int) -> int:
+def pack(plan: Int64s, words: Int64s, s: int, e: int, fingerprint: int, out: Bytes, at: int) -> int:
     """Write the value of a slab (brought to its canonical form) with an empty tail; return its end."""
     ledger.tidy(plan, words, s, e)
     start = at
     at += HEADER
     newest = words[s]
     at = put_varint(out, at, newest)
-    for region in range(plan.entities[e, E_REGIONS_N]):
+    for region in range(entity_of(plan, e, E_REGIONS_N)):
         at = put_varint(out, at, ledger.count_of(words, s, region))
-    fixed = s + plan.entities[e, E_FIXED]
-    first_cell = plan.entities[e, E_CELLS]
-    for cell in range(first_cell, first_cell + plan.entities[e, E_CELLS_N]):
-        if plan.cells[cell, C_KIND] >= FIRST:
-            word = fixed + plan.cells[cell, C_AT]
+    fixed = s + entity_of(plan, e, E_FIXED)
+    first_cell = entity_of(plan, e, E_CELLS)
+    for cell in range(first_cell, first_cell + entity_of(plan, e, E_CELLS_N)):
+        if cell_of(plan, cell, C_KIND) >= FIRST:
+            word = fixed + cell_of(plan, cell, C_AT)
             if words[word] == NONE:
                 out[at] = 0
                 at += 1
                 continue
             out[at] = 1
             at = put_varint(out, at + 1, newest - words[word])
-            for k in range(1, plan.cells[cell, C_WORDS]):
+            for k in range(1, cell_of(plan, cell, C_WORDS)):
                 at = put_raw(out, at, words[word + k], 8)
-    read = fixed + plan.entities[e, E_FIXED_N]
-    for region in range(plan.entities[e, E_REGIONS_N]):
-        cell = ledger.cell_of_region(plan, e, region)
-        size = plan.cells[cell, C_WORDS]
-        kind = plan.cells[cell, C_KIND]
+    read = fixed + entity_of(plan, e, E_FIXED_N)
+    for region in range(entity_of(plan, e, E_REGIONS_N)):
+        cell = cell_of_region(plan, e, region)
+        size = cell_of(plan, cell, C_WORDS)
+        kind = cell_of(plan, cell, C_KIND)
         last = newest
         for _ in range(ledger.count_of(words, s, region)):
             if kind == TIMELINE:
                 at = put_varint(out, at, words[read] - last)
                 last = words[read]
                 for k in range(1, size):
-                    op = plan.columns[plan.cells[cell, C_COLUMNS] + k - 1, K_OP]
+                    op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
                     if op == LEAST or op == GREATEST:
                         out[at] = 0 if words[read + k] == NONE else 1
                         at += 1
@@ -136,7 +137,7 @@ def pack(plan: Plan, words: Int64s, s: int, e: int, fingerprint: int, out: Bytes
                     at = put_varint(out, at, newest - words[read + 1] if k == 1 else words[read + k])
             read += size
     put_raw(out, start, MAGIC, 2)
-    put_raw(out, start + 2, plan.entities[e, E_WIDTH], 2)
+    put_raw(out, start + 2, entity_of(plan, e, E_WIDTH), 2)
     put_raw(out, start + 4, at - start - HEADER, 4)
     put_raw(out, start + 8, fingerprint, 8)
     put_raw(out, start + 16, checksum(out, start + HEADER, at), 8)
@@ -144,7 +145,7 @@ def pack(plan: Plan, words: Int64s, s: int, e: int, fingerprint: int, out: Bytes
 
 
 @jit
-def unpack(plan: Plan, data: Bytes, at: int, end: int, words: Int64s, s: int, e: int, room: int) -> int:
+def unpack(plan: Int64s, data: Bytes, at: int, end: int, words: Int64s, s: int, e: int, room: int) -> int:
     """Read a snapshot (data[at:end], behind the header) into the slab at `s`, which has `room` words.
 
     The slab must be laid out by `empty_slab`. Returns the words it takes, or -1 for broken data.
@@ -152,39 +153,39 @@ def unpack(plan: Plan, data: Bytes, at: int, end: int, words: Int64s, s: int, e:
     newest, at = get_varint(data, at, end)
     if at < 0:
         return -1
-    used = plan.entities[e, E_FIXED] + plan.entities[e, E_FIXED_N]
-    for region in range(plan.entities[e, E_REGIONS_N]):
+    used = entity_of(plan, e, E_FIXED) + entity_of(plan, e, E_FIXED_N)
+    for region in range(entity_of(plan, e, E_REGIONS_N)):
         count, at = get_varint(data, at, end)
         if at < 0 or count < 0 or count > room:
             return -1
         ledger.set_count(words, s, region, count)
-        used += count * plan.regions[plan.entities[e, E_REGIONS] + region]
+        used += count * region_words(plan, entity_of(plan, e, E_REGIONS) + region)
         if used > room:
             return -1
     words[s] = newest
     ledger.set_used(words, s, used)
-    fixed = s + plan.entities[e, E_FIXED]
-    first_cell = plan.entities[e, E_CELLS]
-    for cell in range(first_cell, first_cell + plan.entities[e, E_CELLS_N]):
-        if plan.cells[cell, C_KIND] >= FIRST:
+    fixed = s + entity_of(plan, e, E_FIXED)
+    first_cell = entity_of(plan, e, E_CELLS)
+    for cell in range(first_cell, first_cell + entity_of(plan, e, E_CELLS_N)):
+        if cell_of(plan, cell, C_KIND) >= FIRST:
             if at >= end:
                 return -1
             at += 1
             if data[at - 1] == 0:
                 continue
-            word = fixed + plan.cells[cell, C_AT]
+            word = fixed + cell_of(plan, cell, C_AT)
             since, at = get_varint(data, at, end)
-            if at < 0 or at + 8 * (plan.cells[cell, C_WORDS] - 1) > end:
+            if at < 0 or at + 8 * (cell_of(plan, cell, C_WORDS) - 1) > end:
                 return -1
             words[word] = newest - since
-            for k in range(1, plan.cells[cell, C_WORDS]):
+            for k in range(1, cell_of(plan, cell, C_WORDS)):
                 words[word + k] = get_raw(data, at, 8)
                 at += 8
-    write = fixed + plan.entities[e, E_FIXED_N]
-    for region in range(plan.entities[e, E_REGIONS_N]):
-        cell = ledger.cell_of_region(plan, e, region)
-        size = plan.cells[cell, C_WORDS]
-        kind = plan.cells[cell, C_KIND]
+    write = fixed + entity_of(plan, e, E_FIXED_N)
+    for region in range(entity_of(plan, e, E_REGIONS_N)):
+        cell = cell_of_region(plan, e, region)
+        size = cell_of(plan, cell, C_WORDS)
+        kind = cell_of(plan, cell, C_KIND)
         last = newest
         for _ in range(ledger.count_of(words, s, region)):
             for k in range(size):
@@ -195,7 +196,7 @@ def unpack(plan: Plan, data: Bytes, at: int, end: int, words: Int64s, s: int, e:
                     at += 8
                     continue
                 if kind == TIMELINE and k > 0:
-                    op = plan.columns[plan.cells[cell, C_COLUMNS] + k - 1, K_OP]
+                    op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
                     if op == LEAST or op == GREATEST:
                         if at >= end:
                             return -1

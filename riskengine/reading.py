@@ -93,7 +93,7 @@ def read(definition: Definition, event: object, now: int) -> Reading:
     if isinstance(given, str):  # a kernel reads the text alike, and a blank one as absent
         values["time"] = given if type(given) is str else str.__str__(given)
     elif moment is not None:
-        values["time"] = moment
+        values["time"] = given if type(given) is int or type(given) is float else moment
     plain = plain and values.get("time") is given
     if moment is not None and moment > now + definition.skew_ms:
         message = f"the event is {moment - now} ms ahead of now; {definition.skew_ms} ms are allowed"
@@ -145,7 +145,8 @@ def read_value(field: Field, given: object) -> Plain | None:
                 return given if type(given) is bool else bool(given)
             raise WrongError("bool", "true or false", describe(given))
         case "time":
-            return read_time(given)
+            moment = read_time(given)
+            return given if type(given) is int or type(given) is float else moment
         case "location":
             return _location(given)
         case _:
@@ -153,7 +154,7 @@ def read_value(field: Field, given: object) -> Plain | None:
 
 
 def read_time(given: object) -> int | None:
-    """Epoch ms of epoch ms, an RFC 3339 text or a datetime with a time zone; None where nothing is said."""
+    """Epoch ms of epoch ms, RFC 3339 text or a datetime with a time zone; None where nothing is said."""
     if given is None:
         return None
     if isinstance(given, str):
@@ -164,7 +165,9 @@ def read_time(given: object) -> int | None:
             raise WrongError("time", _EXPECTED["time"], "datetime without a time zone")
         moment = time_ms(given)
     elif isinstance(given, int | np.integer) and not isinstance(given, bool):
-        moment = given if type(given) is int else int(given)
+        moment = int(given)
+    elif isinstance(given, float | np.floating) and float(given).is_integer():
+        moment = int(given)  # JSON knows one kind of number, and a column with nulls is often of floats
     else:
         raise WrongError("time", _EXPECTED["time"], describe(given))
     if not TIME_MIN_MS <= moment <= TIME_MAX_MS:
@@ -223,7 +226,7 @@ _EXPECTED = {
     "string": "string",
     "phone": "string",
     "ip": "string",
-    "time": "RFC 3339 text with an offset or Z, or epoch milliseconds as an integer",
+    "time": "RFC 3339 text with an offset or Z, or whole epoch milliseconds",
     "location": 'an object {"lat": -90 to 90, "lon": -180 to 180}',
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")

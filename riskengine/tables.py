@@ -56,7 +56,9 @@ class TableSet:
     pool: NDArray[np.uint8]
 
     @classmethod
-    def compile(cls, tables: Mapping[str, Table], rows: Mapping[str, Rows], schema: Names, layout: Columns) -> TableSet:
+    def compile(
+        cls, tables: Mapping[str, Table], rows: Mapping[str, Rows], schema: Names, layout: Columns
+    ) -> TableSet:
         """Compile tables with their rows by name: a resident table's own, or what is stored of a live one."""
         table_rows, column_rows, sorted_keys = [], [], []
         numbers: list[float] = []
@@ -94,7 +96,12 @@ class TableSet:
         )
 
     def fill(
-        self, keys: Int64s, cells: Float64s, off: Int64s, length: NDArray[np.int32], text_hash: NDArray[np.uint64]
+        self,
+        keys: Int64s,
+        cells: Float64s,
+        off: Int64s,
+        length: NDArray[np.int32],
+        text_hash: NDArray[np.uint64],
     ) -> None:
         """Write the columns of each event's rows; an event without a row keeps missing values.
 
@@ -120,7 +127,12 @@ def gather(
         for d in range(columns.shape[0]):
             if columns[d, D_TABLE] != table:
                 table = columns[d, D_TABLE]
-                row = find_row(sorted_keys, tables[table, T_FIRST], tables[table, T_ROWS], keys[i, tables[table, T_ENTITY]])
+                row = find_row(
+                    sorted_keys,
+                    tables[table, T_FIRST],
+                    tables[table, T_ROWS],
+                    keys[i, tables[table, T_ENTITY]],
+                )
             if row < 0:
                 continue
             at = columns[d, D_FIRST] + row

@@ -1,0 +1,1 @@
+"""Where state lives: each store answers `observe` with what it knows of a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,10 @@ from riskengine.errors import RiskEngineError
 from riskengine.features import EVENT, FRAUD, L_CELL, L_ENTITY, LEGIT, FeatureSet, Touches
 from riskengine.ledger import NONE, Int64s, Plan
 from riskengine.stores import slabs as kernels
-from riskengine.stores.slabs import Slabs
 
 TABLE_SLOTS_MIN: Final = 1 << 10
 LOAD_MAX: Final = 0.7
+SWEEP_SLOTS: Final = 256  # of the table, looked over after each batch for entities to forget
 SIZE_DEFAULT: Final = 4 << 30  # bytes reserved; only what is used is ever touched
 SIZE_MIN: Final = 1 << 20
 TRACE_ROWS_MIN: Final = 1 << 10
@@ -31,6 +32,7 @@ TRACES_MAX: Final = 4_000_000  # events that can be labelled, released or follow
 GENERATIONS_MAX: Final = 0xFFFF
 EXPORT_MAGIC: Final = b"riskengine-state-1\n"
 NEVER: Final = 2**63 - 1
+NO_RESERVE: Final = 0x4000 if sys.platform == "linux" else 0  # mmap names it from Python 3.13 on
 Value = tuple[int, str, bytes]  # key, entity, packed value
 
 
@@ -38,7 +40,7 @@ class Claim(msgspec.Struct, gc=False):
     """What is kept of an event once seen: enough to answer a retry and to find what it moved."""
 
     content: bytes
-    time: int
+    time: int  # when it arrived, ms
     trace: int  # row number, or -1
     serial: int  # of the batch that entered it
     follows: bytes | None = None
@@ -147,20 +149,16 @@ class MemoryStore:
 
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:
         if size < SIZE_MIN:
-            raise RiskEngineError(f"the memory store needs at least {SIZE_MIN} bytes, got {size}: raise size=")
-        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
-        none = np.zeros(1, np.int64)
-        self._slabs = Slabs(
-            np.frombuffer(self._memory, np.int64),
-            np.zeros(kernels.CLASSES, np.int64),
-            np.zeros(kernels.META_SIZE, np.int64),
-            np.zeros(TABLE_SLOTS_MIN, np.int64),
-            np.zeros(TABLE_SLOTS_MIN, np.int64),
-            none,
-            none.copy(),
-        )
-        self._slabs.meta[kernels.TOP] = 8
-        self._slabs.meta[kernels.MOVED] = 1
+            raise RiskEngineError(
+                f"the memory store needs at least {SIZE_MIN} bytes, got {size}: raise size="
+            )
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+        self._words = np.frombuffer(self._memory, np.int64)
+        self._meta = np.zeros(kernels.META_SIZE, np.int64)
+        self._table = np.zeros(2 * TABLE_SLOTS_MIN, np.int64)
+        self._old_table = np.zeros(2, np.int64)
+        self._meta[kernels.TOP] = 8
+        self._meta[kernels.MOVED] = 1
         self.features = features
         self._old: dict[int, tuple[Plan, _Step]] = {}
         self._migrated = 0
@@ -172,8 +170,7 @@ class MemoryStore:
         self.claims: dict[bytes, Claim] = {}
         self._fresh: deque[bytes] = deque()
         self._aged: deque[bytes] = deque()
-        self._list_keys = np.zeros(16, np.int64)
-        self._list_until = np.zeros(16, np.int64)
+        self._entries = np.zeros(32, np.int64)  # of lists, as `slabs.find` reads them
         self.lists: dict[tuple[str, str, int], dict[str, Any]] = {}
         self.tables: dict[str, dict[int, dict[str, float | str | None]]] = {}  # live rows, by entity key
 
@@ -186,13 +183,12 @@ class MemoryStore:
         self._make_way(keys)
         bits = touches.cells.view(np.int64)
         kernels.observe(
-            features.plan, self._slabs, self._empty, keys, touches.records, touches.read_at, touches.cells,
-            bits, self._scratch, touches.texts,
+            features.flat, self._words, self._meta, self._table, self._old_table, self._empty, keys,
+            touches.records, touches.read_at, touches.cells, bits, self._scratch, touches.texts,
         )  # fmt: skip
         if len(features.listed):
             kernels.look_up(
-                features.listed, self._salts, self._list_keys, self._list_until, keys, touches.batch.time,
-                touches.cells,
+                features.listed, self._salts, self._entries, keys, touches.batch.time, touches.cells
             )  # fmt: skip
 
     def settle(
@@ -209,7 +205,8 @@ class MemoryStore:
         holds = np.empty((n, n_limits, 2), np.int64)
         held_before, keys_before = self._prior(prior)
         kernels.settle(
-            features.plan, self._slabs, features.limits, features.limit_types, batch.type_index, batch.time,
+            features.flat, self._words, self._meta, self._table, self._old_table, features.limits,
+            features.limit_types, batch.type_index, batch.time,
             batch.late, counted, keys, touches.cells, base, held_before, keys_before, refused, severity, holds,
         )  # fmt: skip
         return Settled(refused, severity, self._traces[-1].append(touches, keys, holds))
@@ -219,7 +216,7 @@ class MemoryStore:
 
         Decisions are kept `fresh_ms`, traces `horizon_ms` (at least as long).
         """
-        kernels.sweep(self.features.plan, self._slabs, now, 256)
+        kernels.sweep(self.features.flat, self._words, self._meta, self._table, now, SWEEP_SLOTS)
         while self._fresh:
             claim = self.claims[self._fresh[0]]
             if now - claim.time <= fresh_ms:
@@ -311,7 +308,7 @@ class MemoryStore:
                 key = self._key_of(traces, row, self.features.entities[e])
                 self._make_way(np.array([[key]], np.int64))
                 kernels.give_hold_back(
-                    self.features.plan, self._slabs, e, int(limit[L_CELL]), key, int(held[old, 0]),
+                    self.features.flat, self._words, self._meta, self._table, self._old_table, e, int(limit[L_CELL]), key, int(held[old, 0]),
                     int(held[old, 1]),
                 )  # fmt: skip
             held[old, 1] = NONE
@@ -359,7 +356,7 @@ class MemoryStore:
         if keys:
             self._make_way(np.array([keys], np.int64))
             kernels.amend(
-                features.plan, self._slabs, np.array(keys, np.int64), np.array(entities, np.int64),
+                features.flat, self._words, self._meta, self._table, self._old_table, np.array(keys, np.int64), np.array(entities, np.int64),
                 np.array(records, np.int64),
             )  # fmt: skip
 
@@ -410,12 +407,12 @@ class MemoryStore:
         slots = 16
         while slots < 2 * len(self.lists) + 1:
             slots *= 2
-        keys, until = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
+        entries = np.zeros(2 * slots, np.int64)
         for (name, entity, key), entry in self.lists.items():
             expires = entry.get("expires")
             if expires is None or expires > 0:
-                kernels.enter(keys, until, key ^ _salt(name, entity), NEVER if expires is None else expires)
-        self._list_keys, self._list_until = keys, until
+                kernels.enter(entries, key ^ _salt(name, entity), NEVER if expires is None else expires)
+        self._entries = entries
 
     # -- plans
 
@@ -423,11 +420,11 @@ class MemoryStore:
         """Serve another plan. Cells of equal definition keep what they know; slabs move as they are met."""
         before, self.features = self.features, features
         if before.fingerprint != features.fingerprint:
-            generation = int(self._slabs.meta[kernels.GENERATION])
+            generation = int(self._meta[kernels.GENERATION])
             step = _Step.between(before, features)
             self._old = {g: (plan, old.then(step, before.plan)) for g, (plan, old) in self._old.items()}
             self._old[generation] = (before.plan, step)
-            self._slabs.meta[kernels.GENERATION] = (generation + 1) % GENERATIONS_MAX
+            self._meta[kernels.GENERATION] = (generation + 1) % GENERATIONS_MAX
             self._migrated = 0
         newest = self._traces[-1]
         self._traces.append(Traces(features, newest.next, newest.next, np.empty((0, 0), np.int64)))
@@ -441,61 +438,63 @@ class MemoryStore:
         self._salts = np.array([_salt(*pair) for pair in pairs], np.int64)
         self._empty = np.zeros(len(features.entities), np.int64)
         for e in range(len(features.entities)):
-            words = int(features.plan.entities[e, ledger.E_FIXED] + features.plan.entities[e, ledger.E_FIXED_N])
-            self._empty[e] = kernels.take(self._slabs, kernels.class_of(words))
-            ledger.empty_slab(features.plan, self._slabs.words, int(self._empty[e]), e, e)
+            words = int(
+                features.plan.entities[e, ledger.E_FIXED] + features.plan.entities[e, ledger.E_FIXED_N]
+            )
+            self._empty[e] = kernels.take(self._words, self._meta, kernels.class_of(words))
+            ledger.empty_slab(features.flat, self._words, int(self._empty[e]), e, e)
 
     # -- growing
 
     def _make_way(self, keys: Int64s) -> None:
         """Before a batch touches `keys`: go on moving and migrating, and start to grow when that is due."""
-        meta = self._slabs.meta
-        moving = meta[kernels.MOVED] < len(self._slabs.old_keys)
-        if moving and kernels.move(self._slabs, 4 * keys.size + 256):
+        meta = self._meta
+        moving = 2 * meta[kernels.MOVED] < len(self._old_table)
+        if moving and kernels.move(meta, self._table, self._old_table, 4 * keys.size + 256):
             moving = False
-        if meta[kernels.FILLED] + keys.size > LOAD_MAX * len(self._slabs.keys):
+            self._old_table = np.zeros(2, np.int64)
+            meta[kernels.MOVED] = 1
+        slots = len(self._table) // 2
+        if meta[kernels.FILLED] + keys.size > LOAD_MAX * slots:
             if moving:  # cannot happen at four slots a key, unless a batch is larger than the table
-                kernels.move(self._slabs, len(self._slabs.old_keys))
-            slots = len(self._slabs.keys)
+                kernels.move(meta, self._table, self._old_table, len(self._old_table))
             while meta[kernels.ENTITIES] + keys.size > LOAD_MAX / 2 * slots:
                 slots *= 2
-            self._slabs = self._slabs._replace(
-                keys=np.zeros(slots, np.int64), refs=np.zeros(slots, np.int64),
-                old_keys=self._slabs.keys, old_refs=self._slabs.refs,
-            )  # fmt: skip
+            self._old_table, self._table = self._table, np.zeros(2 * slots, np.int64)
             meta[kernels.FILLED] = meta[kernels.MOVED] = self._migrated = 0
             moving = True
         if self._old:
             self._migrate(keys.ravel())
             if not moving:
                 end = self._migrated + 512
-                self._migrate(self._slabs.keys[self._migrated : end])
+                self._migrate(self._table[2 * self._migrated : 2 * end : 2].copy())
                 self._migrated = end
-                if end >= len(self._slabs.keys):
+                if 2 * end >= len(self._table):
                     self._old = {}
 
     def _migrate(self, keys: Int64s) -> None:
         for generation, (plan, step) in self._old.items():
             kernels.migrate(
-                plan, self.features.plan, step.entities, step.cells, step.columns, generation, self._slabs, keys
+                plan.flatten(), self.features.flat, step.entities, step.cells, step.columns, generation,
+                self._words, self._meta, self._table, self._old_table, keys,
             )  # fmt: skip
 
     def _finish(self) -> None:
         """Complete growing and migrating, so that the table can be walked."""
-        kernels.move(self._slabs, len(self._slabs.old_keys))
-        self._migrate(self._slabs.keys)
+        kernels.move(self._meta, self._table, self._old_table, len(self._old_table))
+        self._migrate(self._table[::2].copy())
         self._old = {}
 
     # -- looking in, out and back
 
     def info(self) -> Info:
         """Sizes and losses so far."""
-        meta = self._slabs.meta
-        table = 16 * (len(self._slabs.keys) + len(self._slabs.old_keys))
+        meta = self._meta
+        table = 8 * (len(self._table) + len(self._old_table))
         return Info(
             entities=int(meta[kernels.ENTITIES]),
             bytes=8 * int(meta[kernels.TOP] - meta[kernels.FREED]) + table,
-            reserved=8 * len(self._slabs.words),
+            reserved=8 * len(self._words),
             evictions=int(meta[kernels.EVICTIONS]),
             expired=int(meta[kernels.EXPIRED]),
             lost=int(meta[kernels.LOST]),
@@ -507,12 +506,12 @@ class MemoryStore:
         self._finish()
         features = self.features
         fingerprint = int.from_bytes(bytes.fromhex(features.fingerprint), "little", signed=True)
-        for slot in np.flatnonzero(self._slabs.refs > 0).tolist():
-            s = int(self._slabs.refs[slot])
-            e = int(self._slabs.words[s + 1]) & 0xFF
-            out = np.empty(packing.packed_size_max(self._slabs.words, s), np.uint8)
-            end = packing.pack(features.plan, self._slabs.words, s, e, fingerprint, out, 0)
-            yield int(self._slabs.keys[slot]), features.entities[e], out[:end].tobytes()
+        for slot in np.flatnonzero(self._table[1::2] > 0).tolist():
+            s = int(self._table[2 * slot + 1])
+            e = int(self._words[s + 1]) & 0xFF
+            out = np.empty(packing.packed_size_max(self._words, s), np.uint8)
+            end = packing.pack(features.flat, self._words, s, e, fingerprint, out, 0)
+            yield int(self._table[2 * slot]), features.entities[e], out[:end].tobytes()
 
     def put_value(self, key: int, entity: str, value: bytes) -> None:
         """Take in a value made by `values` under the same plan, in the place of what is known.
@@ -527,24 +526,34 @@ class MemoryStore:
         if problem is not None:
             raise RiskEngineError(f"an entity's state cannot be taken in: {problem}")
         e = features.entities.index(entity)
-        plan = features.plan
+        plan = features.flat
         end = packing.HEADER + packing.snapshot_size(value)
         room = 64 + (end - packing.HEADER) * 8
-        width = int(plan.entities[e, ledger.E_WIDTH])
+        width = int(features.plan.entities[e, ledger.E_WIDTH])
         words = np.zeros(room, np.int64)
-        meta = e | (int(self._slabs.meta[kernels.GENERATION]) << ledger.META_PLAN)
+        meta = e | (int(self._meta[kernels.GENERATION]) << ledger.META_PLAN)
         ledger.empty_slab(plan, words, 0, e, meta)
         used = packing.unpack(plan, data, packing.HEADER, end, words, 0, e, room)
         tail = value[end:]
         if used < 0 or len(tail) % (8 * width):
             raise RiskEngineError("an entity's state cannot be taken in: its bytes are broken")
         self._make_way(np.array([[key]], np.int64))
-        kernels.move_in(self._slabs, key, kernels.locate(self._slabs, key), words, used)
+        s = kernels.locate(self._meta, self._table, self._old_table, key)
+        kernels.move_in(self._words, self._meta, self._table, key, s, words, used)
         records = np.zeros((len(tail) // (8 * width), features.record_words), np.int64)
-        at = int(plan.entities[e, ledger.E_RECORD])
+        at = int(features.plan.entities[e, ledger.E_RECORD])
         records[:, at : at + width] = np.frombuffer(tail, "<i8").reshape(-1, width)
         n = len(records)
-        kernels.amend(plan, self._slabs, np.full(n, key), np.full(n, e), records)
+        kernels.amend(
+            plan,
+            self._words,
+            self._meta,
+            self._table,
+            self._old_table,
+            np.full(n, key),
+            np.full(n, e),
+            records,
+        )
 
     def export(self, path: Path) -> int:
         """Write entities, lists and live tables to a file; return the number of entities.
@@ -604,8 +613,7 @@ class MemoryStore:
 
     def close(self) -> None:
         """Give the memory back."""
-        none = np.zeros(1, np.int64)
-        self._slabs = Slabs(none, none, none, none, none, none, none)
+        self._words = np.zeros(0, np.int64)
         self.claims.clear()
 
 
@@ -680,7 +688,9 @@ def _translate(
     out[at : at + 2] = record[at_old : at_old + 2]
     for slot, place in new.entity_slots[now].items():
         if slot in old.entity_slots[e]:
-            out[at + ledger.RECORD_SLOTS + place] = record[at_old + ledger.RECORD_SLOTS + old.entity_slots[e][slot]]
+            out[at + ledger.RECORD_SLOTS + place] = record[
+                at_old + ledger.RECORD_SLOTS + old.entity_slots[e][slot]
+            ]
     known = {spec.key: c for c, spec in enumerate(old.specs[e])}
     translated = 0
     for c, spec in enumerate(new.specs[now]):

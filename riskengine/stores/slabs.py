@@ -6,7 +6,7 @@ needed, the key table grows by moving a few slots a call, and the forgotten are 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from riskengine.features import (
 from riskengine.kernel import jit
 from riskengine.ledger import (
     E_CELLS, E_CELLS_N, E_READS_N, E_RECORD, E_REGIONS, E_RETENTION, E_WIDTH, META_CLASS, META_PLAN, NONE,
-    RECORD_MASK, Float64s, Int64s, Plan,
+    P_SLACK, RECORD_MASK, Float64s, Int64s, cell_of, entity_of, region_words,
 )  # fmt: skip
 
 SIZES: Final = np.array(
@@ -32,79 +32,72 @@ FREE_SLOT: Final = 0  # refs of a slot never used, and of one whose entity was f
 TOMBSTONE: Final = -1
 EVICT_SAMPLE: Final = 32
 
-# Words of Slabs.meta.
-TOP, ENTITIES, FILLED, MOVED, HAND, EVICTIONS, EXPIRED, FREED, LOST, GENERATION, META_SIZE = range(11)
+# `meta`: counters, then (from FREE on) the first free slab of each class, linked through its first word.
+TOP, ENTITIES, FILLED, MOVED, HAND, EVICTIONS, EXPIRED, FREED, LOST, GENERATION, FREE = range(11)
+META_SIZE: Final = FREE + CLASSES
 
-
-class Slabs(NamedTuple):
-    """The store's memory. A slot of the table holds a key and where its slab starts in `words`.
-
-    While the table grows, `old_keys` and `old_refs` hold what has not moved yet, else one free slot.
-    """
-
-    words: Int64s
-    free: Int64s  # first free slab of each class, linked through its first word; 0 is none
-    meta: Int64s
-    keys: Int64s
-    refs: Int64s
-    old_keys: Int64s
-    old_refs: Int64s
+# The kernels share four int64 arrays: `words`, all slabs; `meta`; `table`, slots of a key and where its slab
+# starts; `old_table`, while the table grows, what has not moved to the new one yet. They are passed one by
+# one: a tuple of arrays is copied, and its arrays counted, at every call.
 
 
 # ---- the key table ----------------------------------------------------------------------------------
 
 
 @jit
-def find(keys: Int64s, refs: Int64s, key: int) -> int:
+def find(table: Int64s, key: int) -> int:
     """Slot of a key, or -1. Keys are hashes already: their low bits are the home slot."""
-    mask = len(keys) - 1
+    mask = (len(table) >> 1) - 1
     at = key & mask
-    while refs[at] != FREE_SLOT:
-        if keys[at] == key and refs[at] > 0:
+    while table[2 * at + 1] != FREE_SLOT:
+        if table[2 * at] == key and table[2 * at + 1] > 0:
             return at
         at = (at + 1) & mask
     return -1
 
 
 @jit
-def put(slabs: Slabs, key: int, ref: int) -> None:
+def put(meta: Int64s, table: Int64s, key: int, ref: int) -> None:
     """Enter a key that is in neither table."""
-    mask = len(slabs.keys) - 1
+    mask = (len(table) >> 1) - 1
     at = key & mask
-    while slabs.refs[at] > 0:
+    while table[2 * at + 1] > 0:
         at = (at + 1) & mask
-    if slabs.refs[at] == FREE_SLOT:
-        slabs.meta[FILLED] += 1
-    slabs.keys[at] = key
-    slabs.refs[at] = ref
+    if table[2 * at + 1] == FREE_SLOT:
+        meta[FILLED] += 1
+    table[2 * at] = key
+    table[2 * at + 1] = ref
 
 
 @jit
-def locate(slabs: Slabs, key: int) -> int:
+def locate(meta: Int64s, table: Int64s, old_table: Int64s, key: int) -> int:
     """Where the slab of a key starts, or 0. A key met in the old table moves to the new one."""
-    at = find(slabs.keys, slabs.refs, key)
+    at = find(table, key)
     if at >= 0:
-        return slabs.refs[at]  # type: ignore[no-any-return]  # numpy's scalar, an int inside the kernel
-    at = find(slabs.old_keys, slabs.old_refs, key)
+        return table[2 * at + 1]  # type: ignore[no-any-return]  # numpy's scalar, an int inside the kernel
+    if meta[MOVED] >= len(old_table) >> 1:
+        return 0
+    at = find(old_table, key)
     if at < 0:
         return 0
-    ref = slabs.old_refs[at]
-    slabs.old_refs[at] = TOMBSTONE
-    put(slabs, key, ref)
+    ref = old_table[2 * at + 1]
+    old_table[2 * at + 1] = TOMBSTONE
+    put(meta, table, key, ref)
     return ref  # type: ignore[no-any-return]  # as above
 
 
 @jit
-def move(slabs: Slabs, budget: int) -> bool:
+def move(meta: Int64s, table: Int64s, old_table: Int64s, budget: int) -> bool:
     """Move up to `budget` slots of the old table; return whether all have moved."""
-    at = slabs.meta[MOVED]
-    end = min(at + budget, len(slabs.old_keys))
+    at = meta[MOVED]
+    slots = len(old_table) >> 1
+    end = min(at + budget, slots)
     for slot in range(at, end):
-        if slabs.old_refs[slot] > 0:
-            put(slabs, slabs.old_keys[slot], slabs.old_refs[slot])
-            slabs.old_refs[slot] = TOMBSTONE
-    slabs.meta[MOVED] = end
-    return end == len(slabs.old_keys)
+        if old_table[2 * slot + 1] > 0:
+            put(meta, table, old_table[2 * slot], old_table[2 * slot + 1])
+            old_table[2 * slot + 1] = TOMBSTONE
+    meta[MOVED] = end
+    return end == slots
 
 
 # ---- slabs ------------------------------------------------------------------------------------------
@@ -131,118 +124,119 @@ def slab_class(words: Int64s, s: int) -> int:
 
 
 @jit
-def take(slabs: Slabs, wanted: int) -> int:
+def take(words: Int64s, meta: Int64s, wanted: int) -> int:
     """A slab of a size class, from the free ones or from fresh memory; 0 when there is neither."""
-    s = slabs.free[wanted]
+    s = meta[FREE + wanted]
     if s != 0:
-        slabs.free[wanted] = slabs.words[s]
-        slabs.meta[FREED] -= SIZES[wanted]
+        meta[FREE + wanted] = words[s]
+        meta[FREED] -= SIZES[wanted]
         return s  # type: ignore[no-any-return]  # as above
-    top = slabs.meta[TOP]
-    if top + SIZES[wanted] > len(slabs.words):
+    top = meta[TOP]
+    if top + SIZES[wanted] > len(words):
         return 0
-    slabs.meta[TOP] = top + SIZES[wanted]
+    meta[TOP] = top + SIZES[wanted]
     return top  # type: ignore[no-any-return]  # as above
 
 
 @jit
-def give_back(slabs: Slabs, s: int, size_class: int) -> None:
+def give_back(words: Int64s, meta: Int64s, s: int, size_class: int) -> None:
     """Return a slab to the free ones of its class."""
-    slabs.words[s] = slabs.free[size_class]
-    slabs.free[size_class] = s
-    slabs.meta[FREED] += SIZES[size_class]
+    words[s] = meta[FREE + size_class]
+    meta[FREE + size_class] = s
+    meta[FREED] += SIZES[size_class]
 
 
 @jit
-def forget(slabs: Slabs, keys: Int64s, refs: Int64s, slot: int) -> None:
+def forget(words: Int64s, meta: Int64s, table: Int64s, slot: int) -> None:
     """Drop the entity of a slot."""
-    s = refs[slot]
-    give_back(slabs, s, slab_class(slabs.words, s))
-    refs[slot] = TOMBSTONE
-    slabs.meta[ENTITIES] -= 1
+    s = table[2 * slot + 1]
+    give_back(words, meta, s, slab_class(words, s))
+    table[2 * slot + 1] = TOMBSTONE
+    meta[ENTITIES] -= 1
 
 
 @jit
-def obtain(slabs: Slabs, wanted: int, keep: int) -> int:
+def obtain(words: Int64s, meta: Int64s, table: Int64s, wanted: int, keep: int) -> int:
     """A slab of a class; when memory is full, the longest silent of a few entities make room.
 
     `keep` is a slab that must stay. Returns 0 when nothing was to be had.
     """
-    s = take(slabs, wanted)
+    s = take(words, meta, wanted)
     tries = 0
     while s == 0 and tries < 4096:
         tries += 1
-        evict(slabs, keep)
+        evict(words, meta, table, keep)
         for bigger in range(wanted, min(wanted + 4, CLASSES)):
-            if slabs.free[bigger] != 0:
-                s = slabs.free[bigger]
-                slabs.free[bigger] = slabs.words[s]
-                slabs.meta[FREED] -= SIZES[bigger]
-                slabs.words[s + 1] = bigger << META_CLASS
+            if meta[FREE + bigger] != 0:
+                s = meta[FREE + bigger]
+                meta[FREE + bigger] = words[s]
+                meta[FREED] -= SIZES[bigger]
+                words[s + 1] = bigger << META_CLASS
                 return s  # type: ignore[no-any-return]  # as above
     if s == 0:
-        slabs.meta[LOST] += 1
+        meta[LOST] += 1
         return 0
-    slabs.words[s + 1] = wanted << META_CLASS
+    words[s + 1] = wanted << META_CLASS
     return s
 
 
 @jit
-def evict(slabs: Slabs, keep: int) -> None:
+def evict(words: Int64s, meta: Int64s, table: Int64s, keep: int) -> None:
     """Forget the longest silent of the next few entities under the hand."""
-    mask = len(slabs.keys) - 1
-    at = slabs.meta[HAND] & mask
+    mask = (len(table) >> 1) - 1
+    at = meta[HAND] & mask
     oldest = -1
     seen = 0
-    for _ in range(len(slabs.keys)):
-        ref = slabs.refs[at]
+    for _ in range(mask + 1):
+        ref = table[2 * at + 1]
         if ref > 0 and ref != keep:
-            if oldest < 0 or slabs.words[ref] < slabs.words[slabs.refs[oldest]]:
+            if oldest < 0 or words[ref] < words[table[2 * oldest + 1]]:
                 oldest = at
             seen += 1
             if seen == EVICT_SAMPLE:
                 break
         at = (at + 1) & mask
-    slabs.meta[HAND] = at
+    meta[HAND] = at
     if oldest >= 0:
-        forget(slabs, slabs.keys, slabs.refs, oldest)
-        slabs.meta[EVICTIONS] += 1
+        forget(words, meta, table, oldest)
+        meta[EVICTIONS] += 1
 
 
 @jit
-def sweep(plan: Plan, slabs: Slabs, now: int, budget: int) -> None:
+def sweep(plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, now: int, budget: int) -> None:
     """Forget, among the next `budget` slots, entities silent for longer than any of their windows."""
-    mask = len(slabs.keys) - 1
-    at = slabs.meta[HAND] & mask
-    for _ in range(min(budget, len(slabs.keys))):
-        s = slabs.refs[at]
-        if s > 0 and ((slabs.words[s + 1] >> META_PLAN) & 0xFFFF) == slabs.meta[GENERATION]:
-            e = slabs.words[s + 1] & 0xFF
-            if slabs.words[s] != NONE and now - slabs.words[s] > plan.entities[e, E_RETENTION] + plan.slack_ms:
-                forget(slabs, slabs.keys, slabs.refs, at)
-                slabs.meta[EXPIRED] += 1
+    mask = (len(table) >> 1) - 1
+    at = meta[HAND] & mask
+    for _ in range(min(budget, mask + 1)):
+        s = table[2 * at + 1]
+        if s > 0 and ((words[s + 1] >> META_PLAN) & 0xFFFF) == meta[GENERATION]:
+            e = words[s + 1] & 0xFF
+            if words[s] != NONE and now - words[s] > entity_of(plan, e, E_RETENTION) + plan[P_SLACK]:
+                forget(words, meta, table, at)
+                meta[EXPIRED] += 1
         at = (at + 1) & mask
-    slabs.meta[HAND] = at
+    meta[HAND] = at
 
 
 @jit
-def create(plan: Plan, slabs: Slabs, key: int, e: int, growth: int) -> int:
+def create(plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, key: int, e: int, growth: int) -> int:
     """A new slab for an entity with `growth` words of room; 0 when memory is full and nothing gives."""
-    fixed = plan.entities[e, ledger.E_FIXED] + plan.entities[e, ledger.E_FIXED_N]
-    s = obtain(slabs, class_of(fixed + growth), 0)
+    fixed = entity_of(plan, e, ledger.E_FIXED) + entity_of(plan, e, ledger.E_FIXED_N)
+    s = obtain(words, meta, table, class_of(fixed + growth), 0)
     if s != 0:
-        size_class = slab_class(slabs.words, s)
-        meta = e | (slabs.meta[GENERATION] << META_PLAN) | (size_class << META_CLASS)
-        ledger.empty_slab(plan, slabs.words, s, e, meta)
-        put(slabs, key, s)
-        slabs.meta[ENTITIES] += 1
+        size_class = slab_class(words, s)
+        head = e | (meta[GENERATION] << META_PLAN) | (size_class << META_CLASS)
+        ledger.empty_slab(plan, words, s, e, head)
+        put(meta, table, key, s)
+        meta[ENTITIES] += 1
     return s
 
 
 @jit
-def make_room(plan: Plan, slabs: Slabs, key: int, s: int, e: int, growth: int) -> int:
+def make_room(
+    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, key: int, s: int, e: int, growth: int
+) -> int:
     """Give a slab `growth` words of room: by tidying it, else by moving it. Returns where it is, or 0."""
-    words = slabs.words
     room = SIZES[slab_class(words, s)]
     if ledger.used_words(words, s) + growth <= room:
         return s
@@ -251,39 +245,53 @@ def make_room(plan: Plan, slabs: Slabs, key: int, s: int, e: int, growth: int) -
     # A large slab that is nearly full after tidying would be tidied again at once: it grows instead.
     if used + growth <= room - (room >> 3 if room > 32 else 0):
         return s
-    target = obtain(slabs, class_of(max(used + growth, used + (used >> 2))), s)
+    target = obtain(words, meta, table, class_of(max(used + growth, used + (used >> 2))), s)
     if target == 0:
         return 0
     size_class = slab_class(words, target)
     for k in range(used):
         words[target + k] = words[s + k]
     words[target + 1] = (words[target + 1] & ~(0xFF << META_CLASS)) | (size_class << META_CLASS)
-    give_back(slabs, s, slab_class(words, s))
-    slabs.refs[find(slabs.keys, slabs.refs, key)] = target
+    give_back(words, meta, s, slab_class(words, s))
+    table[2 * find(table, key) + 1] = target
     return target
 
 
 @jit
-def growth_of(plan: Plan, e: int, mask: int) -> int:
+def growth_of(plan: Int64s, e: int, mask: int) -> int:
     """Words that a record with this mask may add to a slab."""
-    first_cell = plan.entities[e, E_CELLS]
-    first_region = plan.entities[e, E_REGIONS]
+    first_cell = entity_of(plan, e, E_CELLS)
+    first_region = entity_of(plan, e, E_REGIONS)
     growth = 0
-    for c in range(plan.entities[e, E_CELLS_N]):
+    for c in range(entity_of(plan, e, E_CELLS_N)):
         cell = first_cell + c
-        if (mask >> c) & 1 and plan.cells[cell, ledger.C_KIND] <= ledger.HOLDS:
-            growth += plan.regions[first_region + plan.cells[cell, ledger.C_AT]]
+        if (mask >> c) & 1 and cell_of(plan, cell, ledger.C_KIND) <= ledger.HOLDS:
+            growth += region_words(plan, first_region + cell_of(plan, cell, ledger.C_AT))
     return growth
 
 
 @jit
-def fold(plan: Plan, slabs: Slabs, key: int, s: int, e: int, records: Int64s, row: int) -> int:
+def fold(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    key: int,
+    s: int,
+    e: int,
+    records: Int64s,
+    row: int,
+) -> int:
     """Apply a record to the slab of an entity (`s` is 0 for a new one); return where the slab is, or 0."""
-    mask = records[row, plan.entities[e, E_RECORD] + RECORD_MASK]
+    mask = records[row, entity_of(plan, e, E_RECORD) + RECORD_MASK]
     growth = growth_of(plan, e, mask)
-    s = create(plan, slabs, key, e, growth) if s == 0 else make_room(plan, slabs, key, s, e, growth)
+    s = (
+        create(plan, words, meta, table, key, e, growth)
+        if s == 0
+        else make_room(plan, words, meta, table, key, s, e, growth)
+    )
     if s != 0:
-        ledger.apply(plan, slabs.words, s, e, records, row)
+        ledger.apply(plan, words, s, e, records, row)
     return s
 
 
@@ -292,32 +300,51 @@ def fold(plan: Plan, slabs: Slabs, key: int, s: int, e: int, records: Int64s, ro
 
 @jit
 def observe(
-    plan: Plan, slabs: Slabs, empty: Int64s, keys: Int64s, records: Int64s, read_at: Int64s, cells: Float64s,
+    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, empty: Int64s, keys: Int64s, records: Int64s, read_at: Int64s, cells: Float64s,
     bits: Int64s, scratch: Int64s, texts: Int64s,
 ) -> None:  # fmt: skip
     """Event by event: read what stands before each record, fold the record, read the row."""
     for i in range(keys.shape[0]):
         for e in range(keys.shape[1]):
             key = keys[i, e]
-            if key == 0 or plan.entities[e, E_WIDTH] == 0:
+            if key == 0 or entity_of(plan, e, E_WIDTH) == 0:
                 continue
-            s = locate(slabs, key)
-            reads = plan.entities[e, E_READS_N] > 0
+            s = locate(meta, table, old_table, key)
+            reads = entity_of(plan, e, E_READS_N) > 0
             if reads:
                 known = s if s != 0 else empty[e]
-                ledger.read(plan, slabs.words, known, e, read_at[i], 1, cells, bits, i, scratch, texts)
-            if records[i, plan.entities[e, E_RECORD] + RECORD_MASK] != 0:
-                s = fold(plan, slabs, key, s, e, records, i)
+                ledger.read(plan, words, known, e, read_at[i], 1, cells, bits, i, scratch, texts)
+            if records[i, entity_of(plan, e, E_RECORD) + RECORD_MASK] != 0:
+                s = fold(plan, words, meta, table, key, s, e, records, i)
             if reads:
                 known = s if s != 0 else empty[e]
-                ledger.read(plan, slabs.words, known, e, read_at[i], 0, cells, bits, i, scratch, texts)
+                ledger.read(plan, words, known, e, read_at[i], 0, cells, bits, i, scratch, texts)
 
 
 @jit
-def amend(plan: Plan, slabs: Slabs, keys: Int64s, entities: Int64s, records: Int64s) -> None:
+def amend(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    keys: Int64s,
+    entities: Int64s,
+    records: Int64s,
+) -> None:
     """Fold records that come after their event: row k of `records` into entity `entities[k]`, `keys[k]`."""
     for k in range(len(keys)):
-        fold(plan, slabs, keys[k], locate(slabs, keys[k]), entities[k], records, k)
+        fold(
+            plan,
+            words,
+            meta,
+            table,
+            keys[k],
+            locate(meta, table, old_table, keys[k]),
+            entities[k],
+            records,
+            k,
+        )
 
 
 @jit
@@ -340,7 +367,7 @@ def amount_of(limits: Int64s, maxima_digits: int, value: float) -> int:
 
 @jit
 def settle(
-    plan: Plan, slabs: Slabs, limits: Int64s, limit_types: NDArray[np.uint8], type_index: NDArray[np.int32],
+    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, limits: Int64s, limit_types: NDArray[np.uint8], type_index: NDArray[np.int32],
     time: Int64s, late: NDArray[np.bool_], counted: bool, keys: Int64s, cells: Float64s,
     base: Int64s, prior: Int64s, prior_keys: Int64s, refused: NDArray[np.uint8], final: Int64s, holds: Int64s,
 ) -> None:  # fmt: skip
@@ -371,20 +398,31 @@ def settle(
                     holds[i, limit, 0] = prior[limit, 0]
                     holds[i, limit, 1] = amount
                     continue
-                give_hold_back(plan, slabs, e, cell, prior_keys[e], prior[limit, 0], prior[limit, 1])
+                give_hold_back(
+                    plan,
+                    words,
+                    meta,
+                    table,
+                    old_table,
+                    e,
+                    cell,
+                    prior_keys[e],
+                    prior[limit, 0],
+                    prior[limit, 1],
+                )
                 prior[limit, 1] = NONE
             if not asks:
                 continue
             most = amount_of(limits, limits[limit, L_DIGITS], cells[limits[limit, L_MAX], i])
             granted = False
             if not late[i] and counted and most != NONE:
-                s = locate(slabs, key)
+                s = locate(meta, table, old_table, key)
                 already = 0
                 if s != 0:
-                    already = ledger.held(plan, slabs.words, s, e, cell, time[i])
+                    already = ledger.held(plan, words, s, e, cell, time[i])
                 granted = already + amount <= most
             if granted:
-                holds[i, limit, 0] = ledger.bucket_of(plan, plan.cells[cell, ledger.C_WINDOWS], time[i])
+                holds[i, limit, 0] = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i])
                 holds[i, limit, 1] = amount
             else:
                 refused[i, limit] = 1
@@ -399,27 +437,49 @@ def settle(
             handed = follows and prior[limit, 1] != NONE
             if worst == DENY:
                 if handed:
-                    give_hold_back(plan, slabs, e, cell, keys[i, e], holds[i, limit, 0], holds[i, limit, 1])
+                    give_hold_back(
+                        plan,
+                        words,
+                        meta,
+                        table,
+                        old_table,
+                        e,
+                        cell,
+                        keys[i, e],
+                        holds[i, limit, 0],
+                        holds[i, limit, 1],
+                    )
                 holds[i, limit, 1] = NONE
             elif not handed and holds[i, limit, 1] != 0:
-                s = locate(slabs, keys[i, e])
+                s = locate(meta, table, old_table, keys[i, e])
                 if s == 0:
-                    s = create(plan, slabs, keys[i, e], e, 2)
+                    s = create(plan, words, meta, table, keys[i, e], e, 2)
                 else:
-                    s = make_room(plan, slabs, keys[i, e], s, e, 2)
+                    s = make_room(plan, words, meta, table, keys[i, e], s, e, 2)
                 if s != 0:
-                    ledger.advance(plan, slabs.words, s, e, time[i])
-                    ledger.hold(plan, slabs.words, s, e, cell, holds[i, limit, 0], holds[i, limit, 1])
+                    ledger.advance(plan, words, s, e, time[i])
+                    ledger.hold(plan, words, s, e, cell, holds[i, limit, 0], holds[i, limit, 1])
 
 
 @jit
-def give_hold_back(plan: Plan, slabs: Slabs, e: int, cell: int, key: int, bucket: int, amount: int) -> None:
+def give_hold_back(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    e: int,
+    cell: int,
+    key: int,
+    bucket: int,
+    amount: int,
+) -> None:
     """Return what is held in a bucket of a limit."""
-    s = locate(slabs, key)
+    s = locate(meta, table, old_table, key)
     if s != 0 and amount != 0:
-        s = make_room(plan, slabs, key, s, e, 2)
+        s = make_room(plan, words, meta, table, key, s, e, 2)
         if s != 0:
-            ledger.hold(plan, slabs.words, s, e, cell, bucket, -amount)
+            ledger.hold(plan, words, s, e, cell, bucket, -amount)
 
 
 # ---- plans change -----------------------------------------------------------------------------------
@@ -427,119 +487,117 @@ def give_hold_back(plan: Plan, slabs: Slabs, e: int, cell: int, key: int, bucket
 
 @jit
 def migrate(
-    old: Plan, new: Plan, entity_map: Int64s, cell_map: Int64s, column_map: Int64s, generation: int,
-    slabs: Slabs, keys: Int64s,
+    old: Int64s, new: Int64s, entity_map: Int64s, cell_map: Int64s, column_map: Int64s, generation: int,
+    words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, keys: Int64s,
 ) -> None:  # fmt: skip
     """Bring the slabs of `keys` from an old plan (`generation`) to the new one; what is unchanged stays.
 
     entity_map: old entity to new, -1 is gone. cell_map: new cell to old, -1 is new. column_map: new
     timeline column to its number in the old timeline, -1 is new and starts from nothing.
     """
-    words = slabs.words
     for key in keys:
-        s = locate(slabs, key) if key != 0 else 0
+        s = locate(meta, table, old_table, key) if key != 0 else 0
         if s == 0 or ((words[s + 1] >> META_PLAN) & 0xFFFF) != generation:
             continue
         e_old = words[s + 1] & 0xFF
         e = entity_map[e_old]
         if e < 0:
-            forget(slabs, slabs.keys, slabs.refs, find(slabs.keys, slabs.refs, key))
+            forget(words, meta, table, find(table, key))
             continue
-        first_cell = new.entities[e, E_CELLS]
-        last_cell = first_cell + new.entities[e, E_CELLS_N]
-        fixed = new.entities[e, ledger.E_FIXED]
-        used = fixed + new.entities[e, ledger.E_FIXED_N]
+        first_cell = entity_of(new, e, E_CELLS)
+        last_cell = first_cell + entity_of(new, e, E_CELLS_N)
+        fixed = entity_of(new, e, ledger.E_FIXED)
+        used = fixed + entity_of(new, e, ledger.E_FIXED_N)
         for cell in range(first_cell, last_cell):
-            if new.cells[cell, ledger.C_KIND] <= ledger.HOLDS and cell_map[cell] >= 0:
-                region = old.cells[cell_map[cell], ledger.C_AT]
-                used += ledger.count_of(words, s, region) * new.cells[cell, ledger.C_WORDS]
+            if cell_of(new, cell, ledger.C_KIND) <= ledger.HOLDS and cell_map[cell] >= 0:
+                region = cell_of(old, cell_map[cell], ledger.C_AT)
+                used += ledger.count_of(words, s, region) * cell_of(new, cell, ledger.C_WORDS)
         copy = np.empty(used, np.int64)
-        ledger.empty_slab(new, copy, 0, e, e | (slabs.meta[GENERATION] << META_PLAN))
+        ledger.empty_slab(new, copy, 0, e, e | (meta[GENERATION] << META_PLAN))
         copy[0] = words[s]
-        write = fixed + new.entities[e, ledger.E_FIXED_N]
+        write = fixed + entity_of(new, e, ledger.E_FIXED_N)
         for cell in range(first_cell, last_cell):
             source = cell_map[cell]
             if source < 0:
                 continue
-            size = new.cells[cell, ledger.C_WORDS]
-            at = new.cells[cell, ledger.C_AT]
-            if new.cells[cell, ledger.C_KIND] > ledger.HOLDS:
-                read = s + old.entities[e_old, ledger.E_FIXED] + old.cells[source, ledger.C_AT]
+            size = cell_of(new, cell, ledger.C_WORDS)
+            at = cell_of(new, cell, ledger.C_AT)
+            if cell_of(new, cell, ledger.C_KIND) > ledger.HOLDS:
+                read = s + entity_of(old, e_old, ledger.E_FIXED) + cell_of(old, source, ledger.C_AT)
                 for k in range(size):
                     copy[fixed + at + k] = words[read + k]
                 continue
-            region = old.cells[source, ledger.C_AT]
+            region = cell_of(old, source, ledger.C_AT)
             n = ledger.count_of(words, s, region)
-            old_size = old.cells[source, ledger.C_WORDS]
+            old_size = cell_of(old, source, ledger.C_WORDS)
             read = ledger.region_start(old, words, s, e_old, region)
             for i in range(n):
                 copy_entry(new, cell, column_map, words, read + i * old_size, copy, write)
                 write += size
             ledger.set_count(copy, 0, at, n)
         ledger.set_used(copy, 0, write)
-        move_in(slabs, key, s, copy, write)
+        move_in(words, meta, table, key, s, copy, write)
 
 
 @jit
 def copy_entry(
-    new: Plan, cell: int, column_map: Int64s, words: Int64s, read: int, copy: Int64s, write: int
+    new: Int64s, cell: int, column_map: Int64s, words: Int64s, read: int, copy: Int64s, write: int
 ) -> None:
     """Copy one entry of a region to its new layout."""
-    size = new.cells[cell, ledger.C_WORDS]
+    size = cell_of(new, cell, ledger.C_WORDS)
     copy[write] = words[read]
-    if new.cells[cell, ledger.C_KIND] != ledger.TIMELINE:
+    if cell_of(new, cell, ledger.C_KIND) != ledger.TIMELINE:
         for k in range(1, size):
             copy[write + k] = words[read + k]
         return
-    first = new.cells[cell, ledger.C_COLUMNS]
+    first = cell_of(new, cell, ledger.C_COLUMNS)
     for k in range(size - 1):
         source = column_map[first + k]
         if source >= 0:
             copy[write + 1 + k] = words[read + 1 + source]
         else:
-            op = new.columns[first + k, ledger.K_OP]
+            op = ledger.column_of(new, first + k, ledger.K_OP)
             copy[write + 1 + k] = NONE if op == ledger.LEAST or op == ledger.GREATEST else 0
 
 
 @jit
-def move_in(slabs: Slabs, key: int, s: int, copy: Int64s, used: int) -> None:
+def move_in(words: Int64s, meta: Int64s, table: Int64s, key: int, s: int, copy: Int64s, used: int) -> None:
     """Put a finished slab in the place of the one at `s` (0: of none); without memory the entity is lost."""
-    target = obtain(slabs, class_of(used), s)
+    target = obtain(words, meta, table, class_of(used), s)
     if target == 0:
         if s != 0:
-            forget(slabs, slabs.keys, slabs.refs, find(slabs.keys, slabs.refs, key))
+            forget(words, meta, table, find(table, key))
         return
-    size_class = slab_class(slabs.words, target)
+    size_class = slab_class(words, target)
     for k in range(used):
-        slabs.words[target + k] = copy[k]
-    slabs.words[target + 1] = (copy[1] & ~(0xFF << META_CLASS)) | (size_class << META_CLASS)
+        words[target + k] = copy[k]
+    words[target + 1] = (copy[1] & ~(0xFF << META_CLASS)) | (size_class << META_CLASS)
     if s != 0:
-        give_back(slabs, s, slab_class(slabs.words, s))
-        slabs.refs[find(slabs.keys, slabs.refs, key)] = target
+        give_back(words, meta, s, slab_class(words, s))
+        table[2 * find(table, key) + 1] = target
     else:
-        put(slabs, key, target)
-        slabs.meta[ENTITIES] += 1
+        put(meta, table, key, target)
+        meta[ENTITIES] += 1
 
 
 # ---- lists ------------------------------------------------------------------------------------------
 
 
 @jit
-def enter(keys: Int64s, until: Int64s, key: int, expires: int) -> None:
-    """Put a list entry into its table, which has free slots (`until` 0)."""
-    mask = len(keys) - 1
+def enter(entries: Int64s, key: int, expires: int) -> None:
+    """Put a list entry into its table (key and expiry, as `find` reads it), which has free slots."""
+    mask = (len(entries) >> 1) - 1
     at = key & mask
-    while until[at] != 0:
+    while entries[2 * at + 1] != FREE_SLOT:
         at = (at + 1) & mask
-    keys[at] = key
-    until[at] = expires
+    entries[2 * at] = key
+    entries[2 * at + 1] = expires
 
 
 @jit
 def look_up(
-    listed: Int64s, salts: Int64s, list_keys: Int64s, until: Int64s, keys: Int64s, time: Int64s,
-    cells: Float64s,
-) -> None:  # fmt: skip
+    listed: Int64s, salts: Int64s, entries: Int64s, keys: Int64s, time: Int64s, cells: Float64s
+) -> None:
     """Write, for every (list, entity, column), whether each event's entity is listed at its time."""
     for pair in range(listed.shape[0]):
         e = listed[pair, 1]
@@ -547,6 +605,6 @@ def look_up(
         for i in range(keys.shape[0]):
             cells[out, i] = 0.0
             if keys[i, e] != 0:
-                at = find(list_keys, until, keys[i, e] ^ salts[pair])
-                if at >= 0 and time[i] < until[at]:
+                at = find(entries, keys[i, e] ^ salts[pair])
+                if at >= 0 and time[i] < entries[2 * at + 1]:
                     cells[out, i] = 1.0
