@@ -57,6 +57,8 @@ READS: Final[dict[int, int]] = {  # how many of the operands, from a on, are num
     AND3: 3, OR3: 3, IF: 3, DISTANCE: 4,
 }  # fmt: skip
 
+_READS: Final = np.array([READS[operation] for operation in (*range(MATCHES + 1), INPUT)])  # INPUT is last
+
 # Term to instruction: both operands columns, the right one constant, the left one constant.
 _BINARY: Final[dict[str, tuple[int, int | None, int | None]]] = {
     "lt": (LT, LTK, GTK), "le": (LE, LEK, GEK), "gt": (GT, GTK, LTK), "ge": (GE, GEK, LEK),
@@ -188,6 +190,7 @@ class _Assembler:
         self.columns: list[int] = []  # of a value; -1 where none is chosen yet
         self.known: dict[tuple[int, ...], int] = {}
         self.inputs: dict[int, int] = {}  # column to value
+        self.symbols: dict[str, int] = {}  # name to value
         self.consts: list[float] = []
         self.const_index: dict[float | str, int] = {}
         self.ranges: dict[tuple[float, ...] | tuple[str, ...] | tuple[str, tuple[str, ...]], int] = {}
@@ -219,7 +222,10 @@ class _Assembler:
         op = term.op
         value = term.value
         if op == "symbol" and isinstance(value, Symbol):
-            return self.input(self.layout.numbers[value.name])
+            known = self.symbols.get(value.name)
+            if known is None:
+                known = self.symbols[value.name] = self.input(self.layout.numbers[value.name])
+            return known
         if op == "number" and isinstance(value, float):
             return ~self.const(value)
         binary = _BINARY.get(op)
@@ -354,39 +360,35 @@ class _Assembler:
 
     def code(self) -> Int32s:
         """Give every passing result a scratch column, and the column back after its last use."""
-        instructions, columns = self.instructions, self.columns
-        last_use = [-1] * len(columns)
-        for at, instruction in enumerate(instructions):
-            for operand in instruction[1 : 1 + READS[instruction[0]]]:
-                last_use[operand] = at
-        rows: list[tuple[int, ...]] = []
+        columns = self.columns
+        code = np.array(self.instructions, np.int64).reshape(-1, WIDTH - 1)
+        is_read = _READS[code[:, 0], None] > np.arange(WIDTH - 2)
+        last_use = np.full(len(columns), -1)
+        np.maximum.at(last_use, code[:, 1:][is_read], np.nonzero(is_read)[0])
+        dying: list[list[int]] = [[] for _ in columns]
+        for value, at in enumerate(last_use.tolist()):
+            if columns[value] < 0:
+                dying[at].append(value)
         free: list[int] = []
-        borrowed = [False] * len(columns)
         used = 0
-        for at, instruction in enumerate(instructions):
-            operation = instruction[0]
-            if operation == INPUT:
-                continue
-            column = columns[at]
-            if column < 0:
-                if free:
-                    column = free.pop()
-                else:
-                    column = self.layout.scratch(used)
-                    used += 1
-                columns[at] = column
-                borrowed[at] = True
+        for at, dead in enumerate(dying):
             # The destination is taken before the operands are given back: a loop that writes where it
             # reads does not vectorize.
-            reads = instruction[1 : 1 + READS[operation]]
-            rows.append(
-                (operation, column, *[columns[value] for value in reads], *instruction[1 + len(reads) :])
-            )
-            for value in reads:
-                if borrowed[value] and last_use[value] == at:
-                    borrowed[value] = False
-                    free.append(columns[value])
-        return np.array(rows, np.int32).reshape(-1, WIDTH)
+            if columns[at] < 0:
+                if free:
+                    columns[at] = free.pop()
+                else:
+                    columns[at] = self.layout.scratch(used)
+                    used += 1
+            for value in dead:
+                free.append(columns[value])
+        column_of = np.array(columns, np.int64)
+        rows: Int32s = np.empty((len(columns), WIDTH), np.int32)
+        rows[:, 0] = code[:, 0]
+        rows[:, 1] = column_of
+        rows[:, 2:] = code[:, 1:]
+        rows[:, 2:][is_read] = column_of[code[:, 1:][is_read]]
+        return np.compress(code[:, 0] != INPUT, rows, axis=0)
 
 
 @jit
