@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naive import Duration, Evaluation, Location, Time, Value
 
 from riskengine.calendar import timezone_table
 from riskengine.errors import Finding, Place, render
@@ -30,7 +31,6 @@ from riskengine.expression import (
     rfc3339_ms,
 )
 from riskengine.program import Layout, Program, compile, execute, fits
-from tests.naive import Duration, Evaluation, Location, Time, Value
 
 ZONE = "America/New_York"
 HERE = Place("rules.yaml", 12, 11)
@@ -351,11 +351,10 @@ def corpus_values() -> list[str]:
 
 
 def test_the_kernel_without_numba_is_the_same_to_the_bit() -> None:
-    program = "from tests.test_expression import corpus_values; print(*corpus_values())"
+    program = "from test_expression import corpus_values; print(*corpus_values())"
     shown = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        cwd=ROOT,
-        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         check=True,
         capture_output=True,
         text=True,

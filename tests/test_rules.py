@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from test_expression import HERE, Names, hasher
 
 from riskengine.calendar import timezone_table
 from riskengine.definition import ACTIONS, CHALLENGES, Rule
 from riskengine.expression import Expression, Symbol, parse_and_check
 from riskengine.program import Layout
 from riskengine.rules import RuleSet, rollout_bucket
-from tests.test_expression import HERE, Names, hasher
 
 TYPES = ("coupon_claim", "payment")
 NO_TEXT = (
