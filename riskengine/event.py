@@ -513,7 +513,7 @@ class _Gathered:
             try:
                 plan = shapes[(event["type"], *event)]
                 found = () if plan is None else plan.numbers(event)
-            except (KeyError, TypeError):
+            except Exception:  # whatever is no mapping fails here in its own way
                 plan = None
             if plan is None:
                 closer = self._look(schema, event, int(nows[i]), care)
