@@ -457,6 +457,7 @@ def streaming() -> Iterator[subprocess.Popen[bytes]]:
         process.stdin.flush()
         deadline = time.monotonic() + 60
         while not Path("d.jsonl").exists() or Path("d.jsonl").read_bytes().count(b"\n") < 3:
+            assert process.poll() is None, process.stderr and process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         yield process

@@ -331,14 +331,17 @@ def test_labels(tmp_path: Path) -> None:
         Label("e2", "legit", 2000, "bank"),
         Label("e1", "fraud", 2000),
     ]
-    assert sorted((reject.line, reject.reason.split(", found string")[0]) for reject in rejects) == [
-        (4, "/event_id: the label has no event_id"),
-        (5, "/label: expected fraud or legit, found 'bad'"),
+    expected = [  # by line; how the event module words its half is held by its own tests
+        (4, "/event_id: "),
+        (5, "/label: "),
         (6, "/time: a label in a file says when it became known"),
-        (7, "/time: expected RFC 3339 text with an offset or Z, or epoch milliseconds as an integer"),
-        (8, "/source: expected string, found integer"),
-        (9, "this is not JSON: Input data was truncated"),
+        (7, "/time: "),
+        (8, "/source: "),
+        (9, "this is not JSON: "),
     ]
+    found = sorted((reject.line, reject.reason) for reject in rejects)
+    assert [line for line, _ in found] == [line for line, _ in expected]
+    assert all(why.startswith(start) for (_, why), (_, start) in zip(found, expected, strict=True)), found
 
 
 def test_labels_from_parquet(tmp_path: Path) -> None:
