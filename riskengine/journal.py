@@ -31,6 +31,7 @@ SCHEMA_VERSION = 1
 GROUP_ENTRIES = 1_000  # one commit carries at most this many entries ...
 GROUP_SECONDS = 0.1  # ... and begins at most this long after the first of them came
 QUEUE_ENTRIES = 65_536  # about 130 MB of 2 KB decisions: some 3 s of full load while the disk is away
+ROOM_SECONDS = 1.0  # how long an append waits for room in a full queue while the disk keeps writing
 RETRY_SECONDS = 1.0  # between attempts while the file cannot be written
 BUSY_SECONDS = 1.0  # how long SQLite waits for another process's write lock
 READ_ROWS = 1_000  # a replay reads in pages, so that no long read holds back the WAL's checkpoint
@@ -182,6 +183,7 @@ class Journal:
     def append(self, entries: Iterable[AnyEntry]) -> None:
         """Queue entries and return at once; they are written in this order, after all that came before.
 
+        Only where events come faster than the disk takes them, and the queue is full, does this wait.
         Raises JournalError while the file cannot be written: with `kept`, these entries wait in memory
         with the others and are written when the file can be; without, the queue is full and none of this
         call's entries were taken.
@@ -191,7 +193,14 @@ class Journal:
         rows = [self._pack(entry) for entry in entries]
         with self._changed:
             self._check_open()
-            if len(self._queue) + len(rows) > self._queue_entries:
+            room = self._queue_entries - len(rows)
+            if room >= 0 and len(self._queue) > room:
+                self._changed.wait_for(
+                    lambda: len(self._queue) <= room or self._failure is not None or self._closing,
+                    ROOM_SECONDS,
+                )
+                self._check_open()
+            if len(self._queue) > room:
                 raise JournalError(
                     f"the journal's queue is full ({self._queue_entries:,} entries wait)"
                     f"{': ' + self._failure if self._failure else ''}. What was given just now is NOT "

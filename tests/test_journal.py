@@ -335,6 +335,17 @@ def test_a_locked_file_is_told_and_nothing_is_lost(url: str) -> None:
         assert [one.event_id for one in journal.replay() if isinstance(one, Entry)] == ["e1", "e2", "e3"]
 
 
+def test_a_full_queue_waits_for_a_disk_that_keeps_writing(url: str) -> None:
+    with Journal.open(url, mask, queue_entries=10) as journal:
+        for i in range(0, 60, 6):
+            journal.append([entry(f"e{k}") for k in range(i, i + 6)])
+        with pytest.raises(JournalError, match="queue is full"):
+            journal.append([entry(f"x{k}") for k in range(11)])
+        journal.flush()
+        replayed = [one.event_id for one in journal.replay() if isinstance(one, Entry)]
+        assert replayed == [f"e{k}" for k in range(60)]
+
+
 @pytest.mark.usefixtures("impatient")
 def test_closing_a_journal_that_cannot_be_written_says_what_is_lost(url: str) -> None:
     journal = Journal.open(url, mask)
