@@ -368,7 +368,10 @@ class _Tables(NamedTuple):
         required: list[int] = []
         for event in definition.events.values():
             columns_needed = [
-                at for name in event.required if name in fields for at in _columns_of(schema, fields[name])
+                at
+                for name in event.required
+                if name in event.fields
+                for at in _columns_of(schema, fields[name])
             ]
             required += [base + len(tail), len(columns_needed)]
             tail += columns_needed

@@ -823,6 +823,17 @@ def test_addresses_of_a_network_share_its_key() -> None:
     assert key(one(claim(ip="10.1.3.0")), "ip_net") not in keys
 
 
+def test_only_what_a_type_may_carry_can_be_required_of_it() -> None:
+    fields = {"x": Field("x", "number"), "y": Field("y", "string")}
+    definition = Definition(
+        name="p", tenant="t", timezone="UTC", country=None, lateness_ms=0, skew_ms=0, model=None,
+        fields=fields, events={"e": EventType("e", ("x", "y", "time"), ("x",))}, entities={},
+    )  # fmt: skip
+    schema = Schema.compile(definition, KEY)
+    assert one({"event_id": "1", "type": "e", "x": 1}, schema).n == 1
+    assert problems({"event_id": "1", "type": "e", "y": "y"}, schema) == {"/x": "required"}
+
+
 def test_an_entity_must_be_text() -> None:
     fields = {"x": Field("x", "number")}
     definition = Definition(
