@@ -60,23 +60,24 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
 @jit
 def decide(
-    fired: Bytes, live: Bytes, severity: Int64s, risk_of: Float64s, firm: Bytes, allows: Bytes,
-    thresholds: Float64s, type_index: NDArray[np.int32], p: Float64s, blocked: Bytes,
+    hits: Bytes, live: Bytes, severity: Int64s, risk_of: Float64s, firm: Bytes, allows: Bytes,
+    thresholds: Float64s, type_index: NDArray[np.int32], p: Float64s, cells: Float64s, blocked: Int64s,
     risk: Float64s, base: Int64s, challenged: Bytes,
 ) -> None:  # fmt: skip
     """Judge each event by its rules and thresholds; limits come after.
 
-    fired (n, R) of rules with `severity`, `risk_of`, `firm`, `live` and `allows` (R); thresholds
-    (event types, 3) for review, challenge, deny, NaN is never. Writes risk (n), base (n) severity, and
+    hits (n, R and more) of rules with `severity`, `risk_of`, `firm`, `live` and `allows` (R); thresholds
+    (event types, 3) for review, challenge, deny, NaN is never; `blocked` are columns of cells that say
+    whether the event is on the list of that name. Writes risk (n), base (n) severity, and
     whether the threshold itself asks for a challenge. Noisy-or, J. Pearl 1988, in policy order.
     """
-    for i in range(fired.shape[0]):
+    for i in range(hits.shape[0]):
         clean = 1.0 - p[i]
         worst = ALLOW
         worst_firm = ALLOW
         allowed = False
-        for r in range(fired.shape[1]):
-            if fired[i, r] and live[r]:
+        for r in range(len(live)):
+            if hits[i, r] and live[r]:
                 clean *= 1.0 - risk_of[r]
                 worst = max(worst, severity[r])
                 if firm[r]:
@@ -90,18 +91,21 @@ def decide(
                 worst = max(worst, level + 1)
                 if level + 1 == CHALLENGE:
                     challenged[i] = 1
-        base[i] = worst_firm if allowed and not blocked[i] else worst
+        if allowed:
+            for column in blocked:
+                if cells[column, i] == 1.0:
+                    allowed = False
+        base[i] = worst_firm if allowed else worst
 
 
 @jit
-def name_decisions(
-    claims: Words, contents: Words, k0: np.uint64, k1: np.uint64, scratch: Words, names: Words
-) -> None:
-    """Write each decision's 128-bit id (n, 2): a hash of event, content and (by the two keys) policy."""
+def name_decisions(claims: Words, contents: Words, salt: Words, names: Words) -> None:
+    """Write each decision's 128-bit id (n, 2): a hash of event, content and (by the salt) policy."""
+    parts = np.empty(4, np.uint64)
     for i in range(claims.shape[0]):
-        scratch[0] = claims[i, 0]
-        scratch[1] = claims[i, 1]
-        scratch[2] = contents[i, 0]
-        scratch[3] = contents[i, 1]
-        names[i, 0] = sip24_words(k0, k1, scratch, 4)
-        names[i, 1] = sip24_words(k1, k0, scratch, 4)
+        parts[0] = claims[i, 0]
+        parts[1] = claims[i, 1]
+        parts[2] = contents[i, 0]
+        parts[3] = contents[i, 1]
+        names[i, 0] = sip24_words(salt[0], salt[1], parts, 4)
+        names[i, 1] = sip24_words(salt[1], salt[0], parts, 4)

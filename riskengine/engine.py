@@ -26,7 +26,7 @@ from riskengine.features import Touches
 from riskengine.journal import EditEntry, Entry, Journal, LabelEntry, PolicyEntry, ReleaseEntry, pack_row
 from riskengine.policy import load_definition
 from riskengine.reading import read_time
-from riskengine.stores.memory import SIZE_DEFAULT, Claim, Info, MemoryStore, Settled, Trace
+from riskengine.stores.memory import SIZE_DEFAULT, Claim, Info, MemoryStore, Trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +37,7 @@ Result = Decision | EventError
 Clock = Callable[[], int]
 
 BATCH_MAX: Final = 1024  # events judged at once: more gain nothing, and others wait for the lock
+NO_MODEL: Final = np.zeros(BATCH_MAX)  # p of every event where the policy names no model
 FOLLOWS_MAX: Final = 32  # how far a chain of follow-ups is walked back
 HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
 # State in memory never leaves the process unless it is exported or journaled, so a known key is no leak;
@@ -380,7 +381,7 @@ class Engine:
         if batch.n:
             settings = self._policy.definition
             latest = now if isinstance(now, int) else int(now[-1])
-            store.sweep(latest, self._policy.horizon_ms, settings.lateness_ms + settings.skew_ms)
+            store.sweep(latest, batch.n, self._policy.horizon_ms, settings.lateness_ms + settings.skew_ms)
         return answers
 
     def _followed(self, own: Batch) -> _Followed | None:
@@ -403,7 +404,8 @@ class Engine:
         """Plan, wait, read, fire, decide, settle: decisions, and the number of the first trace."""
         policy, store = self._policy, self._store
         read_at = batch.time
-        if batch.late.any():
+        any_late = bool(batch.late.any())
+        if any_late:
             read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
         touches = policy.features.touches(batch, read_at, self._tables)
         if not counted:
@@ -412,17 +414,17 @@ class Engine:
             store.exclude(touches, trace)
         store.observe(touches)
         found = policy.features.rows(touches)
-        fired = self._fire(found)
-        risk, base, challenged = self._weigh(found, fired)
-        settled = store.settle(touches, base, counted, followed.chain[0] if followed is not None else None)
-        flags = self._flags(batch, now, counted, followed)
-        decisions = self._answer(found, fired, settled, risk, challenged, flags, features)
+        hits = self._fire(found)
+        risk, base, challenged = self._weigh(found, hits)
+        settled = store.settle(touches, base, hits, counted, followed.chain[0] if followed is not None else None)
+        flags = self._flags(batch, now, any_late, counted, followed)
+        decisions = self._answer(found, hits, settled.severity, risk, challenged, flags, features)
         if self._journal is not None:
             self._append(found, decisions)
         return decisions, settled.trace
 
     def _fire(self, found: Touches) -> NDArray[np.uint8]:
-        """Which rules fire for which event, uint8 (n, R)."""
+        """Which rules fire for which event, uint8 (n, R + L); the columns of limits are filled later."""
         policy, batch, strings = self._policy, found.batch, found.strings
         who = batch.event_hash
         if policy.user_entity >= 0:
@@ -430,55 +432,52 @@ class Engine:
             who = np.where(users != 0, users, who)
         return policy.rules.fire(
             found.cells, strings.off, strings.len, strings.hash, strings.text, found.tables.pool,
-            policy.features.timezone, batch.type_index, batch.time, who,
+            policy.features.timezone, batch.type_index, batch.time, who, len(policy.features.limit_names),
         )  # fmt: skip
 
-    def _weigh(self, found: Touches, fired: NDArray[np.uint8]) -> tuple[Float64s, Int64s, NDArray[np.uint8]]:
+    def _weigh(self, found: Touches, hits: NDArray[np.uint8]) -> tuple[Float64s, Int64s, NDArray[np.uint8]]:
         """Risk and severity (n) before limits, and where the risk itself asks for a challenge."""
         policy, n = self._policy, found.batch.n
         rules = policy.rules
-        blocked = np.zeros(n, np.uint8)
-        for column in policy.blocked_columns.tolist():
-            blocked |= found.cells[column] == 1.0
         risk, base, challenged = np.empty(n), np.empty(n, np.int64), np.empty(n, np.uint8)
         decide(
-            fired, rules.live, rules.severity, rules.risk, rules.firm, rules.allows, policy.thresholds,
-            found.batch.type_index, np.zeros(n), blocked, risk, base, challenged,
+            hits, rules.live, rules.severity, rules.risk, rules.firm, rules.allows, policy.thresholds,
+            found.batch.type_index, NO_MODEL[:n], found.cells, policy.blocked_columns, risk, base, challenged,
         )  # fmt: skip
         return risk, base, challenged
 
     def _flags(
-        self, batch: Batch, now: int | Int64s, counted: bool, followed: _Followed | None
+        self, batch: Batch, now: int | Int64s, any_late: bool, counted: bool, followed: _Followed | None
     ) -> list[tuple[str, ...]]:
-        latest = now if isinstance(now, int) else int(now[0])
-        common = tuple(sorted(f"warming:{name}" for name, until in self._warming.items() if latest < until))
+        common: tuple[str, ...] = ()
+        if self._warming:
+            latest = now if isinstance(now, int) else int(now[0])
+            common = tuple(sorted(f"warming:{name}" for name, until in self._warming.items() if latest < until))
         if not counted:
             common = ("redecided", *common)
         if batch.follows is not None and followed is None:
             common = ("follows:unknown", *common)
-        if not batch.late.any():
+        if not any_late:
             return [common] * batch.n
         return [("late", *common) if late else common for late in batch.late.tolist()]
 
     def _answer(
-        self, found: Touches, fired: NDArray[np.uint8], settled: Settled, risk: Float64s,
+        self, found: Touches, hits: NDArray[np.uint8], severity: Int64s, risk: Float64s,
         challenged: NDArray[np.uint8], flags: list[tuple[str, ...]], features: bool,
     ) -> list[Decision]:  # fmt: skip
         """Decisions of a batch, from its arrays."""
         policy, batch = self._policy, found.batch
         names = np.empty((batch.n, 2), np.uint64)
-        name_decisions(
-            batch.claim, batch.content, policy.salt[0], policy.salt[1], np.empty(4, np.uint64), names
-        )
+        name_decisions(batch.claim, batch.content, policy.salt, names)
         hexes = names.tobytes().hex()
-        width = fired.shape[1] + settled.refused.shape[1]
-        masks = np.concatenate((fired, settled.refused), axis=1).tobytes()
+        width = hits.shape[1]
+        masks = hits.tobytes()
         outcomes = [policy.outcome(masks[width * i : width * i + width]) for i in range(batch.n)]
         fingerprint = policy.fingerprint
-        severities = settled.severity.tolist()
+        severities = severity.tolist()
         kinds: list[str | None] = [None] * batch.n
-        for i, severity in enumerate(severities):
-            if severity == CHALLENGE:
+        for i, level in enumerate(severities):
+            if level == CHALLENGE:
                 asked = policy.challenge_with[batch.type_index[i]] if challenged[i] else 0
                 kinds[i] = CHALLENGES[max(asked, outcomes[i].challenge)]
         rows: list[Any] = [msgspec.UNSET] * batch.n
@@ -486,10 +485,10 @@ class Engine:
             rows = [policy.features.row(found, i) for i in range(batch.n)]
         return [
             Decision(
-                event_id, hexes[at : at + 32], ACTIONS[severity], p, kind, outcome.reasons, outcome.fired,
+                event_id, hexes[at : at + 32], ACTIONS[level], p, kind, outcome.reasons, outcome.fired,
                 outcome.shadow, None, fingerprint, flag, when, row,
             )
-            for event_id, at, severity, p, kind, outcome, flag, when, row in zip(
+            for event_id, at, level, p, kind, outcome, flag, when, row in zip(
                 batch.ids, range(0, 32 * batch.n, 32), severities, risk.tolist(), kinds, outcomes, flags,
                 batch.time.tolist(), rows, strict=True,
             )

@@ -21,7 +21,10 @@ from riskengine.errors import RiskEngineError
 from riskengine.event import Batch, Schema
 from riskengine.expression import Expression
 from riskengine.kernel import jit
-from riskengine.ledger import NONE, Float64s, Int64s, Plan
+from riskengine.ledger import (
+    EVENT, FRAUD, HASH_OF, KEY_OF, LEGIT, LOCATION_OF, L_SIZE, MINOR, M_LABEL, M_NEEDS, M_SIZE, M_WHERE, NUMBER_OF, S_AT, S_DIGITS, S_ENTITY, S_KIND, S_SIZE, S_SOURCE, TEXT_OF,
+    NONE, Float64s, Int64s, Plan,
+)
 from riskengine.program import Layout, Program, compile, execute
 from riskengine.tables import TableSet
 
@@ -29,17 +32,6 @@ DAY_MS: Final = 86_400_000
 SIGHT_KEEP_MS: Final = 400 * DAY_MS  # how long "previous" and "since last" are remembered
 MARKS_CAP: Final = 256  # events now labelled so, newest kept, behind since_last of a label
 PERIOD_MS: Final = {"day": 2 * DAY_MS, "week": 8 * DAY_MS, "month": 32 * DAY_MS}  # at least one period
-
-# Columns of FeatureSet.slots: what goes where in a record.
-S_ENTITY, S_AT, S_KIND, S_SOURCE, S_DIGITS, S_SIZE = range(6)
-MINOR, KEY_OF, HASH_OF, NUMBER_OF, TEXT_OF, LOCATION_OF = range(6)
-
-# Columns of FeatureSet.movers: which events move which cell.
-M_WHERE, M_NEEDS, M_LABEL, M_SIZE = range(4)
-EVENT, FRAUD, LEGIT = range(3)  # what M_LABEL says moves a cell
-
-# Columns of FeatureSet.limits.
-L_ENTITY, L_CELL, L_WHERE, L_MAX, L_FIELD, L_DIGITS, L_SEVERITY, L_LIVE, L_CHALLENGE, L_SIZE = range(10)
 
 SEVERITY: Final = {"allow": 0, "review": 1, "challenge": 2, "deny": 3}
 
@@ -73,9 +65,11 @@ class Touches:
     """
 
     batch: Batch
+    keys: Int64s  # (n, E): Batch.keys as stores carry them
     records: Int64s
     masks: Int64s
     cells: Float64s
+    bits: Int64s  # the memory of cells
     texts: Int64s
     strings: Strings
     tables: TableSet
@@ -94,19 +88,15 @@ class FeatureSet:
     plan: Plan
     flat: Int64s  # the plan, as kernels take it
     specs: tuple[tuple[CellSpec, ...], ...]  # per entity, in plan order
-    slots: Int64s
-    movers: Int64s
-    moves: NDArray[np.uint8]  # (cells, event types)
-    kinds: Int64s  # (3, E): masks of the cells that events, labels fraud, and labels legit move
-    limits: Int64s
     limit_names: tuple[str, ...]
-    limit_types: NDArray[np.uint8]  # (limits, event types)
     listed: Int64s  # (pairs, 3): list, entity, column
     lists: tuple[str, ...]
     layout: Layout
     before_wait: Program  # where and max
     after_wait: Program | None  # value features
     timezone: tuple[Int64s, Int64s]
+    data_width: int  # columns of cells that hold data, before those of programs
+    more_strings: bool  # whether tables or features add string columns
     record_words: int
     scratch_words: int
     entity_fields: Mapping[str, tuple[object, ...]]
@@ -127,23 +117,25 @@ class FeatureSet:
         """Plan a batch: fill the event's own columns, decide what it moves, write its records."""
         n = batch.n
         cells = np.empty((self.layout.width, n))
-        fields = batch.numbers.shape[1]
-        cells[:fields] = batch.numbers.T
-        cells[fields:] = np.nan
-        strings = self._strings(batch)
-        tables.fill(batch.keys.view(np.int64), cells, strings.off, strings.len, strings.hash)
-        self._execute(self.before_wait, cells, strings, tables)
-        entities = self.plan.entities.shape[0]
+        bits = cells.view(np.int64)
+        keys = batch.keys.view(np.int64)
+        strings = self._strings(batch) if self.more_strings else _own_strings(batch)
+        lay_out(batch.numbers, cells, self.data_width)
+        if len(tables.columns):
+            tables.fill(keys, cells, strings.off, strings.len, strings.hash)
+        if len(self.before_wait.code):
+            self._execute(self.before_wait, cells, strings, tables)
         records = np.empty((n, self.record_words), np.int64)
-        masks = np.zeros((n, entities), np.int64)
+        masks = np.empty((n, len(self.entities)), np.int64)
         touch(
-            self.flat, self.slots, self.movers, self.moves, self.kinds, batch.keys.view(np.int64),
-            batch.type_index, batch.time, batch.late, batch.event_hash.view(np.int64),
-            batch.str_hash.view(np.int64), batch.str_off, batch.str_len, batch.text, cells,
-            cells.view(np.int64), records, masks,
+            self.flat, keys, batch.type_index, batch.time, batch.late, batch.event_hash.view(np.int64),
+            batch.str_hash.view(np.int64), batch.str_off, batch.str_len, batch.text, cells, bits, records,
+            masks,
         )  # fmt: skip
-        texts = np.zeros((n, max(1, len(self.texts)) * ledger.TEXT_WORDS), np.int64)
-        return Touches(batch, records, masks, cells, texts, strings, tables, read_at)
+        texts = np.empty((n, len(self.texts) * ledger.TEXT_WORDS), np.int64)
+        if self.texts:
+            texts[:] = 0
+        return Touches(batch, keys, records, masks, cells, bits, texts, strings, tables, read_at)
 
     def rows(self, found: Touches) -> Touches:
         """Complete the rows of a batch that the store has answered: remembered strings, value features."""
@@ -179,8 +171,6 @@ class FeatureSet:
     def _strings(self, batch: Batch) -> Strings:
         own = batch.str_off.shape[1]
         width = self.layout.strings_width
-        if width == own:
-            return Strings(batch.str_off, batch.str_len, batch.str_hash, batch.text)
         off = np.zeros((batch.n, width), np.int64)
         length = np.full((batch.n, width), -1, np.int32)
         hashes = np.zeros((batch.n, width), np.uint64)
@@ -194,6 +184,10 @@ class FeatureSet:
         execute(
             program, cells, strings.off, strings.len, strings.hash, strings.text, tables.pool, self.timezone
         )
+
+
+def _own_strings(batch: Batch) -> Strings:
+    return Strings(batch.str_off, batch.str_len, batch.str_hash, batch.text)
 
 
 def _text_at(strings: Strings, column: int, i: int) -> str | None:
@@ -211,11 +205,19 @@ def _text_at(strings: Strings, column: int, i: int) -> str | None:
 
 
 @jit
+def lay_out(numbers: Float64s, cells: Float64s, data_width: int) -> None:
+    """Turn the batch's numbers (n, K) into the first columns of cells; the other data is missing as yet."""
+    fields = numbers.shape[1]
+    for column in range(data_width):
+        for i in range(cells.shape[1]):
+            cells[column, i] = numbers[i, column] if column < fields else np.nan
+
+
+@jit
 def touch(
-    plan: Int64s, slots: Int64s, movers: Int64s, moves: NDArray[np.uint8], kinds: Int64s, keys: Int64s,
-    type_index: NDArray[np.int32], time: Int64s, late: NDArray[np.bool_], event_hash: Int64s,
-    str_hash: Int64s, str_off: Int64s, str_len: NDArray[np.int32], text: NDArray[np.uint8],
-    cells: Float64s, bits: Int64s, records: Int64s, masks: Int64s,
+    plan: Int64s, keys: Int64s, type_index: NDArray[np.int32], time: Int64s, late: NDArray[np.bool_],
+    event_hash: Int64s, str_hash: Int64s, str_off: Int64s, str_len: NDArray[np.int32],
+    text: NDArray[np.uint8], cells: Float64s, bits: Int64s, records: Int64s, masks: Int64s,
 ) -> None:  # fmt: skip
     """Write the record of every entity that an event names, and which of its cells the event moves."""
     n_entities = plan[ledger.P_ENTITIES_N]
@@ -225,16 +227,16 @@ def touch(
                 r = ledger.entity_of(plan, e, ledger.E_RECORD)
                 records[i, r + ledger.RECORD_TIME] = time[i]
                 records[i, r + ledger.RECORD_HASH] = event_hash[i]
-        for j in range(slots.shape[0]):
-            e = slots[j, S_ENTITY]
+        for j in range(plan[ledger.P_SLOTS_N]):
+            e = ledger.slot_of(plan, j, S_ENTITY)
             if keys[i, e] == 0:
                 continue
-            at = ledger.entity_of(plan, e, ledger.E_RECORD) + ledger.RECORD_SLOTS + slots[j, S_AT]
-            source = slots[j, S_SOURCE]
-            kind = slots[j, S_KIND]
+            at = ledger.entity_of(plan, e, ledger.E_RECORD) + ledger.RECORD_SLOTS + ledger.slot_of(plan, j, S_AT)
+            source = ledger.slot_of(plan, j, S_SOURCE)
+            kind = ledger.slot_of(plan, j, S_KIND)
             if kind == MINOR:
                 value = cells[source, i]
-                records[i, at] = NONE if np.isnan(value) else ledger.minor_of(value, slots[j, S_DIGITS])
+                records[i, at] = NONE if np.isnan(value) else ledger.minor_of(value, ledger.slot_of(plan, j, S_DIGITS))
             elif kind == KEY_OF:
                 records[i, at] = keys[i, source] if keys[i, source] != 0 else NONE
             elif kind == HASH_OF:
@@ -251,21 +253,22 @@ def touch(
                 for k in range(3):
                     records[i, at + 1 + k] = word_of_text(text, str_off[i, source], str_len[i, source], 8 * k)
         for e in range(n_entities):
+            masks[i, e] = 0
             if keys[i, e] == 0 or ledger.entity_of(plan, e, ledger.E_WIDTH) == 0:
                 continue
             r = ledger.entity_of(plan, e, ledger.E_RECORD)
             first = ledger.entity_of(plan, e, ledger.E_CELLS)
             for c in range(0 if late[i] else ledger.entity_of(plan, e, ledger.E_CELLS_N)):
                 cell = first + c
-                where = movers[cell, M_WHERE]
-                needs = movers[cell, M_NEEDS]
+                where = ledger.mover_of(plan, cell, M_WHERE)
+                needs = ledger.mover_of(plan, cell, M_NEEDS)
                 if (
-                    moves[cell, type_index[i]]
+                    plan[plan[ledger.P_MOVES] + cell * plan[ledger.P_TYPES_N] + type_index[i]]
                     and (where < 0 or cells[where, i] == 1.0)
                     and (needs < 0 or records[i, r + ledger.RECORD_SLOTS + needs] != NONE)
                 ):
                     masks[i, e] |= 1 << c
-            records[i, r + ledger.RECORD_MASK] = masks[i, e] & kinds[EVENT, e]
+            records[i, r + ledger.RECORD_MASK] = masks[i, e] & plan[plan[ledger.P_KINDS] + EVENT * n_entities + e]
 
 
 @jit
@@ -373,16 +376,11 @@ class _Compiler:
                 add(f"{table.name}.{column}")
         columns, texts = self._columns(stored)
         pairs, lists = self._listed()
+        data_width = self.layout.width
         before = self._before_wait(limits)
         values = [f for f in definition.features.values() if f.aggregate == "value"]
         after = self._after_wait(values, columns)
-        plan, specs, slots, movers, moves, scratch = self._plan(columns, texts, before[1])
-        kinds = np.zeros((3, len(self.entities)), np.int64)
-        for e in range(len(self.entities)):
-            first = int(plan.entities[e, ledger.E_CELLS])
-            for c in range(int(plan.entities[e, ledger.E_CELLS_N])):
-                kinds[movers[first + c, M_LABEL], e] |= 1 << c
-        limit_rows, limit_types = self._limits(limits, plan, before[1])
+        plan, specs, scratch = self._plan(columns, texts, before[1], limits)
         return FeatureSet(
             names=tuple(definition.features),
             types={f.name: f.type for f in definition.features.values()},
@@ -392,24 +390,20 @@ class _Compiler:
             plan=plan,
             flat=plan.flatten(),
             specs=specs,
-            slots=slots,
-            movers=movers,
-            moves=moves,
-            kinds=kinds,
-            limits=limit_rows,
             limit_names=tuple(limit.name for limit in limits),
-            limit_types=limit_types,
             listed=pairs,
             lists=lists,
             layout=self.layout,
             before_wait=before[0],
             after_wait=after,
             timezone=(plan.transitions, plan.offsets),
+            data_width=data_width,
+            more_strings=self.layout.strings_width > len(self.schema.strings),
             record_words=int(plan.entities[:, ledger.E_WIDTH].sum()) or 1,
             scratch_words=scratch,
             entity_fields={e.name: (e.fields, e.derive) for e in definition.entities.values()},
             entity_slots=tuple({s: at for s, (at, _) in e.slots.items()} for e in self.entities.values()),
-            fingerprint=_fingerprint(plan, specs, self.entities, slots),
+            fingerprint=_fingerprint(plan, specs, self.entities),
         )
 
     # -- what each entity keeps
@@ -607,8 +601,9 @@ class _Compiler:
     # -- arrays
 
     def _plan(
-        self, columns: Mapping[str, int], texts: tuple[str, ...], before: Mapping[str, int]
-    ) -> tuple[Plan, tuple[tuple[CellSpec, ...], ...], Int64s, Int64s, NDArray[np.uint8], int]:
+        self, columns: Mapping[str, int], texts: tuple[str, ...], before: Mapping[str, int],
+        limits: Sequence[Limit],
+    ) -> tuple[Plan, tuple[tuple[CellSpec, ...], ...], int]:  # fmt: skip
         entities, cells, kolumns, windows, regions, reads = [], [], [], [], [], []
         slots, movers, moves, specs = [], [], [], []
         record = 0
@@ -672,16 +667,30 @@ class _Compiler:
             entities.append(row)
             record += width
             specs.append(tuple(self._spec(cell) for cell in entity.cells))
+        kinds = np.zeros((3, len(self.entities)), np.int64)
+        for e, row in enumerate(entities):
+            for c in range(row[ledger.E_CELLS_N]):
+                kinds[movers[row[ledger.E_CELLS] + c][M_LABEL], e] |= 1 << c
+        types = len(self.schema.types)
         transitions, offsets = calendar.timezone_table(self.definition.timezone)
         plan = Plan(
-            _table(entities, ledger.E_SIZE), _table(cells, ledger.C_SIZE), _table(kolumns, ledger.K_SIZE),
-            _table(windows, ledger.W_SIZE), np.array(regions or [1], np.int64),
-            _table(reads, ledger.R_SIZE), transitions, offsets, self.slack_ms,
-        )  # fmt: skip
-        return (
-            plan, tuple(specs), _table(slots, S_SIZE), _table(movers, M_SIZE),
-            np.array(moves, np.uint8).reshape(-1, len(self.schema.types)), 2 * widest + 16,
-        )  # fmt: skip
+            entities=_table(entities, ledger.E_SIZE),
+            cells=_table(cells, ledger.C_SIZE),
+            columns=_table(kolumns, ledger.K_SIZE),
+            windows=_table(windows, ledger.W_SIZE),
+            regions=np.array(regions, np.int64),
+            reads=_table(reads, ledger.R_SIZE),
+            transitions=transitions,
+            offsets=offsets,
+            slots=_table(slots, S_SIZE),
+            movers=_table(movers, M_SIZE),
+            moves=_table(moves, types),
+            kinds=kinds,
+            limits=_table([self._limit(limit, entities, before) for limit in limits], L_SIZE),
+            limit_types=_table([[t in limit.types for t in self.schema.types] for limit in limits], types),
+            slack_ms=self.slack_ms,
+        )
+        return plan, tuple(specs), 2 * widest + 16
 
     def _spec(self, cell: _Cell) -> CellSpec:
         """A cell's name for later plans: another unit makes another column."""
@@ -724,23 +733,22 @@ class _Compiler:
             row[ledger.R_DIGITS] = self.definition.fields[feature.field].digits or 0
         return row
 
-    def _limits(
-        self, limits: Sequence[Limit], plan: Plan, before: Mapping[str, int]
-    ) -> tuple[Int64s, NDArray[np.uint8]]:
-        rows, types = [], []
-        for limit in limits:
-            e = self.schema.entities.index(limit.by)
-            cell = self.entities[limit.by].cells.index(self.limit_cells[limit.name])
-            rows.append((
-                e, int(plan.entities[e, ledger.E_CELLS]) + cell,
-                before[limit.where.source] if limit.where is not None else -1,
-                before[limit.max.source],
-                self.schema.numbers.index(limit.field) if limit.field is not None else -1,
-                (self.definition.fields[limit.field].digits or 0) if limit.field is not None else 0,
-                SEVERITY[limit.then], int(limit.mode == "live"), 0,
-            ))  # fmt: skip
-            types.append([t in limit.types for t in self.schema.types])
-        return _table(rows, L_SIZE), np.array(types, np.uint8).reshape(-1, len(self.schema.types))
+    def _limit(
+        self, limit: Limit, entities: Sequence[Sequence[int]], before: Mapping[str, int]
+    ) -> tuple[int, ...]:
+        e = self.schema.entities.index(limit.by)
+        cell = self.entities[limit.by].cells.index(self.limit_cells[limit.name])
+        summed = self.definition.fields[limit.field] if limit.field is not None else None
+        return (
+            e,
+            entities[e][ledger.E_CELLS] + cell,
+            before[limit.where.source] if limit.where is not None else -1,
+            before[limit.max.source],
+            self.schema.numbers.index(summed.name) if summed is not None else -1,
+            (summed.digits or 0) if summed is not None else 0,
+            SEVERITY[limit.then],
+            int(limit.mode == "live"),
+        )
 
 
 def _names(expression: Expression) -> set[str]:
@@ -771,18 +779,8 @@ def _table(rows: Sequence[Sequence[int]], width: int) -> Int64s:
     return np.array(rows, np.int64).reshape(-1, width)
 
 
-def _fingerprint(
-    plan: Plan, specs: tuple[tuple[CellSpec, ...], ...], entities: Iterable[str], slots: Int64s
-) -> str:
+def _fingerprint(plan: Plan, specs: tuple[tuple[CellSpec, ...], ...], entities: Iterable[str]) -> str:
     """16 hex digits that change with anything the layout of records or state depends on."""
-    arrays = (
-        plan.entities,
-        plan.cells,
-        plan.columns,
-        plan.windows,
-        plan.regions,
-        plan.transitions,
-        plan.offsets,
-    )
-    meaning = repr((tuple(entities), specs, plan.slack_ms, slots.tolist(), [a.tolist() for a in arrays]))
+    layout = [table.tolist() for table in (*plan[:8], plan.slots)]
+    meaning = repr((tuple(entities), specs, plan.slack_ms, layout))
     return hashlib.blake2b(meaning.encode(), digest_size=8).hexdigest()

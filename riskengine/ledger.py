@@ -66,9 +66,39 @@ R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_BEFORE, R_OTHER,
 
 # The head of a flattened plan: where its tables begin, and its settings.
 (
-    P_ENTITIES, P_CELLS, P_COLUMNS, P_WINDOWS, P_REGIONS, P_READS, P_TRANSITIONS, P_OFFSETS,
-    P_SLACK, P_ENTITIES_N, P_TRANSITIONS_N, P_HEAD,
-) = range(12)  # fmt: skip
+    P_ENTITIES,
+    P_CELLS,
+    P_COLUMNS,
+    P_WINDOWS,
+    P_REGIONS,
+    P_READS,
+    P_TRANSITIONS,
+    P_OFFSETS,
+    P_SLOTS,
+    P_MOVERS,
+    P_MOVES,
+    P_KINDS,
+    P_LIMITS,
+    P_LIMIT_TYPES,
+    P_SLACK,
+    P_ENTITIES_N,
+    P_TRANSITIONS_N,
+    P_SLOTS_N,
+    P_TYPES_N,
+    P_LIMITS_N,
+    P_HEAD,
+) = range(21)
+
+# Columns of Plan.slots: what goes where in a record.
+S_ENTITY, S_AT, S_KIND, S_SOURCE, S_DIGITS, S_SIZE = range(6)
+MINOR, KEY_OF, HASH_OF, NUMBER_OF, TEXT_OF, LOCATION_OF = range(6)
+
+# Columns of Plan.movers: what an event must have to move a cell.
+M_WHERE, M_NEEDS, M_LABEL, M_SIZE = range(4)
+EVENT, FRAUD, LEGIT = range(3)  # what M_LABEL says moves a cell
+
+# Columns of Plan.limits.
+L_ENTITY, L_CELL, L_WHERE, L_MAX, L_FIELD, L_DIGITS, L_SEVERITY, L_LIVE, L_SIZE = range(9)
 
 META_ENTITY: Final = 0  # bits 0-7
 META_PLAN: Final = 8  # bits 8-23
@@ -93,16 +123,25 @@ class Plan(NamedTuple):
     reads: Int64s  # (features, R_SIZE)
     transitions: Int64s  # the policy's time zone, see calendar.timezone_table
     offsets: Int64s
+    slots: Int64s  # (slots, S_SIZE): what goes where in a record
+    movers: Int64s  # (cells, M_SIZE): what an event must have to move a cell
+    moves: Int64s  # (cells, event types), 1 where events of the type move the cell
+    kinds: Int64s  # (3, E): masks of the cells that events, labels fraud, and labels legit move
+    limits: Int64s  # (limits, L_SIZE)
+    limit_types: Int64s  # (limits, event types)
     slack_ms: int  # lateness + skew: how far behind T a read may be
 
     def flatten(self) -> Int64s:
         """All tables in one array, behind a head that says where each begins (P_*)."""
-        tables = self[:8]
+        tables = self[:P_SLACK]
         head = np.zeros(P_HEAD, np.int64)
+        head[:P_SLACK] = P_HEAD + np.cumsum([0, *(table.size for table in tables[:-1])])
         head[P_SLACK] = self.slack_ms
         head[P_ENTITIES_N] = len(self.entities)
         head[P_TRANSITIONS_N] = len(self.transitions)
-        head[:8] = P_HEAD + np.cumsum([0, *(table.size for table in tables[:-1])])
+        head[P_SLOTS_N] = len(self.slots)
+        head[P_TYPES_N] = self.moves.shape[1]
+        head[P_LIMITS_N] = len(self.limits)
         return np.concatenate((head, *(table.ravel() for table in tables)))
 
 
@@ -134,6 +173,24 @@ def window_of(plan: Int64s, window: int, what: int) -> int:
 def read_of(plan: Int64s, feature: int, what: int) -> int:
     """Field R_* of a stored feature."""
     return plan[plan[P_READS] + feature * R_SIZE + what]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def slot_of(plan: Int64s, slot: int, what: int) -> int:
+    """Field S_* of a slot."""
+    return plan[plan[P_SLOTS] + slot * S_SIZE + what]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def mover_of(plan: Int64s, cell: int, what: int) -> int:
+    """Field M_* of a cell."""
+    return plan[plan[P_MOVERS] + cell * M_SIZE + what]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def limit_of(plan: Int64s, limit: int, what: int) -> int:
+    """Field L_* of a limit."""
+    return plan[plan[P_LIMITS] + limit * L_SIZE + what]  # type: ignore[no-any-return]  # as above
 
 
 @jit

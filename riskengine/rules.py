@@ -98,14 +98,15 @@ class RuleSet:
         type_index: Int32s,
         time: Int64s,
         who: Words,
+        more: int = 0,
     ) -> Bytes:
-        """Return uint8 (n, R): which rules fire for each row. The first seven are as in `program.execute`.
+        """Return uint8 (n, R + more): which rules fire for each row, then zeros. The first seven are as in `program.execute`.
 
         type_index int32 (n); time int64 (n), ms UTC of the events; who uint64 (n) is the key that rollouts
         go by, the user's or, where there is none, the event's hash.
         """
         execute(self.program, cells, str_off, str_len, str_hash, text, pool, timezone)
-        fired = np.zeros((len(time), len(self.names)), np.uint8)
+        fired = np.zeros((len(time), len(self.names) + more), np.uint8)
         gather(cells, self.gates, self.salts, self.types, type_index, time, who, fired)
         return fired
 
@@ -149,7 +150,7 @@ def gather(
 ) -> None:
     """Set fired (n, R) where the result is true, type, expiry and rollout permitting."""
     n = np.uint64(fired.shape[0])
-    for r in range(np.uint64(fired.shape[1])):
+    for r in range(np.uint64(gates.shape[0])):
         column = np.uint64(gates[r, COLUMN])
         expires = gates[r, EXPIRES_MS]
         share = gates[r, SHARE]

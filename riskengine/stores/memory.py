@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from riskengine import ledger, packing
 from riskengine.decision import Decision
 from riskengine.errors import RiskEngineError
-from riskengine.features import EVENT, FRAUD, L_CELL, L_ENTITY, LEGIT, FeatureSet, Touches
-from riskengine.ledger import NONE, Int64s, Plan
+from riskengine.features import FeatureSet, Touches
+from riskengine.ledger import EVENT, FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s, Plan
 from riskengine.stores import slabs as kernels
 
 TABLE_SLOTS_MIN: Final = 1 << 10
 LOAD_MAX: Final = 0.7
-SWEEP_SLOTS: Final = 256  # of the table, looked over after each batch for entities to forget
+SWEEP_EVENTS: Final = 64  # between looks at four times as many slots for entities to forget
 SIZE_DEFAULT: Final = 4 << 30  # bytes reserved; only what is used is ever touched
 SIZE_MIN: Final = 1 << 20
 TRACE_ROWS_MIN: Final = 1 << 10
@@ -33,6 +33,8 @@ GENERATIONS_MAX: Final = 0xFFFF
 EXPORT_MAGIC: Final = b"riskengine-state-1\n"
 NEVER: Final = 2**63 - 1
 NO_RESERVE: Final = 0x4000 if sys.platform == "linux" else 0  # mmap names it from Python 3.13 on
+NOTHING_HELD: Final = np.empty((0, 2), np.int64)
+NO_KEYS: Final = np.empty(0, np.int64)
 Value = tuple[int, str, bytes]  # key, entity, packed value
 
 
@@ -76,7 +78,7 @@ class Traces:
 
     def __post_init__(self) -> None:
         entities = len(self.features.specs)
-        self.labelled = bool(self.features.kinds[FRAUD:].any())
+        self.labelled = bool(self.features.plan.kinds[FRAUD:].any())
         self.at_masks = self.HEAD + entities
         self.at_records = self.at_masks + entities
         self.at_holds = self.at_records + (self.features.record_words if self.labelled else 0)
@@ -84,26 +86,23 @@ class Traces:
         if self.rows.shape[1] != width:
             self.rows = np.empty((TRACE_ROWS_MIN, width), np.int64)
 
-    def append(self, touches: Touches, keys: Int64s, holds: Int64s) -> int:
+    def append(self, touches: Touches, holds: Int64s) -> int:
         """Keep a batch; return the number of its first row."""
-        n = len(keys)
+        n = len(holds)
         while self.next + n - self.first > len(self.rows):
             grown = np.empty((2 * len(self.rows), self.rows.shape[1]), np.int64)
             numbers = np.arange(self.first, self.next)
             grown[numbers % len(grown)] = self.rows[numbers % len(self.rows)]
             self.rows = grown
         at = self.next % len(self.rows)
-        if at + n > len(self.rows):  # do not wrap inside a batch: skip to the start of the ring
+        if at + n > len(self.rows):  # a batch does not wrap: go on at the start of the ring
             self.next += len(self.rows) - at
-            return self.append(touches, keys, holds)
-        block = self.rows[at : at + n]
-        block[:, 0] = touches.batch.time
-        block[:, 1] = touches.batch.event_hash.view(np.int64)
-        block[:, self.HEAD : self.at_masks] = keys
-        block[:, self.at_masks : self.at_records] = touches.masks
-        if self.labelled:
-            block[:, self.at_records : self.at_holds] = touches.records
-        block[:, self.at_holds :] = holds.reshape(n, -1)
+            return self.append(touches, holds)
+        batch = touches.batch
+        kernels.remember(
+            self.rows, at, batch.time, batch.event_hash.view(np.int64), touches.keys, touches.masks,
+            touches.records, self.labelled, holds,
+        )  # fmt: skip
         self.next += n
         return self.next - n
 
@@ -120,9 +119,8 @@ class Traces:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Settled:
-    """What limits made of a batch: refused uint8 (n, L), severity int64 (n), number of the first trace."""
+    """What limits made of a batch: severity int64 (n), and the number of the first trace."""
 
-    refused: NDArray[np.uint8]
     severity: Int64s
     trace: int
 
@@ -161,7 +159,10 @@ class MemoryStore:
         self._meta[kernels.MOVED] = 1
         self.features = features
         self._old: dict[int, tuple[Plan, _Step]] = {}
-        self._migrated = 0
+        self._migrated = 0  # slots looked over for slabs of older plans
+        self._moving = False  # whether the old table has slots yet to move
+        self._room = 0  # keys that may come before the table is looked at
+        self._unswept = 0
         self._scratch = np.zeros(0, np.int64)
         self._empty = np.zeros(0, np.int64)
         self._salts = np.zeros(0, np.int64)
@@ -179,44 +180,45 @@ class MemoryStore:
     def observe(self, touches: Touches) -> None:
         """Fold a batch's records in order and fill in each event's features, list and text columns."""
         features = self.features
-        keys = touches.batch.keys.view(np.int64)
-        self._make_way(keys)
-        bits = touches.cells.view(np.int64)
+        self._make_way(touches.keys)
         kernels.observe(
-            features.flat, self._words, self._meta, self._table, self._old_table, self._empty, keys,
-            touches.records, touches.read_at, touches.cells, bits, self._scratch, touches.texts,
+            features.flat, self._words, self._meta, self._table, self._old_table, self._empty, touches.keys,
+            touches.records, touches.read_at, touches.cells, touches.bits, self._scratch, touches.texts,
         )  # fmt: skip
-        if len(features.listed):
+        if len(self._salts):
             kernels.look_up(
-                features.listed, self._salts, self._entries, keys, touches.batch.time, touches.cells
-            )  # fmt: skip
+                features.listed, self._salts, self._entries, touches.keys, touches.batch.time, touches.cells
+            )
 
     def settle(
-        self, touches: Touches, base: Int64s, counted: bool = True, prior: Trace | None = None
-    ) -> Settled:
-        """Try limits event by event, decide, hold what is granted, and keep what each event moved."""
-        features = self.features
-        batch = touches.batch
-        n = batch.n
-        keys = batch.keys.view(np.int64)
-        n_limits = len(features.limit_names)
-        refused = np.zeros((n, n_limits), np.uint8)
-        severity = np.empty(n, np.int64)
-        holds = np.empty((n, n_limits, 2), np.int64)
-        held_before, keys_before = self._prior(prior)
-        kernels.settle(
-            features.flat, self._words, self._meta, self._table, self._old_table, features.limits,
-            features.limit_types, batch.type_index, batch.time,
-            batch.late, counted, keys, touches.cells, base, held_before, keys_before, refused, severity, holds,
-        )  # fmt: skip
-        return Settled(refused, severity, self._traces[-1].append(touches, keys, holds))
+        self, touches: Touches, base: Int64s, hits: NDArray[np.uint8], counted: bool = True,
+        prior: Trace | None = None,
+    ) -> Settled:  # fmt: skip
+        """Try limits event by event, decide, hold what is granted, and keep what each event moved.
 
-    def sweep(self, now: int, horizon_ms: int, fresh_ms: int) -> None:
+        `base` (n) are severities without limits; which limits refused goes into the last columns of `hits`.
+        """
+        features, batch = self.features, touches.batch
+        limits = len(features.limit_names)
+        severity = np.empty(batch.n, np.int64)
+        holds = np.empty((batch.n, 2 * limits), np.int64)
+        held_before, keys_before = self._prior(prior) if prior is not None else (NOTHING_HELD, NO_KEYS)
+        kernels.settle(
+            features.flat, self._words, self._meta, self._table, self._old_table, batch.type_index,
+            batch.time, batch.late, counted, touches.keys, touches.cells, base, held_before, keys_before, hits,
+            hits.shape[1] - limits, severity, holds,
+        )  # fmt: skip
+        return Settled(severity, self._traces[-1].append(touches, holds))
+
+    def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget a little: entities past their windows, decisions past retries, traces past any use.
 
         Decisions are kept `fresh_ms`, traces `horizon_ms` (at least as long).
         """
-        kernels.sweep(self.features.flat, self._words, self._meta, self._table, now, SWEEP_SLOTS)
+        self._unswept += events
+        if self._unswept >= SWEEP_EVENTS:
+            kernels.sweep(self.features.flat, self._words, self._meta, self._table, now, 4 * self._unswept)
+            self._unswept = 0
         while self._fresh:
             claim = self.claims[self._fresh[0]]
             if now - claim.time <= fresh_ms:
@@ -268,7 +270,7 @@ class MemoryStore:
         """Take from a lone event's record what the event it follows has moved already."""
         features = self.features
         for e, name in enumerate(features.entities):
-            if moved.keys.get(name) != int(touches.batch.keys.view(np.int64)[0, e]):
+            if moved.keys.get(name) != int(touches.keys[0, e]):
                 continue
             for c, spec in enumerate(features.specs[e]):
                 if spec.key in moved.moved[name]:
@@ -276,7 +278,7 @@ class MemoryStore:
             width = int(features.plan.entities[e, ledger.E_WIDTH])
             if width:
                 at = int(features.plan.entities[e, ledger.E_RECORD]) + ledger.RECORD_MASK
-                touches.records[0, at] = touches.masks[0, e] & features.kinds[EVENT, e]
+                touches.records[0, at] = touches.masks[0, e] & features.plan.kinds[EVENT, e]
 
     def exclude_all(self, touches: Touches) -> None:
         """Let a batch move nothing: its events have been counted before."""
@@ -303,7 +305,7 @@ class MemoryStore:
                 continue
             any_held = True
             if name in self.features.limit_names:
-                limit = self.features.limits[self.features.limit_names.index(name)]
+                limit = self.features.plan.limits[self.features.limit_names.index(name)]
                 e = int(limit[L_ENTITY])
                 key = self._key_of(traces, row, self.features.entities[e])
                 self._make_way(np.array([[key]], np.int64))
@@ -333,12 +335,12 @@ class MemoryStore:
     def _amend(self, traces: Traces, row: Int64s, kind: int, sign: int) -> None:
         """Fold the event's record again, moving the cells of a label only."""
         features = self.features
-        if not features.kinds[kind].any():
+        if not features.plan.kinds[kind].any():
             return
         keys, entities, records = [], [], []
         old = traces.features
         for e in range(len(old.entities)):
-            mask = int(row[traces.at_masks + e]) & int(old.kinds[kind, e])
+            mask = int(row[traces.at_masks + e]) & int(old.plan.kinds[kind, e])
             if not mask:
                 continue
             own = row[traces.at_records : traces.at_holds]
@@ -378,11 +380,9 @@ class MemoryStore:
             del self._traces[0]
         self._traces[0].first = max(self._traces[0].first, min(number + 1, self._traces[0].next))
 
-    def _prior(self, prior: Trace | None) -> tuple[Int64s, Int64s]:
+    def _prior(self, prior: Trace) -> tuple[Int64s, Int64s]:
         """What a followed event holds, in this plan's order of limits and entities."""
         features = self.features
-        if prior is None:
-            return np.empty((0, 2), np.int64), np.empty(0, np.int64)
         held = np.full((len(features.limit_names), 2), NONE, np.int64)
         for i, name in enumerate(features.limit_names):
             if name in prior.holds:
@@ -448,29 +448,37 @@ class MemoryStore:
 
     def _make_way(self, keys: Int64s) -> None:
         """Before a batch touches `keys`: go on moving and migrating, and start to grow when that is due."""
-        meta = self._meta
-        moving = 2 * meta[kernels.MOVED] < len(self._old_table)
-        if moving and kernels.move(meta, self._table, self._old_table, 4 * keys.size + 256):
-            moving = False
+        self._room -= keys.size
+        if self._moving and kernels.move(self._meta, self._table, self._old_table, 4 * keys.size + 256):
+            self._moving = False
             self._old_table = np.zeros(2, np.int64)
-            meta[kernels.MOVED] = 1
-        slots = len(self._table) // 2
-        if meta[kernels.FILLED] + keys.size > LOAD_MAX * slots:
-            if moving:  # cannot happen at four slots a key, unless a batch is larger than the table
-                kernels.move(meta, self._table, self._old_table, len(self._old_table))
-            while meta[kernels.ENTITIES] + keys.size > LOAD_MAX / 2 * slots:
-                slots *= 2
-            self._old_table, self._table = self._table, np.zeros(2 * slots, np.int64)
-            meta[kernels.FILLED] = meta[kernels.MOVED] = self._migrated = 0
-            moving = True
+        if self._room < 0:
+            self._grow(keys.size)
         if self._old:
             self._migrate(keys.ravel())
-            if not moving:
+            if not self._moving:
                 end = self._migrated + 512
                 self._migrate(self._table[2 * self._migrated : 2 * end : 2].copy())
                 self._migrated = end
                 if 2 * end >= len(self._table):
                     self._old = {}
+
+    def _grow(self, coming: int) -> None:
+        """Start a larger table when `coming` more keys may not fit this one."""
+        meta = self._meta
+        slots = len(self._table) // 2
+        if meta[kernels.FILLED] + coming > LOAD_MAX * slots:
+            if self._moving:  # cannot happen at four slots a key, unless a batch is larger than the table
+                kernels.move(meta, self._table, self._old_table, len(self._old_table))
+            while meta[kernels.ENTITIES] + coming > LOAD_MAX / 2 * slots:
+                slots *= 2
+            self._old_table, self._table = self._table, np.zeros(2 * slots, np.int64)
+            meta[kernels.FILLED] = meta[kernels.MOVED] = self._migrated = 0
+            self._moving = True
+            # What has yet to move takes slots too.
+            self._room = int(LOAD_MAX * slots) - int(meta[kernels.ENTITIES]) - coming
+        else:
+            self._room = int(LOAD_MAX * slots) - int(meta[kernels.FILLED]) - coming
 
     def _migrate(self, keys: Int64s) -> None:
         for generation, (plan, step) in self._old.items():
@@ -482,6 +490,8 @@ class MemoryStore:
     def _finish(self) -> None:
         """Complete growing and migrating, so that the table can be walked."""
         kernels.move(self._meta, self._table, self._old_table, len(self._old_table))
+        self._moving = False
+        self._old_table = np.zeros(2, np.int64)
         self._migrate(self._table[::2].copy())
         self._old = {}
 

@@ -13,14 +13,38 @@ from numpy.typing import NDArray
 
 from riskengine import ledger
 from riskengine.decision import DENY
-from riskengine.features import (
-    L_CELL, L_DIGITS, L_ENTITY, L_FIELD, L_LIVE, L_MAX, L_SEVERITY, L_WHERE,
-)  # fmt: skip
 from riskengine.kernel import jit
 from riskengine.ledger import (
-    E_CELLS, E_CELLS_N, E_READS_N, E_RECORD, E_REGIONS, E_RETENTION, E_WIDTH, META_CLASS, META_PLAN, NONE,
-    P_SLACK, RECORD_MASK, Float64s, Int64s, cell_of, entity_of, region_words,
-)  # fmt: skip
+    E_CELLS,
+    E_CELLS_N,
+    E_READS_N,
+    E_RECORD,
+    E_REGIONS,
+    E_RETENTION,
+    E_WIDTH,
+    L_CELL,
+    L_DIGITS,
+    L_ENTITY,
+    L_FIELD,
+    L_LIVE,
+    L_MAX,
+    L_SEVERITY,
+    L_WHERE,
+    META_CLASS,
+    META_PLAN,
+    NONE,
+    P_LIMIT_TYPES,
+    P_LIMITS_N,
+    P_SLACK,
+    P_TYPES_N,
+    RECORD_MASK,
+    Float64s,
+    Int64s,
+    cell_of,
+    entity_of,
+    limit_of,
+    region_words,
+)
 
 SIZES: Final = np.array(
     [8, 12, 16, 20, 24, 28, 32]
@@ -348,13 +372,13 @@ def amend(
 
 
 @jit
-def amount_of(limits: Int64s, maxima_digits: int, value: float) -> int:
+def amount_of(digits: int, value: float) -> int:
     """A limit's maximum in minor units, rounded down; NONE where it is missing."""
     if np.isnan(value):
         return NONE
     scaled = value
-    for _ in range(abs(maxima_digits)):
-        scaled = scaled * 10.0 if maxima_digits > 0 else scaled / 10.0
+    for _ in range(abs(digits)):
+        scaled = scaled * 10.0 if digits > 0 else scaled / 10.0
     if scaled >= 9.0e18:
         return 9_000_000_000_000_000_000
     if scaled <= -9.0e18:
@@ -367,98 +391,108 @@ def amount_of(limits: Int64s, maxima_digits: int, value: float) -> int:
 
 @jit
 def settle(
-    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, limits: Int64s, limit_types: NDArray[np.uint8], type_index: NDArray[np.int32],
-    time: Int64s, late: NDArray[np.bool_], counted: bool, keys: Int64s, cells: Float64s,
-    base: Int64s, prior: Int64s, prior_keys: Int64s, refused: NDArray[np.uint8], final: Int64s, holds: Int64s,
+    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s,
+    type_index: NDArray[np.int32], time: Int64s, late: NDArray[np.bool_], counted: bool, keys: Int64s,
+    cells: Float64s, base: Int64s, prior: Int64s, prior_keys: Int64s, hits: NDArray[np.uint8], first_hit: int,
+    final: Int64s, holds: Int64s,
 ) -> None:  # fmt: skip
     """Event by event: try every limit, decide, and hold what is granted unless the event is denied.
 
     `prior` int64 (L, 2) are bucket and amount held by the event that a lone event follows (amount NONE:
-    nothing), at `prior_keys` (E); empty for a batch, and used up by this call. Writes refused (n, L), final severity (n) and
-    holds (n, L, 2): bucket and amount, amount NONE where nothing stays held.
+    nothing), at `prior_keys` (E); empty for a batch, and used up by this call. Writes which limits refused
+    into hits[:, first_hit:], final severity (n), and holds (n, 2 L): bucket and amount, amount NONE where
+    nothing stays held.
     """
     follows = prior.shape[0] > 0
+    limits = plan[P_LIMITS_N]
     for i in range(len(time)):
         worst = base[i]
-        for limit in range(limits.shape[0]):
-            e = limits[limit, L_ENTITY]
-            cell = limits[limit, L_CELL]
+        for limit in range(limits):
+            e = limit_of(plan, limit, L_ENTITY)
+            cell = limit_of(plan, limit, L_CELL)
+            digits = limit_of(plan, limit, L_DIGITS)
+            where = limit_of(plan, limit, L_WHERE)
+            field = limit_of(plan, limit, L_FIELD)
             key = keys[i, e]
-            where = limits[limit, L_WHERE]
-            refused[i, limit] = 0
-            holds[i, limit, 0] = 0
-            holds[i, limit, 1] = NONE
-            asks = key != 0 and limit_types[limit, type_index[i]] and (where < 0 or cells[where, i] == 1.0)
+            hits[i, first_hit + limit] = 0
+            holds[i, 2 * limit] = 0
+            holds[i, 2 * limit + 1] = NONE
+            on_type = plan[plan[P_LIMIT_TYPES] + limit * plan[P_TYPES_N] + type_index[i]]
+            asks = key != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
             amount = 1
-            if limits[limit, L_FIELD] >= 0:
-                value = cells[limits[limit, L_FIELD], i]
-                amount = 0 if np.isnan(value) else max(0, ledger.minor_of(value, limits[limit, L_DIGITS]))
+            if field >= 0:
+                amount = 0 if np.isnan(cells[field, i]) else max(0, ledger.minor_of(cells[field, i], digits))
             if follows and prior[limit, 1] != NONE and not late[i]:
                 if asks and counted and prior_keys[e] == key and prior[limit, 1] == amount:
-                    holds[i, limit, 0] = prior[limit, 0]
-                    holds[i, limit, 1] = amount
+                    holds[i, 2 * limit] = prior[limit, 0]
+                    holds[i, 2 * limit + 1] = amount
                     continue
                 give_hold_back(
-                    plan,
-                    words,
-                    meta,
-                    table,
-                    old_table,
-                    e,
-                    cell,
-                    prior_keys[e],
-                    prior[limit, 0],
-                    prior[limit, 1],
+                    plan, words, meta, table, old_table, e, cell, prior_keys[e], prior[limit, 0], prior[limit, 1]
                 )
                 prior[limit, 1] = NONE
             if not asks:
                 continue
-            most = amount_of(limits, limits[limit, L_DIGITS], cells[limits[limit, L_MAX], i])
+            most = amount_of(digits, cells[limit_of(plan, limit, L_MAX), i])
             granted = False
             if not late[i] and counted and most != NONE:
                 s = locate(meta, table, old_table, key)
-                already = 0
-                if s != 0:
-                    already = ledger.held(plan, words, s, e, cell, time[i])
+                already = ledger.held(plan, words, s, e, cell, time[i]) if s != 0 else 0
                 granted = already + amount <= most
             if granted:
-                holds[i, limit, 0] = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i])
-                holds[i, limit, 1] = amount
+                holds[i, 2 * limit] = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i])
+                holds[i, 2 * limit + 1] = amount
             else:
-                refused[i, limit] = 1
-                if limits[limit, L_LIVE]:
-                    worst = max(worst, limits[limit, L_SEVERITY])
+                hits[i, first_hit + limit] = 1
+                if limit_of(plan, limit, L_LIVE):
+                    worst = max(worst, limit_of(plan, limit, L_SEVERITY))
         final[i] = worst
-        for limit in range(limits.shape[0]):
-            if holds[i, limit, 1] == NONE:
+        for limit in range(limits):
+            amount = holds[i, 2 * limit + 1]
+            if amount == NONE:
                 continue
-            e = limits[limit, L_ENTITY]
-            cell = limits[limit, L_CELL]
+            e = limit_of(plan, limit, L_ENTITY)
+            cell = limit_of(plan, limit, L_CELL)
+            bucket = holds[i, 2 * limit]
+            key = keys[i, e]
             handed = follows and prior[limit, 1] != NONE
             if worst == DENY:
                 if handed:
-                    give_hold_back(
-                        plan,
-                        words,
-                        meta,
-                        table,
-                        old_table,
-                        e,
-                        cell,
-                        keys[i, e],
-                        holds[i, limit, 0],
-                        holds[i, limit, 1],
-                    )
-                holds[i, limit, 1] = NONE
-            elif not handed and holds[i, limit, 1] != 0:
-                s = locate(meta, table, old_table, keys[i, e])
+                    give_hold_back(plan, words, meta, table, old_table, e, cell, key, bucket, amount)
+                holds[i, 2 * limit + 1] = NONE
+            elif not handed and amount != 0:
+                s = locate(meta, table, old_table, key)
                 if s == 0:
-                    s = create(plan, words, meta, table, keys[i, e], e, 2)
+                    s = create(plan, words, meta, table, key, e, 2)
                 else:
-                    s = make_room(plan, words, meta, table, keys[i, e], s, e, 2)
+                    s = make_room(plan, words, meta, table, key, s, e, 2)
                 if s != 0:
                     ledger.advance(plan, words, s, e, time[i])
-                    ledger.hold(plan, words, s, e, cell, holds[i, limit, 0], holds[i, limit, 1])
+                    ledger.hold(plan, words, s, e, cell, bucket, amount)
+
+
+@jit
+def remember(
+    ring: Int64s, at: int, time: Int64s, event_hash: Int64s, keys: Int64s, masks: Int64s, records: Int64s,
+    labelled: bool, holds: Int64s,
+) -> None:  # fmt: skip
+    """Write a batch's traces into rows `at` on: time, hash, keys, masks, records where labelled, holds."""
+    for i in range(len(time)):
+        row = at + i
+        ring[row, 0] = time[i]
+        ring[row, 1] = event_hash[i]
+        to = 2
+        for e in range(keys.shape[1]):
+            ring[row, to] = keys[i, e]
+            ring[row, to + keys.shape[1]] = masks[i, e]
+            to += 1
+        to += keys.shape[1]
+        if labelled:
+            for k in range(records.shape[1]):
+                ring[row, to + k] = records[i, k]
+            to += records.shape[1]
+        for k in range(holds.shape[1]):
+            ring[row, to + k] = holds[i, k]
 
 
 @jit
