@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riskengine import hashing
 from riskengine.decision import Message, Reason
-from riskengine.definition import CHALLENGES, Definition, Table, Window
+from riskengine.definition import CHALLENGES, Definition, Limit, Rule, Table, Window
 from riskengine.event import Schema
 from riskengine.features import DAY_MS, SIGHT_KEEP_MS, FeatureSet
 from riskengine.policy import definition_fingerprint, feature_fingerprint
@@ -83,7 +83,13 @@ class Policy:
         blocked = definition.lists.get("blocked")
         columns = [layout.number(f"listed:blocked:{entity}") for entity in blocked.of] if blocked else []
         return cls(
-            definition, schema, layout, features, rules, thresholds, tuple(challenge_with),
+            definition,
+            schema,
+            layout,
+            features,
+            rules,
+            thresholds,
+            tuple(challenge_with),
             definition_fingerprint(definition),
             {f.name: feature_fingerprint(f, definition) for f in definition.features.values()},
             np.array(columns, np.int64),
@@ -91,7 +97,7 @@ class Policy:
             np.frombuffer(_salt(definition), "<u8").astype(np.uint64),
             {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
             _horizon_ms(definition),
-        )  # fmt: skip
+        )
 
     def tables(self, live: Mapping[str, Rows]) -> TableSet:
         """Every table with its rows: those of files, and the live ones given."""
@@ -109,7 +115,8 @@ class Policy:
     def _explain(self, mask: bytes) -> Outcome:
         fired, shadow, reasons, challenge = [], [], [], -1
         limits = [self.definition.limits[name] for name in self.features.limit_names]
-        for item, hit in zip((*self.rules.rules, *limits), mask, strict=True):
+        items: tuple[Rule | Limit, ...] = (*self.rules.rules, *limits)
+        for item, hit in zip(items, mask, strict=True):
             if not hit:
                 continue
             if item.mode == "shadow":
@@ -117,7 +124,7 @@ class Policy:
                 continue
             fired.append(item.name)
             message = Message(item.message.zh, item.message.en) if item.message is not None else None
-            reasons.append(Reason(item.name, message, getattr(item, "risk", 0.0)))
+            reasons.append(Reason(item.name, message, item.risk if isinstance(item, Rule) else 0.0))
             if item.then == "challenge":
                 challenge = max(challenge, CHALLENGES.index(item.challenge or CHALLENGES[0]))
         return Outcome(tuple(fired), tuple(shadow), tuple(reasons), challenge)

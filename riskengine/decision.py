@@ -60,10 +60,21 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
 @jit
 def decide(
-    hits: Bytes, live: Bytes, severity: Int64s, risk_of: Float64s, firm: Bytes, allows: Bytes,
-    thresholds: Float64s, type_index: NDArray[np.int32], p: Float64s, cells: Float64s, blocked: Int64s,
-    risk: Float64s, base: Int64s, challenged: Bytes,
-) -> None:  # fmt: skip
+    hits: Bytes,
+    live: Bytes,
+    severity: Int64s,
+    risk_of: Float64s,
+    firm: Bytes,
+    allows: Bytes,
+    thresholds: Float64s,
+    type_index: NDArray[np.int32],
+    p: Float64s,
+    cells: Float64s,
+    blocked: Int64s,
+    risk: Float64s,
+    base: Int64s,
+    challenged: Bytes,
+) -> None:
     """Judge each event by its rules and thresholds; limits come after.
 
     hits (n, R and more) of rules with `severity`, `risk_of`, `firm`, `live` and `allows` (R); thresholds

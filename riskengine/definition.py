@@ -42,6 +42,8 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class EventType:
+    """A declared type of event: what it must and may carry, and what happens without the store."""
+
     name: str
     required: tuple[str, ...]
     fields: tuple[str, ...]  # every declared field this type may carry, sorted
@@ -69,6 +71,8 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class List:
+    """A list that analysts edit while it is in use: `blocked`, `trusted`."""
+
     name: str
     of: tuple[str, ...]  # entities
 
@@ -113,12 +117,16 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """What a person is told, in Chinese and English."""
+
     zh: str | None = None
     en: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
+    """At most `max` in a window, by entity: granted or refused atomically, whatever arrives together."""
+
     name: str
     types: tuple[str, ...]
     by: str
@@ -137,6 +145,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
+    """A condition on the row, and what follows when it holds."""
+
     name: str
     types: tuple[str, ...]
     when: Expression

@@ -119,15 +119,15 @@ class Engine:
     ) -> list[Result]:
         """Decide events in order, as one by one; a bad one gets its EventError in its place.
 
-        `now` int64 (n) ms is given when history is read (see `history_clock`), else the engine's clock is.
+        `now` int64 (n) ms is given when history is read (the newest event time so far); else the engine's
+        clock is.
         """
+        if len(events) <= BATCH_MAX:
+            return self._score(events, features, now)
         results: list[Result] = []
         for start in range(0, len(events), BATCH_MAX):
-            part = events[start : start + BATCH_MAX] if len(events) > BATCH_MAX else events
-            nows = None if now is None else now[start : start + BATCH_MAX]
-            results.extend(
-                self._score(lambda p, t, part=part: p.schema.parse(part, t), len(part), features, nows)
-            )
+            end = start + BATCH_MAX
+            results += self._score(events[start:end], features, None if now is None else now[start:end])
         return results
 
     def score_columns(
@@ -136,13 +136,8 @@ class Engine:
         """Decide the rows of an Arrow record batch, as `score_many` decides them as dicts."""
         results: list[Result] = []
         for start in range(0, events.num_rows, BATCH_MAX):
-            part = events.slice(start, BATCH_MAX)
             nows = None if now is None else now[start : start + BATCH_MAX]
-            results.extend(
-                self._score(
-                    lambda p, t, part=part: p.schema.parse_columns(part, t), part.num_rows, features, nows
-                )
-            )
+            results += self._score(events.slice(start, BATCH_MAX), features, nows)
         return results
 
     async def ascore(self, event: Event, features: bool = False) -> Decision:
@@ -185,9 +180,14 @@ class Engine:
     # -- lists and live tables
 
     def list_put(
-        self, name: str, entity: str, value: str | Sequence[str], expires: int | None = None,
-        reason: str | None = None, author: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        entity: str,
+        value: str | Sequence[str],
+        expires: int | None = None,
+        reason: str | None = None,
+        author: str | None = None,
+    ) -> None:
         """Enter a value into a list, until `expires` (ms; for good unless said). Replaces what was there."""
         with self._open():
             key = self._list_key(name, entity, value)
@@ -250,7 +250,7 @@ class Engine:
         if policy.definition.tenant != self._policy.definition.tenant:
             raise RiskEngineError(
                 f"the policy's tenant is {policy.definition.tenant}, the one serving is "
-                f"{self._policy.definition.tenant}: another tenant shares no history, open another engine for it"
+                f"{self._policy.definition.tenant}: another tenant shares no history, open another engine"
             )
         with self._open():
             now = self._clock()
@@ -304,25 +304,21 @@ class Engine:
     # -- the flow
 
     def _score(
-        self, parse: Callable[[Policy, int | Int64s], tuple[Batch, dict[int, EventError]]], n: int,
-        features: bool, now: Int64s | None,
-    ) -> list[Result]:  # fmt: skip
+        self, events: Sequence[Event] | pa.RecordBatch, features: bool, now: Int64s | None
+    ) -> list[Result]:
         while True:
             policy = self._policy
             nows = self._clock() if now is None else now
-            batch, errors = parse(policy, nows)
+            parse = policy.schema.parse if isinstance(events, Sequence) else policy.schema.parse_columns
+            batch, errors = parse(events, nows)
             with self._open():
                 if policy is not self._policy:
                     continue  # reloaded while this was parsed
                 decided = self._decide(batch, nows if isinstance(nows, int) else nows[batch.index], features)
             if not errors:
                 return decided
-            results: list[Result] = [*errors.values()][:1] * n
-            for i, error in errors.items():
-                results[i] = error
-            for i, result in zip(batch.index.tolist(), decided, strict=True):
-                results[i] = result
-            return results
+            by_place: dict[int, Result] = {**errors, **dict(zip(batch.index.tolist(), decided, strict=True))}
+            return [by_place[i] for i in range(len(by_place))]
 
     def _decide(self, batch: Batch, now: int | Int64s, features: bool) -> list[Result]:
         """Tell retries from new events, and judge the new ones in order."""
@@ -416,7 +412,9 @@ class Engine:
         found = policy.features.rows(touches)
         hits = self._fire(found)
         risk, base, challenged = self._weigh(found, hits)
-        settled = store.settle(touches, base, hits, counted, followed.chain[0] if followed is not None else None)
+        settled = store.settle(
+            touches, base, hits, counted, followed.chain[0] if followed is not None else None
+        )
         flags = self._flags(batch, now, any_late, counted, followed)
         decisions = self._answer(found, hits, settled.severity, risk, challenged, flags, features)
         if self._journal is not None:
@@ -431,9 +429,18 @@ class Engine:
             users = batch.keys[:, policy.user_entity]
             who = np.where(users != 0, users, who)
         return policy.rules.fire(
-            found.cells, strings.off, strings.len, strings.hash, strings.text, found.tables.pool,
-            policy.features.timezone, batch.type_index, batch.time, who, len(policy.features.limit_names),
-        )  # fmt: skip
+            found.cells,
+            strings.off,
+            strings.len,
+            strings.hash,
+            strings.text,
+            found.tables.pool,
+            policy.features.timezone,
+            batch.type_index,
+            batch.time,
+            who,
+            len(policy.features.limit_names),
+        )
 
     def _weigh(self, found: Touches, hits: NDArray[np.uint8]) -> tuple[Float64s, Int64s, NDArray[np.uint8]]:
         """Risk and severity (n) before limits, and where the risk itself asks for a challenge."""
@@ -441,9 +448,21 @@ class Engine:
         rules = policy.rules
         risk, base, challenged = np.empty(n), np.empty(n, np.int64), np.empty(n, np.uint8)
         decide(
-            hits, rules.live, rules.severity, rules.risk, rules.firm, rules.allows, policy.thresholds,
-            found.batch.type_index, NO_MODEL[:n], found.cells, policy.blocked_columns, risk, base, challenged,
-        )  # fmt: skip
+            hits,
+            rules.live,
+            rules.severity,
+            rules.risk,
+            rules.firm,
+            rules.allows,
+            policy.thresholds,
+            found.batch.type_index,
+            NO_MODEL[:n],
+            found.cells,
+            policy.blocked_columns,
+            risk,
+            base,
+            challenged,
+        )
         return risk, base, challenged
 
     def _flags(
@@ -452,7 +471,9 @@ class Engine:
         common: tuple[str, ...] = ()
         if self._warming:
             latest = now if isinstance(now, int) else int(now[0])
-            common = tuple(sorted(f"warming:{name}" for name, until in self._warming.items() if latest < until))
+            common = tuple(
+                sorted(f"warming:{name}" for name, until in self._warming.items() if latest < until)
+            )
         if not counted:
             common = ("redecided", *common)
         if batch.follows is not None and followed is None:
@@ -462,9 +483,15 @@ class Engine:
         return [("late", *common) if late else common for late in batch.late.tolist()]
 
     def _answer(
-        self, found: Touches, hits: NDArray[np.uint8], severity: Int64s, risk: Float64s,
-        challenged: NDArray[np.uint8], flags: list[tuple[str, ...]], features: bool,
-    ) -> list[Decision]:  # fmt: skip
+        self,
+        found: Touches,
+        hits: NDArray[np.uint8],
+        severity: Int64s,
+        risk: Float64s,
+        challenged: NDArray[np.uint8],
+        flags: list[tuple[str, ...]],
+        features: bool,
+    ) -> list[Decision]:
         """Decisions of a batch, from its arrays."""
         policy, batch = self._policy, found.batch
         names = np.empty((batch.n, 2), np.uint64)
@@ -485,14 +512,33 @@ class Engine:
             rows = [policy.features.row(found, i) for i in range(batch.n)]
         return [
             Decision(
-                event_id, hexes[at : at + 32], ACTIONS[level], p, kind, outcome.reasons, outcome.fired,
-                outcome.shadow, None, fingerprint, flag, when, row,
+                event_id,
+                hexes[at : at + 32],
+                ACTIONS[level],
+                p,
+                kind,
+                outcome.reasons,
+                outcome.fired,
+                outcome.shadow,
+                None,
+                fingerprint,
+                flag,
+                when,
+                row,
             )
             for event_id, at, level, p, kind, outcome, flag, when, row in zip(
-                batch.ids, range(0, 32 * batch.n, 32), severities, risk.tolist(), kinds, outcomes, flags,
-                batch.time.tolist(), rows, strict=True,
+                batch.ids,
+                range(0, 32 * batch.n, 32),
+                severities,
+                risk.tolist(),
+                kinds,
+                outcomes,
+                flags,
+                batch.time.tolist(),
+                rows,
+                strict=True,
             )
-        ]  # fmt: skip
+        ]
 
     # -- the journal
 
@@ -507,14 +553,22 @@ class Engine:
             trace = [policy.features.fingerprint, batch.keys[i].tolist(), found.masks[i].tolist()]
             entries.append(
                 Entry(
-                    event_id=decision.event_id, decision_id=decision.decision_id, event_time_ms=decision.time,
-                    type=policy.schema.types[batch.type_index[i]], action=decision.action, risk=decision.risk,
-                    decision=msgspec.json.encode(bare), event=batch.raw[i],
+                    event_id=decision.event_id,
+                    decision_id=decision.decision_id,
+                    event_time_ms=decision.time,
+                    type=policy.schema.types[batch.type_index[i]],
+                    action=decision.action,
+                    risk=decision.risk,
+                    decision=msgspec.json.encode(bare),
+                    event=batch.raw[i],
                     row=pack_row(_flat(value) for value in policy.features.row(found, i).values()),
-                    policy=policy.fingerprint, features=policy.features.fingerprint, flags=decision.flags,
-                    trace=msgspec.msgpack.encode(trace), content=contents[16 * i : 16 * i + 16],
+                    policy=policy.fingerprint,
+                    features=policy.features.fingerprint,
+                    flags=decision.flags,
+                    trace=msgspec.msgpack.encode(trace),
+                    content=contents[16 * i : 16 * i + 16],
                 )
-            )  # fmt: skip
+            )
         self._journal.append(entries)
 
     def _journaled(self, event_id: str, content: bytes) -> Result | None:
@@ -526,17 +580,34 @@ class Engine:
         return msgspec.json.decode(entry.decision, type=Decision) if entry.content == content else _conflict()
 
     def _edited(
-        self, kind: Literal["list", "table"], op: Literal["put", "delete"], name: str, entity: str, key: int,
-        value: bytes | None = None, expires: int | None = None, reason: str | None = None,
+        self,
+        kind: Literal["list", "table"],
+        op: Literal["put", "delete"],
+        name: str,
+        entity: str,
+        key: int,
+        value: bytes | None = None,
+        expires: int | None = None,
+        reason: str | None = None,
         author: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self._journal is not None:
-            self._journal.append([
-                EditEntry(
-                    kind=kind, op=op, name=name, entity=entity, key=key, value=value, expires_ms=expires,
-                    reason=reason, author=author, time_ms=self._clock(),
-                )
-            ])  # fmt: skip
+            self._journal.append(
+                [
+                    EditEntry(
+                        kind=kind,
+                        op=op,
+                        name=name,
+                        entity=entity,
+                        key=key,
+                        value=value,
+                        expires_ms=expires,
+                        reason=reason,
+                        author=author,
+                        time_ms=self._clock(),
+                    )
+                ]
+            )
 
     # -- names
 
@@ -604,32 +675,23 @@ def _parts(batch: Batch, new: list[int], again: list[int]) -> Iterator[tuple[lis
         yield plain, True
 
 
-def history_clock(events: Sequence[Event], since: int) -> Int64s:
-    """The clock of history: for each event the newest event time so far, from `since` on (ms), int64 (n).
-
-    An event without a readable time does not move it.
-    """
-    now = np.empty(len(events), np.int64)
-    for i, event in enumerate(events):
-        at = read_time(event.get("time")) if isinstance(event, Mapping) else None
-        if at is not None and at > since:
-            since = at
-        now[i] = since
-    return now
-
-
 def _decided(claim: Claim) -> Decision:
     assert claim.decision is not None, "every event of a batch is decided before its retries are answered"
     return claim.decision
 
 
 def _conflict() -> EventError:
-    return EventError([
-        Problem(
-            "/event_id", "conflict", "another event has this event_id: a retry must be the same event",
-            "the same content", "other content",
-        )
-    ])  # fmt: skip
+    return EventError(
+        [
+            Problem(
+                "/event_id",
+                "conflict",
+                "another event has this event_id: a retry must be the same event",
+                "the same content",
+                "other content",
+            )
+        ]
+    )
 
 
 def _definition(rules: str | Path | Definition) -> Definition:
@@ -675,9 +737,9 @@ def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | 
             typed[name] = None
         elif kind == "string" and isinstance(value, str):
             typed[name] = value
-        elif kind == "bool" and isinstance(value, bool):
-            typed[name] = float(value)
-        elif kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
+        elif (kind == "bool" and isinstance(value, bool)) or (
+            kind == "number" and isinstance(value, int | float) and not isinstance(value, bool)
+        ):
             typed[name] = float(value)
         elif kind == "time" and (at := read_time(value)) is not None:
             typed[name] = float(at)

@@ -22,8 +22,30 @@ from riskengine.event import Batch, Schema
 from riskengine.expression import Expression
 from riskengine.kernel import jit
 from riskengine.ledger import (
-    EVENT, FRAUD, HASH_OF, KEY_OF, LEGIT, LOCATION_OF, L_SIZE, MINOR, M_LABEL, M_NEEDS, M_SIZE, M_WHERE, NUMBER_OF, S_AT, S_DIGITS, S_ENTITY, S_KIND, S_SIZE, S_SOURCE, TEXT_OF,
-    NONE, Float64s, Int64s, Plan,
+    EVENT,
+    FRAUD,
+    HASH_OF,
+    KEY_OF,
+    L_SIZE,
+    LEGIT,
+    LOCATION_OF,
+    M_LABEL,
+    M_NEEDS,
+    M_SIZE,
+    M_WHERE,
+    MINOR,
+    NONE,
+    NUMBER_OF,
+    S_AT,
+    S_DIGITS,
+    S_ENTITY,
+    S_KIND,
+    S_SIZE,
+    S_SOURCE,
+    TEXT_OF,
+    Float64s,
+    Int64s,
+    Plan,
 )
 from riskengine.program import Layout, Program, compile, execute
 from riskengine.tables import TableSet
@@ -128,10 +150,21 @@ class FeatureSet:
         records = np.empty((n, self.record_words), np.int64)
         masks = np.empty((n, len(self.entities)), np.int64)
         touch(
-            self.flat, keys, batch.type_index, batch.time, batch.late, batch.event_hash.view(np.int64),
-            batch.str_hash.view(np.int64), batch.str_off, batch.str_len, batch.text, cells, bits, records,
+            self.flat,
+            keys,
+            batch.type_index,
+            batch.time,
+            batch.late,
+            batch.event_hash.view(np.int64),
+            batch.str_hash.view(np.int64),
+            batch.str_off,
+            batch.str_len,
+            batch.text,
+            cells,
+            bits,
+            records,
             masks,
-        )  # fmt: skip
+        )
         texts = np.empty((n, len(self.texts) * ledger.TEXT_WORDS), np.int64)
         if self.texts:
             texts[:] = 0
@@ -144,16 +177,22 @@ class FeatureSet:
             base = len(found.strings.text) - 24 * len(self.texts) * found.batch.n
             strings = found.strings
             spell(
-                found.texts, len(self.texts), first, base, strings.off, strings.len,
-                strings.hash.view(np.int64), strings.text,
-            )  # fmt: skip
+                found.texts,
+                len(self.texts),
+                first,
+                base,
+                strings.off,
+                strings.len,
+                strings.hash.view(np.int64),
+                strings.text,
+            )
         if self.after_wait is not None:
             self._execute(self.after_wait, found.cells, found.strings, found.tables)
         return found
 
-    def row(self, found: Touches, i: int) -> dict[str, float | str | bool | None | dict[str, float]]:
+    def row(self, found: Touches, i: int) -> dict[str, float | str | bool | dict[str, float] | None]:
         """One event's features by name; a missing one is None, durations are seconds, times ms."""
-        row: dict[str, float | str | bool | None | dict[str, float]] = {}
+        row: dict[str, float | str | bool | dict[str, float] | None] = {}
         for name in self.names:
             column = self.columns[name]
             if column < 0:
@@ -215,10 +254,21 @@ def lay_out(numbers: Float64s, cells: Float64s, data_width: int) -> None:
 
 @jit
 def touch(
-    plan: Int64s, keys: Int64s, type_index: NDArray[np.int32], time: Int64s, late: NDArray[np.bool_],
-    event_hash: Int64s, str_hash: Int64s, str_off: Int64s, str_len: NDArray[np.int32],
-    text: NDArray[np.uint8], cells: Float64s, bits: Int64s, records: Int64s, masks: Int64s,
-) -> None:  # fmt: skip
+    plan: Int64s,
+    keys: Int64s,
+    type_index: NDArray[np.int32],
+    time: Int64s,
+    late: NDArray[np.bool_],
+    event_hash: Int64s,
+    str_hash: Int64s,
+    str_off: Int64s,
+    str_len: NDArray[np.int32],
+    text: NDArray[np.uint8],
+    cells: Float64s,
+    bits: Int64s,
+    records: Int64s,
+    masks: Int64s,
+) -> None:
     """Write the record of every entity that an event names, and which of its cells the event moves."""
     n_entities = plan[ledger.P_ENTITIES_N]
     for i in range(len(time)):
@@ -231,12 +281,18 @@ def touch(
             e = ledger.slot_of(plan, j, S_ENTITY)
             if keys[i, e] == 0:
                 continue
-            at = ledger.entity_of(plan, e, ledger.E_RECORD) + ledger.RECORD_SLOTS + ledger.slot_of(plan, j, S_AT)
+            at = (
+                ledger.entity_of(plan, e, ledger.E_RECORD)
+                + ledger.RECORD_SLOTS
+                + ledger.slot_of(plan, j, S_AT)
+            )
             source = ledger.slot_of(plan, j, S_SOURCE)
             kind = ledger.slot_of(plan, j, S_KIND)
             if kind == MINOR:
                 value = cells[source, i]
-                records[i, at] = NONE if np.isnan(value) else ledger.minor_of(value, ledger.slot_of(plan, j, S_DIGITS))
+                records[i, at] = (
+                    NONE if np.isnan(value) else ledger.minor_of(value, ledger.slot_of(plan, j, S_DIGITS))
+                )
             elif kind == KEY_OF:
                 records[i, at] = keys[i, source] if keys[i, source] != 0 else NONE
             elif kind == HASH_OF:
@@ -268,7 +324,9 @@ def touch(
                     and (needs < 0 or records[i, r + ledger.RECORD_SLOTS + needs] != NONE)
                 ):
                     masks[i, e] |= 1 << c
-            records[i, r + ledger.RECORD_MASK] = masks[i, e] & plan[plan[ledger.P_KINDS] + EVENT * n_entities + e]
+            records[i, r + ledger.RECORD_MASK] = (
+                masks[i, e] & plan[plan[ledger.P_KINDS] + EVENT * n_entities + e]
+            )
 
 
 @jit
@@ -286,9 +344,15 @@ def word_of_text(text: NDArray[np.uint8], off: int, length: int, skip: int) -> i
 
 @jit
 def spell(
-    texts: Int64s, n_texts: int, first: int, base: int, off: Int64s, length: NDArray[np.int32],
-    hashes: Int64s, text: NDArray[np.uint8],
-) -> None:  # fmt: skip
+    texts: Int64s,
+    n_texts: int,
+    first: int,
+    base: int,
+    off: Int64s,
+    length: NDArray[np.int32],
+    hashes: Int64s,
+    text: NDArray[np.uint8],
+) -> None:
     """Write remembered strings into the string columns from `first` on, their bytes into text[base:]."""
     for i in range(texts.shape[0]):
         for p in range(n_texts):
@@ -448,9 +512,16 @@ class _Compiler:
         entity.reads.append((feature, cell, window, own, other))
 
     def _cell(
-        self, entity: _Entity, kind: int, feature: Feature, more: tuple[object, ...], *,
-        cap: int = 0, words: int = 0, label: bool = True,
-    ) -> _Cell:  # fmt: skip
+        self,
+        entity: _Entity,
+        kind: int,
+        feature: Feature,
+        more: tuple[object, ...],
+        *,
+        cap: int = 0,
+        words: int = 0,
+        label: bool = True,
+    ) -> _Cell:
         named = feature.label if label else None
         where = feature.where.source if feature.where is not None else None
         key = (kind, tuple(sorted(feature.types)), named, where, *more)
@@ -601,18 +672,26 @@ class _Compiler:
     # -- arrays
 
     def _plan(
-        self, columns: Mapping[str, int], texts: tuple[str, ...], before: Mapping[str, int],
+        self,
+        columns: Mapping[str, int],
+        texts: tuple[str, ...],
+        before: Mapping[str, int],
         limits: Sequence[Limit],
-    ) -> tuple[Plan, tuple[tuple[CellSpec, ...], ...], int]:  # fmt: skip
-        entities, cells, kolumns, windows, regions, reads = [], [], [], [], [], []
+    ) -> tuple[Plan, tuple[tuple[CellSpec, ...], ...], int]:
+        entities: list[list[int]] = []
+        cells: list[tuple[int, ...]] = []
+        columns_of: list[tuple[int, int]] = []
+        windows: list[tuple[int, ...]] = []
+        regions: list[int] = []
+        reads: list[list[int]] = []
         slots, movers, moves, specs = [], [], [], []
         record = 0
         widest = 1
         for e, (name, entity) in enumerate(self.entities.items()):
             if len(entity.cells) > ledger.CELLS_MAX:
                 raise RiskEngineError(
-                    f"entity {name} needs {len(entity.cells)} kinds of counters, and {ledger.CELLS_MAX} is the "
-                    f"most: give features of it the same `on` and `where`, or drop some"
+                    f"entity {name} needs {len(entity.cells)} kinds of counters, and the most is "
+                    f"{ledger.CELLS_MAX}: give features of it the same `on` and `where`, or drop some"
                 )
             row = [0] * ledger.E_SIZE
             first_cell, first_read, first_region = len(cells), len(reads), len(regions)
@@ -635,13 +714,22 @@ class _Compiler:
                     fixed += words
                 widest = max(widest, words)
                 window_at[id(cell)] = len(windows)
-                cells.append((
-                    cell.kind, at, words, len(kolumns), len(cell.columns), len(windows), len(cell.windows),
-                    cell.slot, cell.cap,
-                ))  # fmt: skip
+                cells.append(
+                    (
+                        cell.kind,
+                        at,
+                        words,
+                        len(columns_of),
+                        len(cell.columns),
+                        len(windows),
+                        len(cell.windows),
+                        cell.slot,
+                        cell.cap,
+                    )
+                )
                 for op, source in cell.columns:
                     slot = entity.slots[MINOR, source][0] if source else 0
-                    kolumns.append((op, slot))
+                    columns_of.append((op, slot))
                 windows.extend(_window_row(w) for w in cell.windows)
                 label = {None: EVENT, "fraud": FRAUD, "legit": LEGIT}[cell.label]
                 where = before[cell.where.source] if cell.where is not None else -1
@@ -676,7 +764,7 @@ class _Compiler:
         plan = Plan(
             entities=_table(entities, ledger.E_SIZE),
             cells=_table(cells, ledger.C_SIZE),
-            columns=_table(kolumns, ledger.K_SIZE),
+            columns=_table(columns_of, ledger.K_SIZE),
             windows=_table(windows, ledger.W_SIZE),
             regions=np.array(regions, np.int64),
             reads=_table(reads, ledger.R_SIZE),
@@ -707,9 +795,16 @@ class _Compiler:
         return self.schema.numbers.index(f"{source}.lat" if kind == LOCATION_OF else source)
 
     def _read(
-        self, feature: Feature, cell_at: Mapping[int, int], cell: _Cell, window: int, own: tuple[int, ...],
-        other: _Cell | None, columns: Mapping[str, int], texts: tuple[str, ...],
-    ) -> list[int]:  # fmt: skip
+        self,
+        feature: Feature,
+        cell_at: Mapping[int, int],
+        cell: _Cell,
+        window: int,
+        own: tuple[int, ...],
+        other: _Cell | None,
+        columns: Mapping[str, int],
+        texts: tuple[str, ...],
+    ) -> list[int]:
         row = [0] * ledger.R_SIZE
         op = _operation(feature, self.definition)
         before = feature.before or feature.aggregate in ("previous", "speed")
@@ -729,7 +824,7 @@ class _Compiler:
             row[ledger.R_OTHER] = self.schema.numbers.index(f"{feature.field}.lat")
         if other is not None:
             row[ledger.R_OTHER] = cell_at[id(other)]
-        if feature.field in self.definition.fields:
+        if feature.field is not None and feature.field in self.definition.fields:
             row[ledger.R_DIGITS] = self.definition.fields[feature.field].digits or 0
         return row
 
@@ -763,10 +858,18 @@ def _operation(feature: Feature, definition: Definition) -> int:
     if feature.aggregate == "since_last" and feature.label is not None:
         return ledger.SINCE_MARK
     return {
-        "count": ledger.COUNT, "sum": ledger.SUM, "mean": ledger.MEAN, "min": ledger.MIN, "max": ledger.MAX,
-        "std": ledger.STD, "rate": ledger.RATE, "distinct": ledger.DISTINCT, "speed": ledger.SPEED,
-        "since_first": ledger.SINCE_FIRST, "since_last": ledger.SINCE_LAST,
-    }[feature.aggregate]  # fmt: skip
+        "count": ledger.COUNT,
+        "sum": ledger.SUM,
+        "mean": ledger.MEAN,
+        "min": ledger.MIN,
+        "max": ledger.MAX,
+        "std": ledger.STD,
+        "rate": ledger.RATE,
+        "distinct": ledger.DISTINCT,
+        "speed": ledger.SPEED,
+        "since_first": ledger.SINCE_FIRST,
+        "since_last": ledger.SINCE_LAST,
+    }[feature.aggregate]
 
 
 def _window_row(window: Window) -> tuple[int, int, int, int]:

@@ -35,7 +35,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     )
 
 
-class _Locator(caching._CacheLocator):  # type: ignore[misc]  # numba has no types
+class _Locator(caching._CacheLocator):
     """Keeps compiled kernels in the user's cache folder, each good for one state of all it may inline."""
 
     def __init__(self, function: Any, file: str) -> None:
@@ -78,7 +78,7 @@ def _stamp(file: Path) -> str:
 @cache
 def _imports(module: Path) -> tuple[Path, ...]:
     """Modules of ours that a module imports."""
-    found = []
+    found: list[Path] = []
     for source, names in IMPORT.findall(module.read_text("utf-8")):
         base = PACKAGE.joinpath(*source.split(".")[1:])
         files = [base.with_suffix(".py"), *(base / f"{name}.py" for name in re.findall(r"\w+", names))]

@@ -60,9 +60,22 @@ W_KIND, W_BUCKET, W_BUCKETS, W_DELAY, W_SIZE = range(5)
 # Columns of Plan.reads: one feature each, ordered so that equal (cell, window) are neighbours.
 R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_BEFORE, R_OTHER, R_EXTRA, R_SIZE = range(11)
 (
-    COUNT, SUM, MEAN, MIN, MAX, STD, RATE, DISTINCT, SINCE_FIRST, SINCE_LAST, SINCE_MARK,
-    PREVIOUS_NUMBER, PREVIOUS_TEXT, PREVIOUS_LOCATION, SPEED,
-) = range(15)  # fmt: skip
+    COUNT,
+    SUM,
+    MEAN,
+    MIN,
+    MAX,
+    STD,
+    RATE,
+    DISTINCT,
+    SINCE_FIRST,
+    SINCE_LAST,
+    SINCE_MARK,
+    PREVIOUS_NUMBER,
+    PREVIOUS_TEXT,
+    PREVIOUS_LOCATION,
+    SPEED,
+) = range(15)
 
 # The head of a flattened plan: where its tables begin, and its settings.
 (
@@ -133,7 +146,7 @@ class Plan(NamedTuple):
 
     def flatten(self) -> Int64s:
         """All tables in one array, behind a head that says where each begins (P_*)."""
-        tables = self[:P_SLACK]
+        tables = [table for table in self if isinstance(table, np.ndarray)]
         head = np.zeros(P_HEAD, np.int64)
         head[:P_SLACK] = P_HEAD + np.cumsum([0, *(table.size for table in tables[:-1])])
         head[P_SLACK] = self.slack_ms
@@ -254,7 +267,7 @@ def region_start(plan: Int64s, words: Int64s, s: int, e: int, region: int) -> in
     first = entity_of(plan, e, E_REGIONS)
     for r in range(region):
         at += count_of(words, s, r) * region_words(plan, first + r)
-    return at  # type: ignore[no-any-return]  # as above
+    return at
 
 
 @jit
@@ -263,7 +276,7 @@ def cell_of_region(plan: Int64s, e: int, region: int) -> int:
     cell = entity_of(plan, e, E_CELLS)
     while cell_of(plan, cell, C_KIND) > HOLDS or cell_of(plan, cell, C_AT) != region:
         cell += 1
-    return cell  # type: ignore[no-any-return]  # as above
+    return cell
 
 
 @jit
@@ -307,7 +320,7 @@ def bucket_of(plan: Int64s, window: int, t: int) -> int:
     """Bucket (sliding) or calendar period that holds time `t`, in ms."""
     kind = window_of(plan, window, W_KIND)
     if kind == SLIDING:
-        return t // window_of(plan, window, W_BUCKET)  # type: ignore[no-any-return]  # as above
+        return t // window_of(plan, window, W_BUCKET)
     return period_of_local(kind, t + offset_in(plan, t))
 
 
@@ -315,7 +328,7 @@ def bucket_of(plan: Int64s, window: int, t: int) -> int:
 def last_dead(plan: Int64s, window: int, newest: int) -> int:
     """Newest bucket that no read of this window, made at `newest` - slack or later, can count."""
     reached = newest - plan[P_SLACK] - window_of(plan, window, W_DELAY)
-    return bucket_of(plan, window, reached) - window_of(plan, window, W_BUCKETS)  # type: ignore[no-any-return]  # as above
+    return bucket_of(plan, window, reached) - window_of(plan, window, W_BUCKETS)
 
 
 @jit
@@ -402,9 +415,18 @@ def apply(plan: Int64s, words: Int64s, s: int, e: int, records: Int64s, row: int
 
 @jit
 def apply_timeline(
-    plan: Int64s, words: Int64s, s: int, e: int, cell: int, t: int, newest: int, sign: int,
-    records: Int64s, row: int, r: int,
-) -> None:  # fmt: skip
+    plan: Int64s,
+    words: Int64s,
+    s: int,
+    e: int,
+    cell: int,
+    t: int,
+    newest: int,
+    sign: int,
+    records: Int64s,
+    row: int,
+    r: int,
+) -> None:
     """Add a record's columns to the timeline entry of its time, made where there is none."""
     first = cell_of(plan, cell, C_WINDOWS)
     n = cell_of(plan, cell, C_WINDOWS_N)
@@ -632,13 +654,23 @@ def hold(plan: Int64s, words: Int64s, s: int, e: int, cell: int, bucket: int, am
 
 @jit
 def read(
-    plan: Int64s, words: Int64s, s: int, e: int, t: int, before: int,
-    cells: Float64s, bits: Int64s, i: int, scratch: Int64s, texts: Int64s,
-) -> None:  # fmt: skip
+    plan: Int64s,
+    words: Int64s,
+    s: int,
+    e: int,
+    t: int,
+    before: int,
+    cells: Float64s,
+    bits: Int64s,
+    i: int,
+    scratch: Int64s,
+    texts: Int64s,
+) -> None:
     """Write the entity's features (those with `before` as said) at time `t` into column `i` of `cells`.
 
     `cells` is float64 (columns, n) and `bits` the same memory as int64. `texts` takes remembered strings,
-    int64 (n, strings * TEXT_WORDS), a hash of 0 where there is none. `scratch` has at least 16 words more than the widest timeline.
+    int64 (n, strings * TEXT_WORDS), a hash of 0 where there is none. `scratch` has room for the columns
+    of two timelines and 16 words.
     """
     known = words[s] != NONE and t - words[s] <= entity_of(plan, e, E_RETENTION)
     first = entity_of(plan, e, E_READS)
@@ -697,9 +729,17 @@ def read(
 
 @jit
 def window_sums(
-    plan: Int64s, words: Int64s, s: int, e: int, cell: int, window: int, t: int, known: bool,
-    scratch: Int64s, base: int,
-) -> None:  # fmt: skip
+    plan: Int64s,
+    words: Int64s,
+    s: int,
+    e: int,
+    cell: int,
+    window: int,
+    t: int,
+    known: bool,
+    scratch: Int64s,
+    base: int,
+) -> None:
     """Fold a timeline's entries inside the window at `t` into scratch[base : base + columns]."""
     size = cell_of(plan, cell, C_WORDS)
     first = cell_of(plan, cell, C_COLUMNS)
@@ -747,9 +787,17 @@ def add_entry(
 
 @jit
 def aggregate(
-    plan: Int64s, words: Int64s, s: int, e: int, f: int, op: int, window: int, t: int, known: bool,
+    plan: Int64s,
+    words: Int64s,
+    s: int,
+    e: int,
+    f: int,
+    op: int,
+    window: int,
+    t: int,
+    known: bool,
     scratch: Int64s,
-) -> float:  # fmt: skip
+) -> float:
     """The value of one windowed feature from the sums of its timeline."""
     a = scratch[read_of(plan, f, R_COLUMN)]
     b = scratch[read_of(plan, f, R_COLUMN2)]

@@ -18,10 +18,31 @@ from numpy.typing import NDArray
 from riskengine import ledger
 from riskengine.kernel import jit
 from riskengine.ledger import (
-    C_AT, C_COLUMNS, C_KIND, C_WORDS, E_CELLS, E_CELLS_N, E_FIXED, E_FIXED_N, E_REGIONS, E_REGIONS_N,
-    E_WIDTH, FIRST, GREATEST, HOLDS, K_OP, LEAST, NONE, TIMELINE, Int64s, cell_of, cell_of_region, column_of, entity_of,
+    C_AT,
+    C_COLUMNS,
+    C_KIND,
+    C_WORDS,
+    E_CELLS,
+    E_CELLS_N,
+    E_FIXED,
+    E_FIXED_N,
+    E_REGIONS,
+    E_REGIONS_N,
+    E_WIDTH,
+    FIRST,
+    GREATEST,
+    HOLDS,
+    K_OP,
+    LEAST,
+    NONE,
+    TIMELINE,
+    Int64s,
+    cell_of,
+    cell_of_region,
+    column_of,
+    entity_of,
     region_words,
-)  # fmt: skip
+)
 
 Bytes = NDArray[np.uint8]
 
@@ -214,7 +235,7 @@ def unpack(plan: Int64s, data: Bytes, at: int, end: int, words: Int64s, s: int, 
                     value = newest - value
                 words[write + k] = value
             write += size
-    return used if at == end else -1  # type: ignore[no-any-return]  # an int in the kernel
+    return used if at == end else -1
 
 
 @jit

@@ -100,7 +100,9 @@ class RuleSet:
         who: Words,
         more: int = 0,
     ) -> Bytes:
-        """Return uint8 (n, R + more): which rules fire for each row, then zeros. The first seven are as in `program.execute`.
+        """Return uint8 (n, R + more): which rules fire for each row, then zeros.
+
+        The first seven are as in `program.execute`.
 
         type_index int32 (n); time int64 (n), ms UTC of the events; who uint64 (n) is the key that rollouts
         go by, the user's or, where there is none, the event's hash.

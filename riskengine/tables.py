@@ -60,7 +60,8 @@ class TableSet:
         cls, tables: Mapping[str, Table], rows: Mapping[str, Rows], schema: Names, layout: Columns
     ) -> TableSet:
         """Compile tables with their rows by name: a resident table's own, or what is stored of a live one."""
-        table_rows, column_rows, sorted_keys = [], [], []
+        table_rows, column_rows = [], []
+        sorted_keys: list[int] = []
         numbers: list[float] = []
         offs: list[int] = []
         lens: list[int] = []
@@ -109,17 +110,36 @@ class TableSet:
         """
         if len(self.columns):
             gather(
-                self.tables, self.columns, self.keys, self.numbers, self.offs, self.lens, self.hashes, keys,
-                cells, off, length, text_hash,
-            )  # fmt: skip
+                self.tables,
+                self.columns,
+                self.keys,
+                self.numbers,
+                self.offs,
+                self.lens,
+                self.hashes,
+                keys,
+                cells,
+                off,
+                length,
+                text_hash,
+            )
 
 
 @jit
 def gather(
-    tables: Int64s, columns: Int64s, sorted_keys: Int64s, numbers: Float64s, offs: Int64s,
-    lens: NDArray[np.int32], hashes: NDArray[np.uint64], keys: Int64s, cells: Float64s, off: Int64s,
-    length: NDArray[np.int32], text_hash: NDArray[np.uint64],
-) -> None:  # fmt: skip
+    tables: Int64s,
+    columns: Int64s,
+    sorted_keys: Int64s,
+    numbers: Float64s,
+    offs: Int64s,
+    lens: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+    keys: Int64s,
+    cells: Float64s,
+    off: Int64s,
+    length: NDArray[np.int32],
+    text_hash: NDArray[np.uint64],
+) -> None:
     """Find each event's row of each table by bisection and copy its columns."""
     for i in range(keys.shape[0]):
         table = -1

@@ -100,9 +100,16 @@ class Traces:
             return self.append(touches, holds)
         batch = touches.batch
         kernels.remember(
-            self.rows, at, batch.time, batch.event_hash.view(np.int64), touches.keys, touches.masks,
-            touches.records, self.labelled, holds,
-        )  # fmt: skip
+            self.rows,
+            at,
+            batch.time,
+            batch.event_hash.view(np.int64),
+            touches.keys,
+            touches.masks,
+            touches.records,
+            self.labelled,
+            holds,
+        )
         self.next += n
         return self.next - n
 
@@ -110,7 +117,8 @@ class Traces:
         """One row, to be read and changed in place; None when it is gone."""
         if not self.first <= number < self.next:
             return None
-        return self.rows[number % len(self.rows)]
+        row: Int64s = self.rows[number % len(self.rows)]
+        return row
 
     def holds(self, row: Int64s) -> Int64s:
         """Bucket and amount (L, 2) of a row."""
@@ -182,18 +190,33 @@ class MemoryStore:
         features = self.features
         self._make_way(touches.keys)
         kernels.observe(
-            features.flat, self._words, self._meta, self._table, self._old_table, self._empty, touches.keys,
-            touches.records, touches.read_at, touches.cells, touches.bits, self._scratch, touches.texts,
-        )  # fmt: skip
+            features.flat,
+            self._words,
+            self._meta,
+            self._table,
+            self._old_table,
+            self._empty,
+            touches.keys,
+            touches.records,
+            touches.read_at,
+            touches.cells,
+            touches.bits,
+            self._scratch,
+            touches.texts,
+        )
         if len(self._salts):
             kernels.look_up(
                 features.listed, self._salts, self._entries, touches.keys, touches.batch.time, touches.cells
             )
 
     def settle(
-        self, touches: Touches, base: Int64s, hits: NDArray[np.uint8], counted: bool = True,
+        self,
+        touches: Touches,
+        base: Int64s,
+        hits: NDArray[np.uint8],
+        counted: bool = True,
         prior: Trace | None = None,
-    ) -> Settled:  # fmt: skip
+    ) -> Settled:
         """Try limits event by event, decide, hold what is granted, and keep what each event moved.
 
         `base` (n) are severities without limits; which limits refused goes into the last columns of `hits`.
@@ -204,10 +227,25 @@ class MemoryStore:
         holds = np.empty((batch.n, 2 * limits), np.int64)
         held_before, keys_before = self._prior(prior) if prior is not None else (NOTHING_HELD, NO_KEYS)
         kernels.settle(
-            features.flat, self._words, self._meta, self._table, self._old_table, batch.type_index,
-            batch.time, batch.late, counted, touches.keys, touches.cells, base, held_before, keys_before, hits,
-            hits.shape[1] - limits, severity, holds,
-        )  # fmt: skip
+            features.flat,
+            self._words,
+            self._meta,
+            self._table,
+            self._old_table,
+            batch.type_index,
+            batch.time,
+            batch.late,
+            counted,
+            touches.keys,
+            touches.cells,
+            base,
+            held_before,
+            keys_before,
+            hits,
+            hits.shape[1] - limits,
+            severity,
+            holds,
+        )
         return Settled(severity, self._traces[-1].append(touches, holds))
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
@@ -310,9 +348,17 @@ class MemoryStore:
                 key = self._key_of(traces, row, self.features.entities[e])
                 self._make_way(np.array([[key]], np.int64))
                 kernels.give_hold_back(
-                    self.features.flat, self._words, self._meta, self._table, self._old_table, e, int(limit[L_CELL]), key, int(held[old, 0]),
+                    self.features.flat,
+                    self._words,
+                    self._meta,
+                    self._table,
+                    self._old_table,
+                    e,
+                    int(limit[L_CELL]),
+                    key,
+                    int(held[old, 0]),
                     int(held[old, 1]),
-                )  # fmt: skip
+                )
             held[old, 1] = NONE
         return any_held
 
@@ -358,9 +404,15 @@ class MemoryStore:
         if keys:
             self._make_way(np.array([keys], np.int64))
             kernels.amend(
-                features.flat, self._words, self._meta, self._table, self._old_table, np.array(keys, np.int64), np.array(entities, np.int64),
+                features.flat,
+                self._words,
+                self._meta,
+                self._table,
+                self._old_table,
+                np.array(keys, np.int64),
+                np.array(entities, np.int64),
                 np.array(records, np.int64),
-            )  # fmt: skip
+            )
 
     def _row(self, number: int) -> tuple[Traces | None, Int64s | None]:
         for traces in reversed(self._traces):
@@ -483,9 +535,18 @@ class MemoryStore:
     def _migrate(self, keys: Int64s) -> None:
         for generation, (plan, step) in self._old.items():
             kernels.migrate(
-                plan.flatten(), self.features.flat, step.entities, step.cells, step.columns, generation,
-                self._words, self._meta, self._table, self._old_table, keys,
-            )  # fmt: skip
+                plan.flatten(),
+                self.features.flat,
+                step.entities,
+                step.cells,
+                step.columns,
+                generation,
+                self._words,
+                self._meta,
+                self._table,
+                self._old_table,
+                keys,
+            )
 
     def _finish(self) -> None:
         """Complete growing and migrating, so that the table can be walked."""
@@ -579,7 +640,8 @@ class MemoryStore:
             data = msgspec.msgpack.encode(head)
             out.write(EXPORT_MAGIC + len(data).to_bytes(8, "little") + data)
             n = 0
-            for n, value in enumerate(self.values(), 1):
+            for value in self.values():
+                n += 1
                 data = msgspec.msgpack.encode(value)
                 out.write(len(data).to_bytes(4, "little") + data)
             out.write(bytes(4))
@@ -610,7 +672,7 @@ class MemoryStore:
             raise RiskEngineError(f"{path} is cut short or damaged: export the state again")
         if head["plan"] != self.features.fingerprint:
             raise RiskEngineError(
-                f"{path} was written under plan {head['plan']}, this policy's is {self.features.fingerprint}: "
+                f"{path} was written under plan {head['plan']}, this one's is {self.features.fingerprint}: "
                 "open the policy that wrote it, take the state in, then reload this one"
             )
         for key, entity, value in values:
@@ -687,7 +749,7 @@ def _salt(name: str, entity: str) -> int:
 def _translate(
     old: FeatureSet, new: FeatureSet, e: int, record: Int64s, mask: int
 ) -> tuple[Int64s, int, int] | None:
-    """A record of an old plan's entity as the new plan has it: record, mask and entity; None if it is gone."""
+    """A record of an old plan's entity as the new plan has it: record, mask, entity; None if it is gone."""
     name = old.entities[e]
     if name not in new.entities or old.entity_fields[name] != new.entity_fields[name]:
         return None

@@ -121,7 +121,7 @@ def move(meta: Int64s, table: Int64s, old_table: Int64s, budget: int) -> bool:
             put(meta, table, old_table[2 * slot], old_table[2 * slot + 1])
             old_table[2 * slot + 1] = TOMBSTONE
     meta[MOVED] = end
-    return end == slots
+    return bool(end == slots)
 
 
 # ---- slabs ------------------------------------------------------------------------------------------
@@ -324,9 +324,20 @@ def fold(
 
 @jit
 def observe(
-    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, empty: Int64s, keys: Int64s, records: Int64s, read_at: Int64s, cells: Float64s,
-    bits: Int64s, scratch: Int64s, texts: Int64s,
-) -> None:  # fmt: skip
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    empty: Int64s,
+    keys: Int64s,
+    records: Int64s,
+    read_at: Int64s,
+    cells: Float64s,
+    bits: Int64s,
+    scratch: Int64s,
+    texts: Int64s,
+) -> None:
     """Event by event: read what stands before each record, fold the record, read the row."""
     for i in range(keys.shape[0]):
         for e in range(keys.shape[1]):
@@ -391,11 +402,25 @@ def amount_of(digits: int, value: float) -> int:
 
 @jit
 def settle(
-    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s,
-    type_index: NDArray[np.int32], time: Int64s, late: NDArray[np.bool_], counted: bool, keys: Int64s,
-    cells: Float64s, base: Int64s, prior: Int64s, prior_keys: Int64s, hits: NDArray[np.uint8], first_hit: int,
-    final: Int64s, holds: Int64s,
-) -> None:  # fmt: skip
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    type_index: NDArray[np.int32],
+    time: Int64s,
+    late: NDArray[np.bool_],
+    counted: bool,
+    keys: Int64s,
+    cells: Float64s,
+    base: Int64s,
+    prior: Int64s,
+    prior_keys: Int64s,
+    hits: NDArray[np.uint8],
+    first_hit: int,
+    final: Int64s,
+    holds: Int64s,
+) -> None:
     """Event by event: try every limit, decide, and hold what is granted unless the event is denied.
 
     `prior` int64 (L, 2) are bucket and amount held by the event that a lone event follows (amount NONE:
@@ -428,7 +453,16 @@ def settle(
                     holds[i, 2 * limit + 1] = amount
                     continue
                 give_hold_back(
-                    plan, words, meta, table, old_table, e, cell, prior_keys[e], prior[limit, 0], prior[limit, 1]
+                    plan,
+                    words,
+                    meta,
+                    table,
+                    old_table,
+                    e,
+                    cell,
+                    prior_keys[e],
+                    prior[limit, 0],
+                    prior[limit, 1],
                 )
                 prior[limit, 1] = NONE
             if not asks:
@@ -473,9 +507,16 @@ def settle(
 
 @jit
 def remember(
-    ring: Int64s, at: int, time: Int64s, event_hash: Int64s, keys: Int64s, masks: Int64s, records: Int64s,
-    labelled: bool, holds: Int64s,
-) -> None:  # fmt: skip
+    ring: Int64s,
+    at: int,
+    time: Int64s,
+    event_hash: Int64s,
+    keys: Int64s,
+    masks: Int64s,
+    records: Int64s,
+    labelled: bool,
+    holds: Int64s,
+) -> None:
     """Write a batch's traces into rows `at` on: time, hash, keys, masks, records where labelled, holds."""
     for i in range(len(time)):
         row = at + i
@@ -521,9 +562,18 @@ def give_hold_back(
 
 @jit
 def migrate(
-    old: Int64s, new: Int64s, entity_map: Int64s, cell_map: Int64s, column_map: Int64s, generation: int,
-    words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, keys: Int64s,
-) -> None:  # fmt: skip
+    old: Int64s,
+    new: Int64s,
+    entity_map: Int64s,
+    cell_map: Int64s,
+    column_map: Int64s,
+    generation: int,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    keys: Int64s,
+) -> None:
     """Bring the slabs of `keys` from an old plan (`generation`) to the new one; what is unchanged stays.
 
     entity_map: old entity to new, -1 is gone. cell_map: new cell to old, -1 is new. column_map: new
