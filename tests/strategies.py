@@ -533,7 +533,8 @@ def streams(
             sent = []
             for _ in range(size):
                 sent.append(draw(events(world.policy, now, told)))
-                told.append(Told(sent[-1], now))
+                if all(other.event["event_id"] != sent[-1]["event_id"] for other in told):
+                    told.append(Told(sent[-1], now))
             story.append(Score(now, tuple(sent)))
         elif kind < 16:
             at = draw(st.sampled_from((0, 0, 0, 1, SECOND, 10 * MINUTE)))
@@ -552,7 +553,7 @@ def streams(
 
 @dataclass(frozen=True)
 class Told:
-    """An event sent before, and when."""
+    """An event sent before, and when for the first time."""
 
     event: dict[str, Any]
     arrived: int
