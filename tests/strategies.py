@@ -113,12 +113,18 @@ def worlds(draw: st.DrawFn) -> World:
         },
     }
     tables: dict[str, dict[str, dict[str, Any]]] = {}
+    policy["tables"] = {}
     if "campaign" in policy["entities"]:
         columns = {"budget": "number", "ends": "time", "home": "string", "open": "bool"}
-        policy["tables"] = {
-            "campaigns": {"key": "campaign", "columns": columns, "from": "tables/campaigns.csv"}
+        policy["tables"]["campaigns"] = {
+            "key": "campaign",
+            "columns": columns,
+            "from": "tables/campaigns.csv",
         }
         tables["campaigns"] = draw(resident_rows())
+    if "device" in policy["entities"]:
+        columns = {"trust": "number", "since": "time", "home": "string"}
+        policy["tables"]["devices"] = {"key": "device", "columns": columns}
     listed = [entity for entity in policy["entities"] if entity in LISTED]
     policy["lists"] = {name: {"of": listed} for name in ("blocked", "trusted")}
     policy["features"] = draw(feature_maps(policy, "f", 1, 7))
@@ -148,7 +154,7 @@ def successors(draw: st.DrawFn, world: World) -> World:
         name: {**limit, "max": draw(maxima(policy, limit))} for name, limit in policy["limits"].items()
     }
     policy["rules"] = draw(rule_maps(policy))
-    tables = {"campaigns": draw(resident_rows())} if "tables" in policy else {}
+    tables = {"campaigns": draw(resident_rows())} if "campaigns" in policy["tables"] else {}
     return World(policy, tables)
 
 
@@ -306,7 +312,7 @@ def maxima(policy: Policy, limit: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     """A constant mostly, else the event's own field or a column of a resident table."""
     known: tuple[Any, ...] = (0, 1, 1, 2, 3) if "count" in limit else (0, 5, 10, 10.01, 19.99, 1e12)
     own: tuple[Any, ...] = ("score", "max(score, 2)")
-    table = ("campaigns.budget", "default(campaigns.budget, 1)") if "tables" in policy else ()
+    table = ("campaigns.budget", "default(campaigns.budget, 1)") if "campaigns" in policy["tables"] else ()
     return st.sampled_from((*known, *known, *own, *table))
 
 
@@ -433,13 +439,11 @@ def numbers(draw: st.DrawFn, policy: Policy, *, own_only: bool, depth: int = 0) 
 def looked_up(policy: Policy) -> st.SearchStrategy[str]:
     """Conditions on lists, columns, ages and previous values."""
     found = [f"listed('blocked', {entity})" for entity in policy["lists"]["blocked"]["of"]]
-    if "tables" in policy:
-        found += [
-            "time > campaigns.ends",
-            "region == campaigns.home",
-            "campaigns.open",
-            "amount > campaigns.budget",
-        ]
+    if "campaigns" in policy["tables"]:
+        found += ["time > campaigns.ends", "region == campaigns.home", "campaigns.open"]
+        found += ["amount > campaigns.budget"]
+    if "devices" in policy["tables"]:
+        found += ["amount > devices.trust", "time - devices.since < hours(1)", "region != devices.home"]
     for name in named_features(policy, "duration"):
         found += [f"{name} < hours(1)", f"{name} >= days(2)"]
     for name in named_features(policy, "string"):
@@ -514,25 +518,37 @@ class Reload:
     world: World
 
 
-Step = Score | Label | Release | ListEdit | Reload
+@dataclass(frozen=True)
+class TableEdit:
+    """A row of a live table, put whole."""
+
+    now: int
+    name: str
+    key: str
+    row: dict[str, Any]
+
+
+Step = Score | Label | Release | ListEdit | TableEdit | Reload
 
 
 @st.composite
-def streams(
-    draw: st.DrawFn, world: World, start_ms: int, *, steps: int = 20, batch: int = 6, leaps: bool = True
-) -> list[Step]:
-    """A story in order of arrival. Its clock never goes back; the time of its events does."""
+def streams(draw: st.DrawFn, world: World, start_ms: int, *, steps: int = 20, batch: int = 6) -> list[Step]:
+    """A story in order of arrival. Its clock never goes back; the time of its events does.
+
+    Half of the stories are narrow: one crowd around few things in little time, so that limits fill.
+    """
     now = start_ms
+    narrow = draw(st.booleans())
     told: list[Told] = []
     story: list[Step] = []
     for _ in range(draw(st.integers(steps // 4, steps))):
-        now += draw(st.sampled_from((*STEPS_MS, *STEPS_MS, *LEAPS_MS) if leaps else STEPS_MS))
+        now += draw(st.sampled_from(STEPS_MS[:-4] if narrow else (*STEPS_MS, *STEPS_MS, *LEAPS_MS)))
         kind = draw(st.integers(0, 19))
         if kind < 14 or not told:
             size = draw(st.sampled_from((1, 1, 1, 2, 3, batch)))
             sent = []
             for _ in range(size):
-                sent.append(draw(events(world.policy, now, told)))
+                sent.append(draw(events(world.policy, now, told, narrow)))
                 if all(other.event["event_id"] != sent[-1]["event_id"] for other in told):
                     told.append(Told(sent[-1], now))
             story.append(Score(now, tuple(sent)))
@@ -543,8 +559,8 @@ def streams(
             )
         elif kind < 18:
             story.append(Release(now, draw(told_ids(told, settled_since(world.policy, now)))))
-        elif kind < 19 and world.policy["lists"]["blocked"]["of"]:
-            story.append(draw(list_edits(world.policy, now)))
+        elif kind < 19:
+            story.append(draw(edits(world.policy, now)))
         else:
             world = draw(successors(world))
             story.append(Reload(now, world))
@@ -583,6 +599,18 @@ def live(policy: Policy) -> list[Mapping[str, Any]]:
     return [limit for limit in policy["limits"].values() if limit["mode"] != "off"]
 
 
+def edits(policy: Policy, now: int) -> st.SearchStrategy[ListEdit | TableEdit]:
+    if "devices" not in policy["tables"]:
+        return list_edits(policy, now)
+    rows = st.fixed_dictionaries(
+        {}, optional={"trust": st.sampled_from((0.5, 2, 100)), "since": st.just(now), "home": st.just("SH")}
+    )
+    return st.one_of(
+        list_edits(policy, now),
+        st.builds(TableEdit, st.just(now), st.just("devices"), st.sampled_from(DEVICES), rows),
+    )
+
+
 @st.composite
 def list_edits(draw: st.DrawFn, policy: Policy, now: int) -> ListEdit:
     entity = draw(st.sampled_from(policy["lists"]["blocked"]["of"]))
@@ -594,14 +622,15 @@ def list_edits(draw: st.DrawFn, policy: Policy, now: int) -> ListEdit:
 
 
 @st.composite
-def events(draw: st.DrawFn, policy: Policy, now: int, told: list[Told]) -> dict[str, Any]:
+def events(draw: st.DrawFn, policy: Policy, now: int, told: list[Told], narrow: bool) -> dict[str, Any]:
     """A new event, or one told before: the same, with other content, or followed."""
     recent = [other.event for other in told if other.arrived >= retried_since(policy, now)]
-    kind = draw(st.sampled_from(("retry", "respelt", "follow", "settle", *["new"] * 9)))
+    kinds = ("retry", "respelt", "follow", "settle", *["new"] * (6 if narrow else 9))
+    kind = draw(st.sampled_from(kinds))
     if kind in ("retry", "respelt") and recent:
         event = draw(st.sampled_from(recent))
         return event if kind == "retry" else respelt(event, draw(st.booleans()))
-    event = draw(new_events(policy, now, f"e{len(told)}"))
+    event = draw(new_events(policy, now, f"e{len(told)}", narrow))
     if kind in ("follow", "settle"):
         known = told_ids(told, settled_since(policy, now))
         event["follows"] = draw(st.one_of(known, known, known, st.just(event["event_id"])))
@@ -625,7 +654,7 @@ def respelt(event: dict[str, Any], same: bool) -> dict[str, Any]:
 
 
 @st.composite
-def new_events(draw: st.DrawFn, policy: Policy, now: int, event_id: str) -> dict[str, Any]:
+def new_events(draw: st.DrawFn, policy: Policy, now: int, event_id: str, narrow: bool) -> dict[str, Any]:
     event: dict[str, Any] = {"event_id": event_id, "type": draw(st.sampled_from((*EVENTS, EVENTS[0])))}
     match draw(st.sampled_from(("stamped", "ahead", *["past"] * 6))):
         case "ahead":
@@ -643,7 +672,14 @@ def new_events(draw: st.DrawFn, policy: Policy, now: int, event_id: str) -> dict
         "phone_verified": (True, False), "captcha_passed": (True, False),
         "vip": (True, False), "seen": (now, now - 3 * HOUR, "2026-12-31T15:59:59Z"), "phone_kind": ("voip",),
     }  # fmt: skip
-    absent = draw(st.sets(st.sampled_from(sorted(pools)), max_size=2))
+    if narrow:
+        pools |= {
+            "user_id": ("u1", "u1", "u2"),
+            "device_id": ("d1",),
+            "campaign_id": ("c1",),
+            "amount": (1, 5),
+        }
+    absent = draw(st.sets(st.sampled_from(sorted(pools)), max_size=0 if narrow else 2))
     for name, pool in pools.items():
         if name not in absent:
             event[name] = draw(st.sampled_from(pool))

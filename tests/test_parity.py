@@ -19,7 +19,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naive import Naive, ProblemError
-from strategies import STARTS, Label, ListEdit, Release, Reload, Score, Step, World, streams, worlds
+from strategies import (
+    STARTS,
+    Label,
+    ListEdit,
+    Release,
+    Reload,
+    Score,
+    Step,
+    TableEdit,
+    World,
+    streams,
+    worlds,
+)
 from test_naive import SCENARIOS, Scenario
 
 from riskengine import hashing
@@ -197,6 +209,8 @@ def take(subject: Naive | EngineSubject, step: Step) -> list[Any]:
             subject.list_put(name, entity, value, expires, now)
         case ListEdit(now, _, name, entity, value):
             subject.list_delete(name, entity, value, now)
+        case TableEdit(now, name, key, row):
+            subject.table_put(name, key, row, now)
         case Reload(now, world):
             subject.reload(world.policy, tables=world.tables, now=now)
     return []
