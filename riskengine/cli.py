@@ -225,7 +225,8 @@ def score(
         try:
             known = files.read_labels(labels, refused.add) if labels is not None else []
             chunks = files.read_events(input_, refused.add, sort=sort, progress=progress)
-            parts = files.merge(chunks, known)
+            counted = {f.label for f in engine.definition.features.values() if f.label is not None}
+            parts = files.merge(chunks, known, counted)
             unknown = _score_all(engine, parts, features, written, refused, actions, shown)
         except KeyboardInterrupt:
             interrupted = True
@@ -255,11 +256,11 @@ def _score_all(
 
     latest_ms = unknown = 0
     for part in parts:
+        if not isinstance(part, Chunk):
+            unknown += not engine.label(part.event_id, part.label, part.time, part.source)
+            continue
         # A batch is scored and written whole or not at all, so that no line is cut in the middle.
         with _interrupts_wait():
-            if not isinstance(part, Chunk):
-                unknown += not engine.label(part.event_id, part.label, part.time, part.source)
-                continue
             now = part.now(latest_ms)
             latest_ms = int(now[-1])
             decisions = []

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import normal
+from riskengine.definition import LABELS
 from riskengine.errors import EventError, Problem, RiskEngineError
 from riskengine.event import Label, decode_line
 from riskengine.hashing import as_bytes
@@ -193,28 +194,34 @@ def read_labels(path: str, rejects: Callable[[Reject], None]) -> list[Label]:
     return sorted(labels, key=_known_ms)
 
 
-def merge(chunks: Iterable[Chunk], labels: Sequence[Label]) -> Iterator[Chunk | Label]:
+def merge(
+    chunks: Iterable[Chunk], labels: Sequence[Label], moving: Collection[str] = LABELS
+) -> Iterator[Chunk | Label]:
     """Labels among the events: each goes in before the first event strictly later than it.
 
-    `labels` are by time. What is left of them comes after the last event.
+    `labels` are by time. What is left of them comes after the last event. Labels that are not `moving` (no
+    feature counts them) and take back none that was wait for the end of their chunk, in order: batches cut
+    at each of as many labels as events took 8 minutes for what takes one without the needless cuts.
     """
     due = 0
+    moved: set[str] = set()
     for chunk in chunks:
         start = 0
+        quiet = due
         if due < len(labels):
             for i, time_ms in enumerate(chunk.times()):
-                if time_ms is None or _known_ms(labels[due]) >= time_ms:
-                    continue
-                if i > start:
-                    yield chunk.part(start, i)
-                start = i
-                while due < len(labels) and _known_ms(labels[due]) < time_ms:
-                    yield labels[due]
+                while time_ms is not None and due < len(labels) and _known_ms(labels[due]) < time_ms:
+                    label = labels[due]
                     due += 1
-                if due == len(labels):
-                    break
+                    if label.label in moving or label.event_id in moved:
+                        moved.add(label.event_id)
+                        if i > start:
+                            yield chunk.part(start, i)
+                        yield from labels[quiet:due]
+                        start, quiet = i, due
         if start < len(chunk):
             yield chunk.part(start, len(chunk)) if start else chunk
+        yield from labels[quiet:due]
     yield from labels[due:]
 
 

@@ -388,6 +388,23 @@ def test_a_label_goes_in_before_the_first_event_strictly_later(
     assert lines == list(range(1, len(events) + 1))
 
 
+def test_labels_that_move_nothing_cut_no_chunk() -> None:
+    events: list[dict[str, object]] = [{"event_id": str(i), "time": 10 * i} for i in range(6)]
+    chunk = Chunk("f", events, list(range(1, 7)), [])
+    labels = [
+        Label("0", "legit", 5),
+        Label("1", "fraud", 25),
+        Label("1", "legit", 35),
+        Label("2", "legit", 36),
+    ]
+
+    flow: list[object] = []
+    for part in merge([chunk], labels, {"fraud"}):
+        flow.append([event["event_id"] for event in part.events] if isinstance(part, Chunk) else part)
+    # The first waits until the next cut; the third takes back a fraud, so it cuts; the last waits for the end.
+    assert flow == [["0", "1", "2"], labels[0], labels[1], ["3"], labels[2], ["4", "5"], labels[3]]
+
+
 def test_times() -> None:
     assert parse_time(5) == 5
     assert parse_time("2026-11-11T00:00:00+08:00") == 1794326400000
