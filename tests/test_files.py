@@ -401,7 +401,7 @@ def test_labels_that_move_nothing_cut_no_chunk() -> None:
     flow: list[object] = []
     for part in merge([chunk], labels, {"fraud"}):
         flow.append([event["event_id"] for event in part.events] if isinstance(part, Chunk) else part)
-    # The first waits until the next cut; the third takes back a fraud, so it cuts; the last waits for the end.
+    # The first waits for the next cut; the third takes back a fraud, so it cuts; the last waits for the end.
     assert flow == [["0", "1", "2"], labels[0], labels[1], ["3"], labels[2], ["4", "5"], labels[3]]
 
 
