@@ -324,7 +324,12 @@ def value_maps(draw: st.DrawFn, policy: Policy) -> dict[str, Any]:
 
 @st.composite
 def rule_maps(draw: st.DrawFn, policy: Policy) -> dict[str, Any]:
-    return {f"rule-{number}": draw(rules(policy)) for number in range(draw(st.integers(0, 5)))}
+    drawn = {f"rule-{number}": draw(rules(policy)) for number in range(draw(st.integers(0, 5)))}
+    if draw(st.booleans()):
+        friend = draw(st.sampled_from(("listed('trusted', user)", "amount < 10", "listed('blocked', user)")))
+        drawn["friends"] = {"on": "any", "when": friend, "then": "allow", "mode": "live"}
+        drawn["friends"]["expires"] = "2030-01-01T00:00:00Z"
+    return drawn
 
 
 @st.composite
@@ -543,7 +548,7 @@ def streams(draw: st.DrawFn, world: World, start_ms: int, *, steps: int = 20, ba
     story: list[Step] = []
     for _ in range(draw(st.integers(steps // 4, steps))):
         now += draw(st.sampled_from(STEPS_MS[:-4] if narrow else (*STEPS_MS, *STEPS_MS, *LEAPS_MS)))
-        kind = draw(st.integers(0, 19))
+        kind = draw(st.integers(0, 21))
         if kind < 14 or not told:
             size = draw(st.sampled_from((1, 1, 1, 2, 3, batch)))
             sent = []
@@ -559,7 +564,7 @@ def streams(draw: st.DrawFn, world: World, start_ms: int, *, steps: int = 20, ba
             )
         elif kind < 18:
             story.append(Release(now, draw(told_ids(told, settled_since(world.policy, now)))))
-        elif kind < 19:
+        elif kind < 21:
             story.append(draw(edits(world.policy, now)))
         else:
             world = draw(successors(world))
