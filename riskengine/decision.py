@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.hashing import Words, sip24_words
-from riskengine.kernel import jit
+from riskengine.kernel import jit, jit_allocating
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -109,7 +109,7 @@ def decide(
         base[i] = worst_firm if allowed else worst
 
 
-@jit
+@jit_allocating
 def name_decisions(claims: Words, contents: Words, salt: Words, names: Words) -> None:
     """Write each decision's 128-bit id (n, 2): a hash of event, content and (by the salt) policy."""
     parts = np.empty(4, np.uint64)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.hashing import Bytes, Words, nonzero, sip24, sip24_words
-from riskengine.kernel import jit
+from riskengine.kernel import jit, jit_allocating
 from riskengine.normal import (
     IP_BYTES_MAX,
     MINOR_MAX,
@@ -66,7 +66,7 @@ LOCATION_SCALE = 1e7
 PLAN_TYPE, PLAN_TEXTS, PLAN_NUMBERS, PLAN_BOOLS, PLAN_HEAD = range(5)
 
 
-@jit
+@jit_allocating
 def finish(
     spec: Ints, hashes: Words, powers: Floats, plans: Int32s, values: Floats,
     numbers_count: int, ends: Ints, text: Bytes, tail: int, now: Ints, helped: bool, type_index: Int32s,

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from riskengine.calendar import period_of_local
 from riskengine.geo import haversine_km
-from riskengine.kernel import jit
+from riskengine.kernel import jit, jit_inline
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
 
 NONE: Final = -(2**63)  # a word that holds nothing
+NEVER_MS: Final = 2**63 - 1
 SLIDING: Final = 0  # window kinds; 1, 2, 3 are calendar.DAY, WEEK, MONTH
 
 # A record: time, event hash, which cells it moves (SIGN_BIT: takes away), then the entity's slots.
@@ -161,55 +162,55 @@ class Plan(NamedTuple):
 @jit
 def entity_of(plan: Int64s, e: int, what: int) -> int:
     """Field E_* of an entity."""
-    return plan[plan[P_ENTITIES] + e * E_SIZE + what]  # type: ignore[no-any-return]  # an int in the kernel
+    return plan[np.uint64(plan[P_ENTITIES] + e * E_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def cell_of(plan: Int64s, cell: int, what: int) -> int:
     """Field C_* of a cell."""
-    return plan[plan[P_CELLS] + cell * C_SIZE + what]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_CELLS] + cell * C_SIZE + what)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
 def column_of(plan: Int64s, column: int, what: int) -> int:
     """Field K_* of a timeline's column."""
-    return plan[plan[P_COLUMNS] + column * K_SIZE + what]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_COLUMNS] + column * K_SIZE + what)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
 def window_of(plan: Int64s, window: int, what: int) -> int:
     """Field W_* of a window."""
-    return plan[plan[P_WINDOWS] + window * W_SIZE + what]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_WINDOWS] + window * W_SIZE + what)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
 def read_of(plan: Int64s, feature: int, what: int) -> int:
     """Field R_* of a stored feature."""
-    return plan[plan[P_READS] + feature * R_SIZE + what]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_READS] + feature * R_SIZE + what)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
 def slot_of(plan: Int64s, slot: int, what: int) -> int:
     """Field S_* of a slot."""
-    return plan[plan[P_SLOTS] + slot * S_SIZE + what]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_SLOTS] + slot * S_SIZE + what)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
 def mover_of(plan: Int64s, cell: int, what: int) -> int:
     """Field M_* of a cell."""
-    return plan[plan[P_MOVERS] + cell * M_SIZE + what]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_MOVERS] + cell * M_SIZE + what)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
 def limit_of(plan: Int64s, limit: int, what: int) -> int:
     """Field L_* of a limit."""
-    return plan[plan[P_LIMITS] + limit * L_SIZE + what]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_LIMITS] + limit * L_SIZE + what)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
 def region_words(plan: Int64s, region: int) -> int:
     """Words of one entry of a region."""
-    return plan[plan[P_REGIONS] + region]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_REGIONS] + region)]  # type: ignore[no-any-return]  # as above
 
 
 @jit
@@ -226,7 +227,7 @@ def offset_in(plan: Int64s, t: int) -> int:
             low = middle
         else:
             high = middle
-    return plan[plan[P_OFFSETS] + low]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_OFFSETS] + low)]  # type: ignore[no-any-return]  # as above
 
 
 # ---- slabs ------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def set_count(words: Int64s, s: int, region: int, count: int) -> None:
         words[at] = (words[at] >> 32 << 32) | count
 
 
-@jit
+@jit_inline
 def region_start(plan: Int64s, words: Int64s, s: int, e: int, region: int) -> int:
     """First word of a region (an index into `words`)."""
     at = s + entity_of(plan, e, E_FIXED) + entity_of(plan, e, E_FIXED_N)
@@ -315,7 +316,7 @@ def remove(words: Int64s, s: int, region: int, at: int, size: int) -> None:
 # ---- windows ----------------------------------------------------------------------------------------
 
 
-@jit
+@jit_inline
 def bucket_of(plan: Int64s, window: int, t: int) -> int:
     """Bucket (sliding) or calendar period that holds time `t`, in ms."""
     kind = window_of(plan, window, W_KIND)
@@ -338,6 +339,17 @@ def all_dead(plan: Int64s, first: int, n: int, t: int, newest: int) -> bool:
         if bucket_of(plan, w, t) > last_dead(plan, w, newest):
             return False
     return True
+
+
+@jit
+def dead_before(plan: Int64s, first: int, n: int, newest: int) -> int:
+    """Time before which records are `all_dead` and from which none is; NONE where one window is a period."""
+    horizon = NEVER_MS
+    for w in range(first, first + n):
+        if window_of(plan, w, W_KIND) != SLIDING:
+            return NONE
+        horizon = min(horizon, (last_dead(plan, w, newest) + 1) * window_of(plan, w, W_BUCKET))
+    return horizon
 
 
 @jit
@@ -583,11 +595,13 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
         kind = cell_of(plan, cell, C_KIND)
         first = cell_of(plan, cell, C_WINDOWS)
         n_windows = cell_of(plan, cell, C_WINDOWS_N)
+        horizon = dead_before(plan, first, n_windows, newest)
         begin = write
         for _ in range(n):
             keep = True
             if kind == TIMELINE:
-                keep = not all_dead(plan, first, n_windows, words[read], newest)
+                t = words[read]
+                keep = t >= horizon and (horizon != NONE or not all_dead(plan, first, n_windows, t, newest))
                 if (
                     keep
                     and write > begin
@@ -602,7 +616,8 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
                             words[write - size + k] += words[read + k]
                     keep = False
             elif kind == MEMBERS:
-                keep = not all_dead(plan, first, n_windows, words[read + 1], newest)
+                t = words[read + 1]
+                keep = t >= horizon and (horizon != NONE or not all_dead(plan, first, n_windows, t, newest))
             elif kind == HOLDS:
                 reached = bucket_of(plan, first, newest - plan[P_SLACK])
                 keep = words[read + 1] != 0 and words[read] >= reached - window_of(plan, first, W_BUCKETS)
@@ -677,6 +692,7 @@ def read(
     fixed = s + entity_of(plan, e, E_FIXED)
     done_cell = -1
     done_window = -1
+    summed = 0
     for f in range(first, first + entity_of(plan, e, E_READS_N)):
         if read_of(plan, f, R_BEFORE) != before:
             continue
@@ -686,10 +702,13 @@ def read(
         out = read_of(plan, f, R_OUT)
         if op <= RATE:
             if cell != done_cell or window != done_window:
-                window_sums(plan, words, s, e, cell, window, t, known, scratch, 0)
+                summed = summed if cell == done_cell else 0
+                summed = window_sums(plan, words, s, e, cell, window, t, known, scratch, 0, summed)
                 done_cell = cell
                 done_window = window
-            cells[out, i] = aggregate(plan, words, s, e, f, op, window, t, known, scratch)
+            cells[np.uint64(out), np.uint64(i)] = aggregate(
+                plan, words, s, e, f, op, window, t, known, scratch
+            )
         elif op == DISTINCT:
             cells[out, i] = members_since(plan, words, s, e, cell, window, t) if known else 0
         elif op == SINCE_FIRST or op == SINCE_LAST:
@@ -727,65 +746,85 @@ def read(
                     cells[out, i] = km / ((t - words[at]) / 3_600_000.0)
 
 
-@jit
+@jit_inline
 def window_sums(
-    plan: Int64s,
-    words: Int64s,
-    s: int,
-    e: int,
-    cell: int,
-    window: int,
-    t: int,
-    known: bool,
-    scratch: Int64s,
-    base: int,
-) -> None:
-    """Fold a timeline's entries inside the window at `t` into scratch[base : base + columns]."""
+    plan: Int64s, words: Int64s, s: int, e: int, cell: int, window: int, t: int, known: bool,
+    scratch: Int64s, base: int, summed: int,
+) -> int:  # fmt: skip
+    """Fold a timeline's entries inside the window at `t` into scratch[base : base + columns].
+
+    `summed` is what the call for another window of the timeline returned, and scratch as it left it, else
+    0: where that window lies within this one, only the entries before it are added.
+    """
     size = cell_of(plan, cell, C_WORDS)
     first = cell_of(plan, cell, C_COLUMNS)
-    for k in range(size - 1):
-        op = column_of(plan, first + k, K_OP)
-        scratch[base + k] = NONE if op == LEAST or op == GREATEST else 0
     if not known:
-        return
+        clear(plan, first, size, scratch, base)
+        return 0
     region = cell_of(plan, cell, C_AT)
     start = region_start(plan, words, s, e, region)
-    at = start + (count_of(words, s, region) - 1) * size
+    end = start + count_of(words, s, region) * size
     kind = window_of(plan, window, W_KIND)
     top = bucket_of(plan, window, t - window_of(plan, window, W_DELAY))
     if kind == SLIDING:
         width = window_of(plan, window, W_BUCKET)
         since = (top - window_of(plan, window, W_BUCKETS) + 1) * width
         until = (top + 1) * width
-        while at >= start and words[at] >= until:
+        to_end = words[s] < until
+        if summed == 0 or not to_end or (summed < end and words[summed] < since):
+            clear(plan, first, size, scratch, base)
+            summed = end
+            while summed > start and words[np.uint64(summed - size)] >= until:
+                summed -= size
+        at = summed
+        while at > start and words[np.uint64(at - size)] >= since:
             at -= size
-        while at >= start and words[at] >= since:
-            add_entry(plan, words, at, first, size, scratch, base)
-            at -= size
-    else:  # local dates may repeat for minutes where clocks go back over midnight: look one period further
-        while at >= start:
-            number = period_of_local(kind, words[at] + offset_in(plan, words[at]))
-            if number == top:
-                add_entry(plan, words, at, first, size, scratch, base)
-            elif number < top - 1:
-                break
-            at -= size
+        add_entries(plan, words, at, summed, first, size, scratch, base)
+        return at if to_end else 0
+    clear(plan, first, size, scratch, base)
+    at = end - size
+    while at >= start:
+        # Local dates may repeat for minutes where clocks go back over midnight: look one period further.
+        number = period_of_local(kind, words[at] + offset_in(plan, words[at]))
+        if number == top:
+            add_entries(plan, words, at, at + size, first, size, scratch, base)
+        elif number < top - 1:
+            break
+        at -= size
+    return 0
 
 
-@jit
-def add_entry(
-    plan: Int64s, words: Int64s, at: int, first: int, size: int, scratch: Int64s, base: int
-) -> None:
-    """Fold one timeline entry into the sums."""
+@jit_inline
+def clear(plan: Int64s, first: int, size: int, scratch: Int64s, base: int) -> None:
+    """Begin the sums of a timeline's columns."""
     for k in range(size - 1):
         op = column_of(plan, first + k, K_OP)
+        scratch[base + k] = NONE if op == LEAST or op == GREATEST else 0
+
+
+@jit_inline
+def add_entries(
+    plan: Int64s, words: Int64s, low: int, high: int, first: int, size: int, scratch: Int64s, base: int
+) -> None:
+    """Fold the timeline entries in words[low:high] into the sums.
+
+    A column at a time, in a register, with unsigned indices (numba asks of signed ones whether they count
+    from the end). With this, and wider windows going on where narrower ones ended, a read of three windows of
+    forty entries takes half the time that it took entry by entry.
+    """
+    for k in range(size - 1):
+        op = column_of(plan, first + k, K_OP)
+        total = scratch[np.uint64(base + k)]
         if op < LEAST:
-            scratch[base + k] += words[at + 1 + k]
+            for at in range(np.uint64(low + 1 + k), np.uint64(high), np.uint64(size)):
+                total += words[at]
         else:
-            scratch[base + k] = extreme(op, scratch[base + k], words[at + 1 + k])
+            for at in range(np.uint64(low + 1 + k), np.uint64(high), np.uint64(size)):
+                total = extreme(op, total, words[at])
+        scratch[np.uint64(base + k)] = total
 
 
-@jit
+@jit_inline
 def aggregate(
     plan: Int64s,
     words: Int64s,
@@ -799,8 +838,8 @@ def aggregate(
     scratch: Int64s,
 ) -> float:
     """The value of one windowed feature from the sums of its timeline."""
-    a = scratch[read_of(plan, f, R_COLUMN)]
-    b = scratch[read_of(plan, f, R_COLUMN2)]
+    a = scratch[np.uint64(read_of(plan, f, R_COLUMN))]
+    b = scratch[np.uint64(read_of(plan, f, R_COLUMN2))]
     digits = read_of(plan, f, R_DIGITS)
     if op == COUNT:
         return float(a)
@@ -813,17 +852,17 @@ def aggregate(
     if op == STD:
         if a < 2:
             return np.nan
-        high = scratch[read_of(plan, f, R_OTHER)]
-        low = scratch[read_of(plan, f, R_EXTRA)]
+        high = scratch[np.uint64(read_of(plan, f, R_OTHER))]
+        low = scratch[np.uint64(read_of(plan, f, R_EXTRA))]
         spread = variance_numerator(a, b, high, low, scratch, len(scratch) - 16)
         return unscaled(math.sqrt(spread / (float(a) * float(a - 1))), digits)
     base = len(scratch) // 2
-    window_sums(plan, words, s, e, read_of(plan, f, R_OTHER), window, t, known, scratch, base)
+    window_sums(plan, words, s, e, read_of(plan, f, R_OTHER), window, t, known, scratch, base, 0)
     total = scratch[base + read_of(plan, f, R_COLUMN2)]
     return a / total if total > 0 else np.nan
 
 
-@jit
+@jit_inline
 def unscaled(value: float, digits: int) -> float:
     """Minor units to the unit's own: value / 10**digits."""
     power = 1.0

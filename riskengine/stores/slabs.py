@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riskengine import ledger
 from riskengine.decision import DENY
-from riskengine.kernel import jit
+from riskengine.kernel import jit, jit_allocating
 from riskengine.ledger import (
     E_CELLS,
     E_CELLS_N,
@@ -560,7 +560,7 @@ def give_hold_back(
 # ---- plans change -----------------------------------------------------------------------------------
 
 
-@jit
+@jit_allocating
 def migrate(
     old: Int64s,
     new: Int64s,
