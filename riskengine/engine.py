@@ -400,7 +400,7 @@ class Engine:
         """Plan, wait, read, fire, decide, settle: decisions, and the number of the first trace."""
         policy, store = self._policy, self._store
         read_at = batch.time
-        any_late = bool(batch.late.any())
+        any_late = b"\1" in batch.late.tobytes()  # of one event .any() takes 1 us longer
         if any_late:
             read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
         touches = policy.features.touches(batch, read_at, self._tables)
@@ -425,7 +425,7 @@ class Engine:
         """Which rules fire for which event, uint8 (n, R + L); the columns of limits are filled later."""
         policy, batch, strings = self._policy, found.batch, found.strings
         who = batch.event_hash
-        if policy.user_entity >= 0:
+        if policy.user_entity >= 0 and policy.rules.rolls_out:
             users = batch.keys[:, policy.user_entity]
             who = np.where(users != 0, users, who)
         return policy.rules.fire(

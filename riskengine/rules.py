@@ -52,6 +52,7 @@ class RuleSet:
     gates: Int64s
     salts: Words
     types: Bytes
+    rolls_out: bool  # whether any rule fires for a share only: else nobody asks for `who`
 
     @classmethod
     def compile(
@@ -84,6 +85,7 @@ class RuleSet:
             gates=gates,
             salts=np.array([_salt(rule.name) for rule in rules], np.uint64),
             types=mask,
+            rolls_out=any(rule.rollout < 1 for rule in rules),
         )
 
     def fire(
