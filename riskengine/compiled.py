@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import hashing
-from riskengine.decision import Message, Reason
-from riskengine.definition import CHALLENGES, Definition, Limit, Rule, Table, Window
+from riskengine.decision import BY_RISK, LOWERED, Message, Reason
+from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule, Table, Window
 from riskengine.event import Schema
-from riskengine.features import DAY_MS, SIGHT_KEEP_MS, FeatureSet
+from riskengine.features import DAY_MS, PERIOD_MS, SIGHT_KEEP_MS, FeatureSet
 from riskengine.policy import definition_fingerprint, feature_fingerprint
 from riskengine.program import Layout
 from riskengine.rules import RuleSet
@@ -25,6 +25,7 @@ Float64s = NDArray[np.float64]
 Int64s = NDArray[np.int64]
 Words = NDArray[np.uint64]
 OUTCOMES_MAX: Final = 65_536
+SETTLE_MS_MIN: Final = 7 * DAY_MS  # a review may take so long, even where nothing else keeps what it moved
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -34,6 +35,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     shadow: tuple[str, ...]
     reasons: tuple[Reason, ...]
     challenge: int  # the most severe asked for, index into CHALLENGES, or -1
+    challenge_firm: int  # the same where only firm rules and limits speak
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -112,8 +114,14 @@ class Policy:
             found = self._outcomes[mask] = self._explain(mask)
         return found
 
+    def challenge(self, outcome: Outcome, voices: int, type_index: int) -> Challenge:
+        """The kind of a challenge: the most severe that is asked for by those who may (see `decide`)."""
+        if voices == LOWERED:
+            return CHALLENGES[outcome.challenge_firm]
+        return CHALLENGES[max(outcome.challenge, self.challenge_with[type_index] if voices == BY_RISK else 0)]
+
     def _explain(self, mask: bytes) -> Outcome:
-        fired, shadow, reasons, challenge = [], [], [], -1
+        fired, shadow, reasons, challenge, challenge_firm = [], [], [], -1, -1
         limits = [self.definition.limits[name] for name in self.features.limit_names]
         items: tuple[Rule | Limit, ...] = (*self.rules.rules, *limits)
         for item, hit in zip(items, mask, strict=True):
@@ -126,8 +134,11 @@ class Policy:
             message = Message(item.message.zh, item.message.en) if item.message is not None else None
             reasons.append(Reason(item.name, message, item.risk if isinstance(item, Rule) else 0.0))
             if item.then == "challenge":
-                challenge = max(challenge, CHALLENGES.index(item.challenge or CHALLENGES[0]))
-        return Outcome(tuple(fired), tuple(shadow), tuple(reasons), challenge)
+                kind = CHALLENGES.index(item.challenge or CHALLENGES[0])
+                challenge = max(challenge, kind)
+                if isinstance(item, Limit) or item.firm:
+                    challenge_firm = max(challenge_firm, kind)
+        return Outcome(tuple(fired), tuple(shadow), tuple(reasons), challenge, challenge_firm)
 
 
 def _salt(definition: Definition) -> bytes:
@@ -142,19 +153,26 @@ def _rows(table: Table, schema: Schema) -> Rows:
 
 
 def _horizon_ms(definition: Definition) -> int:
-    horizon_ms = 0
+    """How long after an event its trace may still be asked for.
+
+    A follow-up must not move again what its event moved, nor a label move it twice, while any window sums
+    it; a release and a follow-up need what is held while any limit counts it. Last and first sightings
+    (kept for 400 days) are left out: a follow-up that comes when the trace is gone is one sighting more of
+    what was seen before, and no count is wrong for it. A label of which the newest event is asked for
+    (`since_last: fraud`) does hold traces so long. However long, the store keeps no more than TRACES_MAX.
+    """
+    reaches_ms = [SETTLE_MS_MIN, *(_reach_ms(limit.window) for limit in definition.limits.values())]
     for feature in definition.features.values():
-        if feature.label is not None:
-            window = feature.window
-            horizon_ms = max(horizon_ms, SIGHT_KEEP_MS if window is None else _reach_ms(window))
-    for limit in definition.limits.values():
-        horizon_ms = max(horizon_ms, _reach_ms(limit.window))
-    return horizon_ms + definition.lateness_ms + definition.skew_ms
+        if feature.window is not None:
+            reaches_ms.append(_reach_ms(feature.window))
+        elif feature.label is not None:
+            reaches_ms.append(SIGHT_KEEP_MS)
+    return max(reaches_ms) + definition.lateness_ms + definition.skew_ms
 
 
 def _reach_ms(window: Window) -> int:
-    days = {"over": 0, "day": 2, "week": 8, "month": 32}[window.kind]
-    return window.width_ms + window.delay_ms + days * DAY_MS
+    """How long an event may stand in a window: sliding limits count every hold in a bucket they touch."""
+    return (PERIOD_MS.get(window.kind) or window.width_ms + window.bucket_ms) + window.delay_ms
 
 
 def signed(key: int) -> int:

@@ -16,6 +16,7 @@ Float64s = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
 ALLOW, REVIEW, CHALLENGE, DENY = range(4)  # severities, as definition.ACTIONS lists them
+BY_RULES, BY_RISK, LOWERED = range(3)  # who may say the kind of a challenge, beside refused limits
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -73,14 +74,15 @@ def decide(
     blocked: Int64s,
     risk: Float64s,
     base: Int64s,
-    challenged: Bytes,
+    voices: Bytes,
 ) -> None:
     """Judge each event by its rules and thresholds; limits come after.
 
     hits (n, R and more) of rules with `severity`, `risk_of`, `firm`, `live` and `allows` (R); thresholds
     (event types, 3) for review, challenge, deny, NaN is never; `blocked` are columns of cells that say
-    whether the event is on the list of that name. Writes risk (n), base (n) severity, and
-    whether the threshold itself asks for a challenge. Noisy-or, J. Pearl 1988, in policy order.
+    whether the event is on the list of that name. Writes risk (n), base (n) severity, and voices (n):
+    BY_RULES, BY_RISK where the threshold asks for a challenge too, LOWERED where a `then: allow` rule has
+    left only firm rules to speak. Noisy-or, J. Pearl 1988, in policy order.
     """
     for i in range(hits.shape[0]):
         clean = 1.0 - p[i]
@@ -96,17 +98,19 @@ def decide(
                 if allows[r]:
                     allowed = True
         risk[i] = 1.0 - clean
-        challenged[i] = 0
+        voices[i] = BY_RULES
         for level in range(3):
             if risk[i] >= thresholds[type_index[i], level]:
                 worst = max(worst, level + 1)
                 if level + 1 == CHALLENGE:
-                    challenged[i] = 1
+                    voices[i] = BY_RISK
         if allowed:
             for column in blocked:
                 if cells[column, i] == 1.0:
                     allowed = False
         base[i] = worst_firm if allowed else worst
+        if allowed:
+            voices[i] = LOWERED
 
 
 @jit_allocating

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from riskengine import hashing
 from riskengine.compiled import Policy, signed
 from riskengine.decision import CHALLENGE, Decision, decide, name_decisions
-from riskengine.definition import ACTIONS, CHALLENGES, LABELS, Definition, Label, Table
+from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
@@ -411,12 +411,12 @@ class Engine:
         store.observe(touches)
         found = policy.features.rows(touches)
         hits = self._fire(found)
-        risk, base, challenged = self._weigh(found, hits)
+        risk, base, voices = self._weigh(found, hits)
         settled = store.settle(
             touches, base, hits, counted, followed.chain[0] if followed is not None else None
         )
         flags = self._flags(batch, now, any_late, counted, followed)
-        decisions = self._answer(found, hits, settled.severity, risk, challenged, flags, features)
+        decisions = self._answer(found, hits, settled.severity, risk, voices, flags, features)
         if self._journal is not None:
             self._append(found, decisions)
         return decisions, settled.trace
@@ -443,10 +443,10 @@ class Engine:
         )
 
     def _weigh(self, found: Touches, hits: NDArray[np.uint8]) -> tuple[Float64s, Int64s, NDArray[np.uint8]]:
-        """Risk and severity (n) before limits, and where the risk itself asks for a challenge."""
+        """Risk and severity (n) before limits, and who may say the kind of a challenge."""
         policy, n = self._policy, found.batch.n
         rules = policy.rules
-        risk, base, challenged = np.empty(n), np.empty(n, np.int64), np.empty(n, np.uint8)
+        risk, base, voices = np.empty(n), np.empty(n, np.int64), np.empty(n, np.uint8)
         decide(
             hits,
             rules.live,
@@ -461,9 +461,9 @@ class Engine:
             policy.blocked_columns,
             risk,
             base,
-            challenged,
+            voices,
         )
-        return risk, base, challenged
+        return risk, base, voices
 
     def _flags(
         self, batch: Batch, now: int | Int64s, any_late: bool, counted: bool, followed: _Followed | None
@@ -488,7 +488,7 @@ class Engine:
         hits: NDArray[np.uint8],
         severity: Int64s,
         risk: Float64s,
-        challenged: NDArray[np.uint8],
+        voices: NDArray[np.uint8],
         flags: list[tuple[str, ...]],
         features: bool,
     ) -> list[Decision]:
@@ -505,8 +505,7 @@ class Engine:
         kinds: list[str | None] = [None] * batch.n
         for i, level in enumerate(severities):
             if level == CHALLENGE:
-                asked = policy.challenge_with[batch.type_index[i]] if challenged[i] else 0
-                kinds[i] = CHALLENGES[max(asked, outcomes[i].challenge)]
+                kinds[i] = policy.challenge(outcomes[i], voices[i], batch.type_index[i])
         rows: list[Any] = [msgspec.UNSET] * batch.n
         if features:
             rows = [policy.features.row(found, i) for i in range(batch.n)]

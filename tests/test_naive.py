@@ -1104,6 +1104,50 @@ def a_follow_up_moves_no_counter_that_the_first_moved(open_subject: Open) -> Non
 
 
 @scenario
+def a_follow_up_brings_the_amount_that_the_first_lacked(open_subject: Open) -> None:
+    amounts = {
+        name: {name: "amount", "on": "coupon_claim", "by": "user", "over": "1h"}
+        for name in ("sum", "mean", "min", "max", "std")
+    }
+    claims = {"count": "coupon_claim", "by": "user", "over": "1h"}
+    subject = open_subject(policy(features={**amounts, "claims": claims}))
+    subject.score(claim("e0", 0, amount=1))
+    subject.score(claim("e1", 1))
+    row = subject.score(claim("e2", 2, amount=5, follows="e1"))["features"]
+    assert (row["claims"], row["sum"], row["mean"], row["min"], row["max"]) == (2.0, 6.0, 3.0, 1.0, 5.0)
+    row = subject.score(claim("e3", 3, amount=9, follows="e2"))["features"]  # that e2 has moved
+    assert (row["claims"], row["sum"], row["mean"], row["min"], row["max"]) == (2.0, 6.0, 3.0, 1.0, 5.0)
+    assert row["std"] == (80_000.0**0.5) / 100.0
+
+
+@scenario
+def a_follow_up_days_later_moves_nothing_that_still_stands(open_subject: Open) -> None:
+    features = {
+        "claims": {"count": "coupon_claim", "by": "user", "over": "7d"},
+        "delayed": {"sum": "amount", "on": "coupon_claim", "by": "user", "over": "1d", "delay": "6d"},
+    }
+    subject = open_subject(policy(features=features))
+    subject.score(claim("e1", 0, amount=5))
+    subject.score(login("e2", 6 * DAY, user="u2"))  # time passes
+    second = subject.score(claim("e3", 6 * DAY + MINUTE, amount=5, follows="e1"))
+    assert (second["flags"], second["features"]) == ([], {"claims": 1.0, "delayed": 5.0})
+    labels = {"frauds": {"count": "fraud", "on": "coupon_claim", "by": "user", "per": "month"}}
+    subject = open_subject(policy(features=labels))
+    subject.score(claim("e1", 0))
+    subject.score(login("e2", 19 * DAY, user="u2"))
+    subject.label("e1", "fraud", T0 + 19 * DAY)
+    assert subject.score(claim("e3", 19 * DAY, follows="e1"))["features"] == {"frauds": 1.0}
+
+
+@scenario
+def a_follow_up_is_known_for_a_week_whatever_is_counted(open_subject: Open) -> None:
+    subject = open_subject(policy())
+    subject.score(claim("e1", 0))
+    subject.score(login("e2", 7 * DAY, user="u2"))
+    assert subject.score(claim("e3", 7 * DAY, follows="e1"))["flags"] == []
+
+
+@scenario
 def a_follow_up_may_still_be_refused(open_subject: Open) -> None:
     limits = {
         "one": {**ONE_A_DAY["one"], "where": "captcha_passed"},
@@ -1265,6 +1309,22 @@ def a_threshold_and_a_limit_may_challenge(open_subject: Open) -> None:
     assert [by_threshold["challenge"], by_both["challenge"], by_limit["challenge"]] == ["sms", "face", "face"]
     assert by_both["fired"] == ["risky", "one"]
     assert by_both["reasons"][1] == {"rule": "one", "message": None, "risk": 0.0}
+
+
+@scenario
+def a_lowered_rule_does_not_say_how_to_challenge(open_subject: Open) -> None:
+    rules = {
+        "friend": live("region == 'SH'", then="allow", expires="2027-11-12T00:00:00+08:00"),
+        "odd": live("amount >= 1", then="challenge", challenge="id", risk=0.9),
+        "firm": live("amount >= 2", then="challenge", challenge="voice", firm=True),
+    }
+    limits = {"one": {**ONE_A_DAY["one"], "then": "challenge", "challenge": "sms"}}
+    decide = {"coupon_claim": {"challenge": 0.5, "challenge_with": "face"}}
+    score = decided(open_subject, rules=rules, limits=limits, decide=decide)
+    assert score(region="SH", amount=1)["action"] == "allow"
+    assert score(region="SH", amount=1)["challenge"] == "sms"  # the limit's, not `odd`'s nor the threshold's
+    assert score(region="SH", amount=2)["challenge"] == "voice"
+    assert score(region="BJ", amount=1)["challenge"] == "id"
 
 
 @scenario
