@@ -16,6 +16,7 @@ from riskengine.decision import BY_RISK, LOWERED, Message, Reason
 from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule, Table, Window
 from riskengine.event import Schema
 from riskengine.features import DAY_MS, PERIOD_MS, SIGHT_KEEP_MS, FeatureSet
+from riskengine.masking import Masking
 from riskengine.policy import definition_fingerprint, feature_fingerprint
 from riskengine.program import Layout
 from riskengine.rules import RuleSet
@@ -56,6 +57,9 @@ class Policy:
     salt: Words  # (2): what decision ids mix in
     resident: Mapping[str, Rows]  # rows of the tables that have a file
     horizon_ms: int  # how long a label, release or follow-up can still matter
+    masking: Masking
+    row_columns: Int64s  # of cells: the numbers of a row in policy order, two of a location
+    row_texts: tuple[tuple[int, int], ...]  # where in a row strings belong, and their string columns
     _outcomes: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -99,6 +103,8 @@ class Policy:
             np.frombuffer(_salt(definition), "<u8").astype(np.uint64),
             {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
             _horizon_ms(definition),
+            Masking.compile(definition, schema),
+            *_row(features),
         )
 
     def tables(self, live: Mapping[str, Rows]) -> TableSet:
@@ -150,6 +156,19 @@ def _salt(definition: Definition) -> bytes:
 def _rows(table: Table, schema: Schema) -> Rows:
     assert table.rows is not None
     return {signed(schema.entity_key(table.key, value)): row for value, row in table.rows.items()}
+
+
+def _row(features: FeatureSet) -> tuple[Int64s, tuple[tuple[int, int], ...]]:
+    """Where the journal finds a row: columns of numbers, and places and columns of strings."""
+    columns: list[int] = []
+    texts: list[tuple[int, int]] = []
+    for name in features.names:
+        column = features.columns[name]
+        if column < 0:
+            texts.append((len(columns) + len(texts), features.layout.string(name)))
+        else:
+            columns += [column, column + 1] if features.types[name] == "location" else [column]
+    return np.array(columns, np.int64), tuple(texts)
 
 
 def _horizon_ms(definition: Definition) -> int:

@@ -23,9 +23,10 @@ from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
-from riskengine.journal import EditEntry, Entry, Journal, LabelEntry, PolicyEntry, ReleaseEntry, pack_row
+from riskengine.journal import EditEntry, Journal, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.policy import load_definition
-from riskengine.reading import read_time
+from riskengine.reading import WrongError, describe, read_time
+from riskengine.served import Served
 from riskengine.stores.memory import SIZE_DEFAULT, Claim, Info, MemoryStore, Trace
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Engine:
         size = _memory_size(store)
         chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode() or HASH_KEY_IN_PROCESS
         policy = Policy.compile(_definition(rules), chosen)
-        opened = Journal.open(journal, mask=_mask(policy)) if journal is not None else None
+        opened = Journal.open(journal) if journal is not None else None
         engine = cls(policy, MemoryStore(policy.features, size), opened, clock or _wall_clock, chosen)
         if opened is not None:
             opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
@@ -155,6 +156,7 @@ class Engine:
             raise EventError(
                 [Problem("/label", "unknown-label", "a label is fraud or legit", "fraud or legit")]
             )
+        _check_words(event_id=event_id, source=source)
         with self._open():
             when = self._clock() if time is None else time
             claim = self._store.claims.get(self._claim_key(event_id))
@@ -170,6 +172,7 @@ class Engine:
 
     def release(self, event_id: str) -> bool:
         """Give back what an event holds of limits (the order was cancelled); whether it held anything."""
+        _check_words(event_id=event_id)
         with self._open():
             claim = self._store.claims.get(self._claim_key(event_id))
             released = claim is not None and self._store.release(claim)
@@ -189,6 +192,7 @@ class Engine:
         author: str | None = None,
     ) -> None:
         """Enter a value into a list, until `expires` (ms; for good unless said). Replaces what was there."""
+        _check_words(reason=reason, author=author)
         with self._open():
             key = self._list_key(name, entity, value)
             entry = {"expires": expires, "reason": reason, "author": author, "time": self._clock()}
@@ -214,7 +218,7 @@ class Engine:
         """Enter or replace a row of a live table. EventError tells every column that does not fit."""
         with self._open():
             table = self._live_table(name)
-            number = self._policy.schema.entity_key(table.key, key)
+            number = self._table_key(table, key)
             self._store.tables.setdefault(name, {})[signed(number)] = _typed_row(table, row)
             self._tables = self._policy.tables(self._store.tables)
             self._edited("table", "put", name, table.key, number, msgspec.json.encode(dict(row)))
@@ -223,7 +227,7 @@ class Engine:
         """A row of a table, resident or live (times in ms); None when there is none."""
         with self._open():
             table = self._table(name)
-            number = signed(self._policy.schema.entity_key(table.key, key))
+            number = signed(self._table_key(table, key))
             rows = self._policy.resident.get(name) or self._store.tables.get(name, {})
             row = rows.get(number)
             return None if row is None else dict(row)
@@ -232,7 +236,7 @@ class Engine:
         """Remove a row of a live table; whether it was there."""
         with self._open():
             table = self._live_table(name)
-            number = self._policy.schema.entity_key(table.key, key)
+            number = self._table_key(table, key)
             there = self._store.tables.get(name, {}).pop(signed(number), None) is not None
             if there:
                 self._tables = self._policy.tables(self._store.tables)
@@ -311,6 +315,8 @@ class Engine:
             nows = self._clock() if now is None else now
             parse = policy.schema.parse if isinstance(events, Sequence) else policy.schema.parse_columns
             batch, errors = parse(events, nows)
+            if self._journal is not None:
+                self._journal.wait_for_room()  # before anything is counted, and while nobody waits for us
             with self._open():
                 if policy is not self._policy:
                     continue  # reloaded while this was parsed
@@ -418,7 +424,7 @@ class Engine:
         flags = self._flags(batch, now, any_late, counted, followed)
         decisions = self._answer(found, hits, settled.severity, risk, voices, flags, features)
         if self._journal is not None:
-            self._append(found, decisions)
+            self._journal.append_later(Served(policy, found, decisions))
         return decisions, settled.trace
 
     def _fire(self, found: Touches) -> NDArray[np.uint8]:
@@ -541,35 +547,6 @@ class Engine:
 
     # -- the journal
 
-    def _append(self, found: Touches, decisions: Sequence[Decision]) -> None:
-        """Hand a batch to the journal, in the order in which it was counted."""
-        assert self._journal is not None
-        policy, batch = self._policy, found.batch
-        contents = batch.content.tobytes()
-        entries = []
-        for i, decision in enumerate(decisions):
-            bare = msgspec.structs.replace(decision, features=msgspec.UNSET)
-            trace = [policy.features.fingerprint, batch.keys[i].tolist(), found.masks[i].tolist()]
-            entries.append(
-                Entry(
-                    event_id=decision.event_id,
-                    decision_id=decision.decision_id,
-                    event_time_ms=decision.time,
-                    type=policy.schema.types[batch.type_index[i]],
-                    action=decision.action,
-                    risk=decision.risk,
-                    decision=msgspec.json.encode(bare),
-                    event=batch.raw[i],
-                    row=pack_row(_flat(value) for value in policy.features.row(found, i).values()),
-                    policy=policy.fingerprint,
-                    features=policy.features.fingerprint,
-                    flags=decision.flags,
-                    trace=msgspec.msgpack.encode(trace),
-                    content=contents[16 * i : 16 * i + 16],
-                )
-            )
-        self._journal.append(entries)
-
     def _journaled(self, event_id: str, content: bytes) -> Result | None:
         """The answer to a retry that only the journal remembers."""
         assert self._journal is not None
@@ -624,6 +601,8 @@ class Engine:
             raise RiskEngineError(_unknown("list", name, lists))
         if entity not in lists[name].of:
             raise RiskEngineError(_unknown(f"entity of list {name}", entity, lists[name].of))
+        for part in (value,) if isinstance(value, str) else value:
+            _check_words(value=part)
         key = self._policy.schema.entity_key(entity, value)
         if not key:
             raise RiskEngineError(f"a blank value cannot be listed: give the {entity}")
@@ -634,6 +613,10 @@ class Engine:
         if name not in tables:
             raise RiskEngineError(_unknown("table", name, tables))
         return tables[name]
+
+    def _table_key(self, table: Table, key: str) -> int:
+        _check_words(key=key)
+        return self._policy.schema.entity_key(table.key, key)
 
     def _live_table(self, name: str) -> Table:
         table = self._table(name)
@@ -697,33 +680,6 @@ def _definition(rules: str | Path | Definition) -> Definition:
     return rules if isinstance(rules, Definition) else load_definition(rules)
 
 
-def _mask(policy: Policy) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """Replace everything personal in an event by its keyed hash."""
-    fields = policy.definition.fields
-    personal = {name for entity in policy.definition.entities.values() for name in entity.fields}
-    personal |= {name for name, field in fields.items() if field.type in ("phone", "ip")}
-    personal |= {"user_agent"} & set(fields)
-
-    def mask(event: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {
-            name: f"#{policy.schema.text_hash(value):016x}"
-            if name in personal and isinstance(value, str)
-            else {k: round(v, 1) if isinstance(v, float) else v for k, v in value.items()}
-            if name in fields and fields[name].type == "location" and isinstance(value, Mapping)
-            else value
-            for name, value in event.items()
-            if name in fields or name in ("event_id", "type", "time", "follows")
-        }
-
-    return mask
-
-
-def _flat(value: Any) -> float | str | None:
-    if isinstance(value, dict):
-        return f"{value['lat']},{value['lon']}"
-    return value if value is None or isinstance(value, str) else float(value)
-
-
 def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | None]:
     """A live row checked against its table's columns; times become ms, bools 0.0 or 1.0."""
     problems = []
@@ -735,12 +691,13 @@ def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | 
         elif value is None:
             typed[name] = None
         elif kind == "string" and isinstance(value, str):
+            problems += _unsayable(name, value)
             typed[name] = value
         elif (kind == "bool" and isinstance(value, bool)) or (
             kind == "number" and isinstance(value, int | float) and not isinstance(value, bool)
         ):
             typed[name] = float(value)
-        elif kind == "time" and (at := read_time(value)) is not None:
+        elif kind == "time" and (at := _time_of(value)) is not None:
             typed[name] = float(at)
         else:
             problems.append(
@@ -749,6 +706,33 @@ def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | 
     if problems:
         raise EventError(problems)
     return typed
+
+
+def _time_of(value: object) -> int | None:
+    try:
+        return read_time(value)
+    except WrongError:
+        return None
+
+
+def _check_words(**words: str | None) -> None:
+    """Refuse text that no file can hold: in the journal's queue it would stop all that comes after it."""
+    problems = [
+        problem for name, word in words.items() if word is not None for problem in _unsayable(name, word)
+    ]
+    if problems:
+        raise EventError(problems)
+
+
+def _unsayable(name: str, word: str) -> list[Problem]:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        found = f"{describe(word)} with half a surrogate pair"
+        return [
+            Problem(f"/{name}", "unicode", f"expected Unicode text, found {found}", "Unicode text", found)
+        ]
+    return []
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

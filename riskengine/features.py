@@ -199,7 +199,7 @@ class FeatureSet:
         for name in self.names:
             column = self.columns[name]
             if column < 0:
-                row[name] = _text_at(found.strings, self.layout.string(name), i)
+                row[name] = text_at(found.strings, self.layout.string(name), i)
                 continue
             value = float(found.cells[column, i])
             if math.isnan(value):
@@ -226,7 +226,7 @@ class FeatureSet:
         )
 
 
-def _text_at(strings: Strings, column: int, i: int) -> str | None:
+def text_at(strings: Strings, column: int, i: int) -> str | None:
     """A remembered string, as far as it is known (24 bytes); one of an entity reads as its hash."""
     length = int(strings.len[i, column])
     if length < 0:

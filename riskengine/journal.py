@@ -1,7 +1,9 @@
 """Decisions, labels, edits and releases to SQLite, in the order they happened, and back.
 
-The journal is the truth that counters are remade from. `append` never waits for the disk: one writer
-thread commits groups. Nothing raw about a person is kept: the engine's `mask` goes over every event first.
+The journal is the truth that counters are remade from. Nothing here waits for the disk while the queue has
+room: one writer thread encodes and commits groups. What a kill -9 can lose is what came in the last
+GROUP_SECONDS and the commit under way (where the disk is slower than the traffic, the queue); a power cut
+may take the last commits too.
 """
 
 from __future__ import annotations
@@ -9,16 +11,16 @@ from __future__ import annotations
 import atexit
 import functools
 import heapq
-import itertools
 import logging
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import msgspec
 import sqlalchemy as sa
@@ -28,10 +30,10 @@ from sqlalchemy.engine import Connection, make_url
 from riskengine.errors import RiskEngineError
 
 SCHEMA_VERSION = 1
-GROUP_ENTRIES = 1_000  # one commit carries at most this many entries ...
+GROUP_ENTRIES = 1_000  # one commit carries this many entries, and the rest of the batch it ends in, ...
 GROUP_SECONDS = 0.1  # ... and begins at most this long after the first of them came
-QUEUE_ENTRIES = 65_536  # about 130 MB of 2 KB decisions: some 3 s of full load while the disk is away
-ROOM_SECONDS = 1.0  # how long an append waits for room in a full queue while the disk keeps writing
+QUEUE_ENTRIES = 32_768  # 190 MB of events scored alone (5.8 KB each), less of batches; 2 s of full load
+ROOM_SECONDS = 1.0  # how long one waits for room in a full queue while the disk keeps writing
 RETRY_SECONDS = 1.0  # between attempts while the file cannot be written
 BUSY_SECONDS = 1.0  # how long SQLite waits for another process's write lock
 READ_ROWS = 1_000  # a replay reads in pages, so that no long read holds back the WAL's checkpoint
@@ -41,10 +43,11 @@ _log = logging.getLogger(__name__)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A decided event. `event` is raw when appended, masked when read; `seq` is 0 until it is journaled.
+    """A decided event. `seq` is 0 until it is journaled.
 
-    decision: JSON as it was answered. row: `pack_row` of the served features. trace: the records that the
-    event appended, in the engine's own packing. content: 16 bytes that tell a retry from another event.
+    decision: JSON as it was answered. event: with everything personal masked (masking.py). row: `pack_row` of
+    the served features in policy order, two numbers for a location. trace: what it moved, as MessagePack of
+    the plan's fingerprint, keys and masks by entity. content: 16 bytes that tell a retry from another event.
     """
 
     event_id: str
@@ -108,8 +111,37 @@ class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 AnyEntry = Entry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry
-Mask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 Row = tuple[Any, ...]  # the columns of a table, in its order; `seq` is first, and 0 while queued
+
+
+class Pending(Protocol):
+    """Decided events that become entries when the writer comes to them (served.py)."""
+
+    @property
+    def event_ids(self) -> Sequence[str]:
+        """What they are ids of."""
+
+    def entries(self) -> Sequence[Entry]:
+        """The entries, as many and in the order of `event_ids`; the same at every call, from any thread."""
+
+
+class _Parcel:
+    """What one call queued: rows, or what will be."""
+
+    __slots__ = ("_pending", "_rows", "size")
+
+    def __init__(self, size: int, rows: list[tuple[sa.Table, Row]] | None, pending: Pending | None) -> None:
+        self.size = size
+        self._rows = rows
+        self._pending = pending
+
+    def rows(self) -> list[tuple[sa.Table, Row]]:
+        """Its rows, each with its table. Two threads may make them at once; they make the same."""
+        rows = self._rows
+        if rows is None:
+            assert self._pending is not None
+            rows = self._rows = [_pack(entry) for entry in self._pending.entries()]
+        return rows
 
 
 class JournalError(RiskEngineError):
@@ -127,15 +159,15 @@ class Journal:
     An event that is in the journal already is not written again: its first decision stands.
     """
 
-    def __init__(self, file: str | None, mask: Mask | None, queue_entries: int = QUEUE_ENTRIES) -> None:
+    def __init__(self, file: str | None, queue_entries: int = QUEUE_ENTRIES) -> None:
         """Use `Journal.open`."""
         self.file = file
-        self._mask = mask
         self._queue_entries = queue_entries
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._queue: deque[tuple[sa.Table, Row]] = deque()
-        self._waiting: dict[str, Row] = {}  # the queue's decisions by event id
+        self._queue: deque[_Parcel] = deque()
+        self._queued = 0  # entries in it
+        self._waiting: dict[str, tuple[_Parcel, int]] = {}  # the queue's decisions by event id
         self._waiting_labels: dict[str, list[Row]] = {}
         self._appended = 0
         self._committed = 0
@@ -151,19 +183,17 @@ class Journal:
     def open(
         cls,
         url: str | None,
-        mask: Mask | None = None,
         *,
         create: bool = True,
-        queue_entries: int = QUEUE_ENTRIES,
+        queue_entries: int | None = None,
     ) -> Journal:
         """Open 'sqlite:///file', made where it is missing and `create`; None keeps nothing.
 
-        `mask` takes an event and returns it with nothing personal in it; without it only labels, edits
-        and releases may be appended. Raises JournalError.
+        Raises JournalError.
         """
         if url is None:
-            return cls(None, mask)
-        journal = cls(_parse_url(url), mask, queue_entries)
+            return cls(None)
+        journal = cls(_parse_url(url), queue_entries or QUEUE_ENTRIES)
         journal._connect(create)
         journal._writer = threading.Thread(target=journal._write, name="riskengine-journal", daemon=True)
         journal._writer.start()
@@ -190,34 +220,58 @@ class Journal:
         """
         if self.file is None:
             return
-        rows = [self._pack(entry) for entry in entries]
+        rows = [_pack(entry) for entry in entries]
         with self._changed:
             self._check_open()
             room = self._queue_entries - len(rows)
-            if room >= 0 and len(self._queue) > room:
-                self._changed.wait_for(
-                    lambda: len(self._queue) <= room or self._failure is not None or self._closing,
-                    ROOM_SECONDS,
-                )
-                self._check_open()
-            if len(self._queue) > room:
+            if room >= 0:
+                self._wait_until(room)
+            if self._queued > room:
                 raise JournalError(
-                    f"the journal's queue is full ({self._queue_entries:,} entries wait)"
-                    f"{': ' + self._failure if self._failure else ''}. What was given just now is NOT "
-                    "journaled: append it again when there is room, or set journal=None to go without."
+                    f"{self._full()}. What was given just now is NOT journaled: append it again when there "
+                    "is room, or set journal=None to go without."
                 )
-            was_empty = not self._queue
-            for table, row in rows:
+            parcel = _Parcel(len(rows), rows, None)
+            for i, (table, row) in enumerate(rows):
                 if table is _decisions:
-                    self._waiting.setdefault(row[_EVENT_ID], row)
+                    self._waiting.setdefault(row[_EVENT_ID], (parcel, i))
                 elif table is _labels:
                     self._waiting_labels.setdefault(row[_EVENT_ID], []).append(row)
-            self._queue.extend(rows)
-            self._appended += len(rows)
-            if was_empty or len(self._queue) >= GROUP_ENTRIES:
-                self._changed.notify_all()
+            self._enter(parcel)
             if self._failure is not None:
                 raise self._failed()
+
+    def append_later(self, pending: Pending) -> None:
+        """Queue decided events and return at once: the writer thread makes their entries.
+
+        They are taken even where the queue is full (each caller looks before, with `wait_for_room`) and while
+        the file cannot be written (`status` and the log tell of that): they have been counted.
+        """
+        if self.file is None:
+            return
+        ids = pending.event_ids
+        parcel = _Parcel(len(ids), None, pending)
+        with self._changed:
+            self._check_open()
+            for i, event_id in enumerate(ids):
+                self._waiting.setdefault(event_id, (parcel, i))
+            self._enter(parcel)
+
+    def wait_for_room(self) -> None:
+        """Return when the queue has room, so that traffic goes no faster than the disk. Call before counting.
+
+        Raises JournalError where it stays full for ROOM_SECONDS or the file cannot be written.
+        """
+        if self.file is None or self._queued < self._queue_entries:
+            return
+        with self._changed:
+            self._check_open()
+            self._wait_until(self._queue_entries - 1)
+            if self._queued >= self._queue_entries:
+                raise JournalError(
+                    f"{self._full()}. What was given just now is neither counted nor decided: give it again "
+                    "when there is room, or set journal=None to go without."
+                )
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Return when everything appended before this call is committed. Raises JournalError."""
@@ -241,7 +295,7 @@ class Journal:
                 self._drain(timeout_s, patient=True)
             except JournalError as error:
                 lost = JournalError(
-                    f"{len(self._queue):,} entries are lost, because the journal was closed while it could "
+                    f"{self._queued:,} entries are lost, because the journal was closed while it could "
                     f"not be written: {self._failure or error}"
                 )
             self._closing = True
@@ -257,7 +311,7 @@ class Journal:
         """For metrics: entries `queued` and `committed`, `failures` so far, the present `failure` or None."""
         with self._changed:
             return {
-                "queued": len(self._queue),
+                "queued": self._queued,
                 "committed": self._committed,
                 "failures": self._failures,
                 "failure": self._failure,
@@ -273,7 +327,10 @@ class Journal:
         found = self._select(sa.select(_decisions).where(_decisions.c.event_id == event_id))
         if found:
             return _entry(found[0])
-        return _entry(waiting) if waiting is not None else None
+        if waiting is None:
+            return None
+        parcel, i = waiting
+        return _entry(parcel.rows()[i][1])
 
     def labels(self, event_id: str) -> list[LabelEntry]:
         """The labels of this event in arrival order, also those still queued. Raises JournalError."""
@@ -313,9 +370,30 @@ class Journal:
         if self._closing:
             raise JournalError("the journal is closed.")
 
+    def _enter(self, parcel: _Parcel) -> None:
+        """Put a parcel behind the others, holding the lock."""
+        was = self._queued
+        self._queue.append(parcel)
+        self._queued += parcel.size
+        self._appended += parcel.size
+        if not was or was < GROUP_ENTRIES <= self._queued:
+            self._changed.notify_all()
+
+    def _wait_until(self, queued: int) -> None:
+        """Wait, holding the lock, until no more than so many entries are queued, or it is no use."""
+        if self._queued > queued:
+            self._changed.wait_for(
+                lambda: self._queued <= queued or self._failure is not None or self._closing, ROOM_SECONDS
+            )
+            self._check_open()
+
+    def _full(self) -> str:
+        why = f": {self._failure.removesuffix('.')}" if self._failure else ""
+        return f"the journal's queue is full ({self._queue_entries:,} entries wait){why}"
+
     def _failed(self) -> JournalError:
         return JournalError(
-            f"{self._failure} Meanwhile {len(self._queue):,} entries wait in memory (room for "
+            f"{self._failure} Meanwhile {self._queued:,} entries wait in memory (room for "
             f"{self._queue_entries:,}); they are written when the file can be, and lost if the process ends.",
             kept=True,
         )
@@ -334,56 +412,6 @@ class Journal:
             raise JournalError(f"the journal could not be written within {timeout_s} s.", kept=True)
         raise self._failed()
 
-    def _pack(self, entry: AnyEntry) -> tuple[sa.Table, Row]:
-        match entry:
-            case Entry():
-                if self._mask is None:
-                    raise JournalError("this journal was opened without a mask: decisions can only be read.")
-                return _decisions, (
-                    0,
-                    entry.event_id,
-                    entry.decision_id,
-                    entry.event_time_ms,
-                    entry.type,
-                    entry.action,
-                    entry.risk,
-                    entry.decision.decode(),
-                    _event_json(self._mask(entry.event)),
-                    entry.row,
-                    entry.policy,
-                    entry.features,
-                    msgspec.json.encode(entry.flags).decode(),
-                    entry.trace,
-                    entry.content,
-                )
-            case LabelEntry():
-                return _labels, (
-                    0,
-                    entry.event_id,
-                    entry.label,
-                    entry.time_ms,
-                    entry.source,
-                    entry.received_ms,
-                )
-            case EditEntry():
-                return _edits, (
-                    0,
-                    entry.kind,
-                    entry.op,
-                    entry.name,
-                    entry.entity,
-                    f"{entry.key:016x}",
-                    None if entry.value is None else entry.value.decode(),
-                    entry.expires_ms,
-                    entry.reason,
-                    entry.author,
-                    entry.time_ms,
-                )
-            case ReleaseEntry():
-                return _releases, (0, entry.event_id, entry.time_ms)
-            case PolicyEntry():
-                return _policies, (0, entry.fingerprint, entry.time_ms)
-
     # -- the writer thread
 
     def _write(self) -> None:
@@ -397,37 +425,55 @@ class Journal:
                 elif not self._closing:
                     self._changed.wait_for(
                         lambda: (
-                            len(self._queue) >= GROUP_ENTRIES
-                            or self._hurry > self._committed
-                            or self._closing
+                            self._queued >= GROUP_ENTRIES or self._hurry > self._committed or self._closing
                         ),
                         GROUP_SECONDS,
                     )
                 if self._closing:  # `close` has drained the queue already, or has given it up
                     return
-                group = list(itertools.islice(self._queue, GROUP_ENTRIES))
+                parcels = self._group()
             try:
+                group: list[tuple[sa.Table, Row]] = []
+                for parcel in parcels:
+                    group += parcel.rows()
+                    time.sleep(0)  # an event that is being scored waits for no more than one parcel
                 self._commit(group)
             except Exception as error:  # whatever it is: this thread must outlive it, and its entries too
                 with self._changed:
+                    if self._failure is None:
+                        _log.error("%s", self._explain(error))
                     self._failure = self._explain(error)
                     self._failures += 1
                     self._hurry = self._committed
                     self._changed.notify_all()
                 continue
             with self._changed:
-                for _ in group:
-                    table, row = self._queue.popleft()
-                    if table is _decisions and self._waiting.get(row[_EVENT_ID]) is row:
-                        del self._waiting[row[_EVENT_ID]]
-                    elif table is _labels:
-                        rows = self._waiting_labels[row[_EVENT_ID]]
-                        rows.pop(0)
-                        if not rows:
-                            del self._waiting_labels[row[_EVENT_ID]]
+                for parcel in parcels:
+                    self._queue.popleft()
+                    self._queued -= parcel.size
+                    for table, row in parcel.rows():
+                        event_id = row[_EVENT_ID]
+                        if table is _decisions and self._waiting.get(event_id, _NOWHERE)[0] is parcel:
+                            del self._waiting[event_id]
+                        elif table is _labels:
+                            rows = self._waiting_labels[event_id]
+                            rows.pop(0)
+                            if not rows:
+                                del self._waiting_labels[event_id]
                 self._committed += len(group)
                 self._failure = None
                 self._changed.notify_all()
+
+    def _group(self) -> list[_Parcel]:
+        """Parcels for one commit, holding the lock: GROUP_ENTRIES entries, more where the last has more."""
+        parcels: list[_Parcel] = []
+        size = 0
+        for parcel in self._queue:
+            parcels.append(parcel)
+            size += parcel.size
+            if size >= GROUP_ENTRIES:
+                break
+        return parcels
 
     def _commit(self, group: Sequence[tuple[sa.Table, Row]]) -> None:
         """Write one group in one transaction, numbered after everything that is in the file."""
@@ -616,7 +662,57 @@ _policies = sa.Table(
 )
 
 
+_NOWHERE: tuple[None, int] = (None, 0)
 _EVENT_ID = 1  # the column, in `decisions` and in `labels`
+
+
+def _pack(entry: AnyEntry) -> tuple[sa.Table, Row]:
+    match entry:
+        case Entry():
+            return _decisions, (
+                0,
+                entry.event_id,
+                entry.decision_id,
+                entry.event_time_ms,
+                entry.type,
+                entry.action,
+                entry.risk,
+                entry.decision.decode(),
+                _event_json(entry.event),
+                entry.row,
+                entry.policy,
+                entry.features,
+                msgspec.json.encode(entry.flags).decode(),
+                entry.trace,
+                entry.content,
+            )
+        case LabelEntry():
+            return _labels, (
+                0,
+                entry.event_id,
+                entry.label,
+                entry.time_ms,
+                entry.source,
+                entry.received_ms,
+            )
+        case EditEntry():
+            return _edits, (
+                0,
+                entry.kind,
+                entry.op,
+                entry.name,
+                entry.entity,
+                f"{entry.key:016x}",
+                None if entry.value is None else entry.value.decode(),
+                entry.expires_ms,
+                entry.reason,
+                entry.author,
+                entry.time_ms,
+            )
+        case ReleaseEntry():
+            return _releases, (0, entry.event_id, entry.time_ms)
+        case PolicyEntry():
+            return _policies, (0, entry.fingerprint, entry.time_ms)
 
 
 def _entry(row: Row) -> Entry:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 
 from riskengine import Decision, Engine, EventError, PolicyError, RiskEngineError
+from riskengine import journal as journal_module
 from riskengine.errors import Problem
-from riskengine.journal import Journal, LabelEntry
+from riskengine.journal import Entry, Journal, JournalError, LabelEntry, PolicyEntry, unpack_row
 
 T0 = 1_794_326_400_000
 HOUR = 3_600_000
@@ -22,7 +26,10 @@ POLICY: dict[str, Any] = {
     "entities": {"user": "user_id", "device": "device_id", "campaign": "campaign_id"},
     "events": {"coupon_claim": {"required": ["user_id"]}},
     "lists": {"blocked": {"of": ["user", "device"]}},
-    "tables": {"campaigns": {"key": "campaign", "columns": {"stopped": "bool"}}},
+    "tables": {
+        "campaigns": {"key": "campaign", "columns": {"stopped": "bool"}},
+        "notes": {"key": "campaign", "columns": {"said": "string", "stops": "time"}},
+    },
     "features": {"claims_1h": {"count": "coupon_claim", "by": "user", "over": "1h"}},
     "limits": {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}},
     "rules": {
@@ -238,6 +245,191 @@ def test_the_journal_answers_when_the_claim_is_gone(
         assert "u1" not in json.dumps(entry.event)
         labels = [label for label in journal.replay() if isinstance(label, LabelEntry)]
         assert [(label.event_id, label.label, label.source) for label in labels] == [("e1", "fraud", "bank")]
+
+
+def journaled(url: str) -> list[Entry]:
+    with Journal.open(url, create=False) as journal:
+        return [entry for entry in journal.replay() if isinstance(entry, Entry)]
+
+
+def test_nothing_raw_about_a_person_is_journaled(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    event = claim(
+        "e1", "alice", device_id="d-77", phone="+8613800138000", ip="203.0.113.77", user_agent="Browser 7",
+        location={"lat": 31.23456, "lon": 121.45678}, region="SH", amount=10, phone_verified=True,
+        account_created="2020-01-01T00:00:00Z", email="a@example.com", card=6222020200112233, tries=3,
+    )  # fmt: skip
+    with Engine.open(write(), clock=clock, journal=url) as engine:
+        engine.score(event)
+        engine.score_columns(pa.RecordBatch.from_pylist([{**event, "event_id": "e2"}]))
+    one, two = journaled(url)
+    hashed = {"user_id", "device_id", "phone", "ip", "user_agent", "email", "card"}
+    assert {name for name, value in one.event.items() if str(value).startswith("#")} == hashed
+    assert {name: value for name, value in one.event.items() if name not in hashed} == {
+        "event_id": "e1", "type": "coupon_claim", "time": T0, "location": {"lat": 31.2, "lon": 121.5},
+        "region": "SH", "amount": 10, "phone_verified": True, "tries": 3,
+        "account_created": 1_577_836_800_000,
+    }  # fmt: skip
+    assert {**two.event, "event_id": "e1"} == one.event
+    raw = (tmp_path / "journal.db").read_bytes()
+    for secret in (
+        "alice",
+        "d-77",
+        "13800138000",
+        "203.0.113",
+        "Browser",
+        "31.23",
+        "a@ex",
+        "6222020200112233",
+    ):
+        assert secret.encode() not in raw
+
+
+def test_an_event_is_journaled_as_its_own_policy_sees_it(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    entities = {**POLICY["entities"], "region": "region", "wallet": "wallet_id"}
+    event = claim("e1", region="SH", wallet_id="w1", grade=5)
+    with Engine.open(write(), clock=clock, journal=url) as engine:
+        engine.score(event)
+        events = {"coupon_claim": {"fields": {"note": "string"}}}
+        engine.reload(write("more", entities=entities, events=events))
+        engine.score({**event, "event_id": "e2", "note": "said"})
+        engine.reload(write("less", events={"coupon_claim": {"fields": {"wallet_id": "string"}}}))
+        engine.score({**event, "event_id": "e3", "note": "said"})
+        prints = engine.fingerprint
+    before, between, after = (entry.event for entry in journaled(url))
+    assert (before["region"], between["region"], after["region"]) == ("SH", between["region"], "SH")
+    assert between["region"].startswith("#")
+    assert between["wallet_id"] == before["wallet_id"] != "w1"  # undeclared text is hashed like any other
+    assert after["wallet_id"] == "w1"
+    assert between["note"] == "said"
+    assert after["note"].startswith("#")
+    with Journal.open(url) as journal:
+        policies = [entry for entry in journal.replay() if isinstance(entry, PolicyEntry)]
+    assert len(policies) == 3
+    assert policies[-1].fingerprint == prints
+
+
+def test_whatever_an_event_carries_is_journaled(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    odd: dict[str, Any] = {
+        "half": "\ud800", "half\udc00": 1, "nan": float("nan"), "inf": float("inf"), "set": {1},
+        "bytes": b"x", "object": object(), "deep": deep, "list": ["138"], "huge": 10**5000, "yes": True,
+        "none": None,
+    }  # fmt: skip
+    events = [claim(f"e{i}") for i in range(9)]
+    events[4] |= odd
+    with Engine.open(write(), clock=clock, journal=url) as engine:
+        assert all(isinstance(result, Decision) for result in engine.score_many(events))
+        assert engine.score(events[4]).event_id == "e4"
+    kept = journaled(url)
+    assert [entry.event_id for entry in kept] == [f"e{i}" for i in range(9)]
+    own = {name: value for name, value in kept[4].event.items() if name not in claim("e4")}
+    assert own.pop("half").startswith("#")
+    assert own.pop("huge").startswith("#")
+    assert own == {
+        "half?": 1, "nan": None, "inf": None, "set": "<set>", "bytes": "<bytes>", "object": "<object>",
+        "deep": "<list>", "list": "<list>", "yes": True, "none": None,
+    }  # fmt: skip
+    while deep:  # a list so deep would take C's stack to forget
+        deep = deep[0]
+
+
+def test_what_is_journaled_is_what_was_decided_and_served(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Whatever the caller does to its events afterwards."""
+    url = f"sqlite:///{tmp_path}/journal.db"
+    features = {
+        "before": {"previous": "region", "by": "user"},
+        "claims_1h": {"count": "coupon_claim", "by": "user", "over": "1h"},
+        "place": {"previous": "location", "by": "user"},
+        "half": {"value": "claims_1h / 2 > 0.5"},
+        "was": {"previous": "channel", "by": "user"},
+        "mean": {"mean": "amount", "on": "coupon_claim", "by": "user", "over": "1h"},
+    }
+    decisions = []
+    with Engine.open(write(features=features), clock=clock, journal=url) as engine:
+        for i in range(3):
+            event = claim(f"e{i}", region=f"R{i}", location={"lat": i, "lon": -i})
+            decisions.append(engine.score(event, features=True))
+            event["location"]["lat"] = event["region"] = "changed"
+            event.clear()
+    kept = journaled(url)
+    assert [entry.event["region"] for entry in kept] == ["R0", "R1", "R2"]
+    assert [entry.event["location"]["lat"] for entry in kept] == [0.0, 1.0, 2.0]
+    nan = float("nan")
+    rows = [unpack_row(entry.row) for entry in kept]
+    assert repr(rows) == repr([
+        [None, 1.0, nan, nan, 0.0, None, nan],
+        ["R0", 2.0, 0.0, 0.0, 1.0, None, nan],
+        ["R1", 3.0, 1.0, -1.0, 1.0, None, nan],
+    ])  # fmt: skip
+    for decision, entry in zip(decisions, kept, strict=True):
+        answer = msgspec.json.decode(entry.decision, type=Decision)
+        assert answer == msgspec.structs.replace(decision, features=msgspec.UNSET)
+        assert (entry.action, entry.type, entry.event_time_ms) == (decision.action, "coupon_claim", T0)
+
+
+def test_a_journal_that_cannot_be_written_stops_the_traffic_before_it_is_counted(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(journal_module, "QUEUE_ENTRIES", 5)
+    file = tmp_path / "journal.db"
+    with Engine.open(write(), clock=clock, journal=f"sqlite:///{file}") as engine:
+        lock = sqlite3.connect(file, isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        first = engine.score_many([claim(f"e{i}") for i in range(6)])
+        with pytest.raises(JournalError, match="neither counted nor decided"):
+            engine.score(claim("x"))
+        lock.execute("ROLLBACK")
+        lock.close()
+        answers: list[Decision | EventError] = []
+        while not answers:  # the writer tries again by and by
+            with contextlib.suppress(JournalError):
+                answers = engine.score_many([claim(f"e{i}") for i in range(6)])
+        assert answers == first
+        assert engine.score(claim("x"), features=True).features == {"claims_1h": 7.0}
+    assert len(journaled(f"sqlite:///{file}")) == 7
+
+
+def test_words_that_cannot_be_written_are_refused(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One of them in the journal's queue would stop all that comes after it."""
+    half = "a\ud800"
+    with Engine.open(write(), clock=clock, journal=f"sqlite:///{tmp_path}/journal.db") as engine:
+        engine.score(claim("e1", campaign_id="c1"))
+        refused: list[tuple[str, Callable[[], object]]] = [
+            ("/event_id", lambda: engine.label(half, "fraud")),
+            ("/source", lambda: engine.label("e1", "fraud", source=half)),
+            ("/event_id", lambda: engine.release(half)),
+            ("/value", lambda: engine.list_put("blocked", "user", half)),
+            ("/reason", lambda: engine.list_put("blocked", "user", "u1", reason=half)),
+            ("/author", lambda: engine.list_put("blocked", "user", "u1", author=half)),
+            ("/value", lambda: engine.list_get("blocked", "user", half)),
+            ("/key", lambda: engine.table_put("campaigns", half, {"stopped": True})),
+            ("/key", lambda: engine.table_delete("campaigns", half)),
+            ("/stops", lambda: engine.table_put("notes", "c1", {"stops": "soon"})),
+            ("/said", lambda: engine.table_put("notes", "c1", {"said": half})),
+        ]
+        for pointer, call in refused:
+            with pytest.raises(EventError) as caught:
+                call()
+            assert [problem.pointer for problem in caught.value.problems] == [pointer]
+        assert engine.label("e1", "fraud")
+        engine.table_put("notes", "c1", {"said": "fine", "stops": T0})
 
 
 def test_release_returns_a_grant_once(clock: Clock, write: Callable[..., Path]) -> None:

@@ -26,8 +26,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # arithmetic on them
     ("ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
-    ("features", "rules", "forest", "stores", "journal"),
-    ("sections", "policy", "compiled", "engine"),
+    ("features", "rules", "forest", "stores", "journal", "masking"),
+    ("sections", "policy", "compiled", "served", "engine"),
     ("replay",),
     # consumers of the engine and of replay
     ("check", "ruletest", "training", "backtest", "simulate", "service"),

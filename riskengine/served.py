@@ -1,0 +1,78 @@
+"""A judged batch on its way to the journal: frozen when it is decided, masked and encoded by the writer.
+
+On the caller's side that is a copy of the row's columns and a shallow one of each event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from riskengine.compiled import Policy
+from riskengine.decision import Decision
+from riskengine.features import Touches, text_at
+from riskengine.journal import Entry
+
+_JSON = msgspec.json.Encoder()
+_PACK = msgspec.msgpack.Encoder()
+
+
+class Served:
+    """Decisions (n) with all that the journal keeps beside them: a `journal.Pending`.
+
+    It holds on to the arrays of the batch, which nobody changes once they are filled.
+    """
+
+    __slots__ = ("_cells", "_decisions", "_events", "_found", "_masks", "_policy", "event_ids")
+
+    def __init__(self, policy: Policy, found: Touches, decisions: Sequence[Decision]) -> None:
+        raw = found.batch.raw
+        self.event_ids = found.batch.ids
+        self._policy = policy
+        self._found = found.batch, found.strings
+        self._decisions = decisions
+        self._cells = found.cells[policy.row_columns]
+        self._masks = found.masks.copy()
+        # The caller may change its dicts from now on; the rows of an Arrow batch never change.
+        self._events = [dict(event) for event in raw] if isinstance(raw, list) else raw
+
+    def entries(self) -> list[Entry]:
+        """One entry a decision, with nothing raw about a person in it."""
+        policy, (batch, strings) = self._policy, self._found
+        contents = batch.content.tobytes()
+        rows: list[list[float | str | None]] = self._cells.T.tolist()
+        for place, column in policy.row_texts:
+            for i, row in enumerate(rows):
+                row.insert(place, text_at(strings, column, i))
+        events = policy.masking.mask(batch, self._events)
+        layout = policy.features.fingerprint
+        return [
+            Entry(
+                event_id=decision.event_id,
+                decision_id=decision.decision_id,
+                event_time_ms=decision.time,
+                type=policy.schema.types[type_index],
+                action=decision.action,
+                risk=decision.risk,
+                decision=_JSON.encode(msgspec.structs.replace(decision, features=msgspec.UNSET)),
+                event=event,
+                row=_PACK.encode(row),
+                policy=policy.fingerprint,
+                features=layout,
+                flags=decision.flags,
+                trace=_PACK.encode((layout, keys, masks)),
+                content=contents[16 * i : 16 * i + 16],
+            )
+            for i, (decision, type_index, event, row, keys, masks) in enumerate(
+                zip(
+                    self._decisions,
+                    batch.type_index.tolist(),
+                    events,
+                    rows,
+                    batch.keys.tolist(),
+                    self._masks.tolist(),
+                    strict=True,
+                )
+            )
+        ]
