@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 import numpy as np
@@ -72,8 +72,16 @@ _TEXT_TYPES = ("string", "phone", "ip")
 _ENVELOPE = ("event_id", "time", "follows")
 _QUICK, _EXACT, _SLOW = range(3)  # how closely events are looked at
 
+_NO_FLAGS: tuple[bool, ...] = ()
+_UNREADABLE = (
+    Problem(
+        "", "unreadable", "this event fails when it is read, or says something else each time", "plain values"
+    ),
+)
+
 Event = Mapping[str, object]
 Errors = dict[int, EventError]
+_Packed = tuple[Bytes, int, Ints, Floats]
 
 
 class Batch(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -220,7 +228,8 @@ class Schema:
             packed = found.pack(self._tail)
             if packed is not None:
                 break
-        assert packed is not None  # read slowly, every value is what it seems
+        else:  # read slowly, every value is what it seems, unless an event says something else each time
+            found, packed = self._gather_apart(events, nows)
         text, used, ends, values = packed
         raw = list(events)
         index = np.arange(len(events))
@@ -235,6 +244,24 @@ class Schema:
         follows = found.all_follows()
         batch = self._finish(cells, filled, text, used, nows, found.ids, follows, raw, index, found.errors)
         return batch, found.errors
+
+    def _gather_apart(self, events: Sequence[Event], nows: Ints) -> tuple[_Gathered, _Packed]:
+        """Gather slowly what each event says by itself, and leave out those that nothing can be made of."""
+        left = list(events)
+        for i, event in enumerate(events):
+            alone = _Gathered(self._plans)
+            alone.gather(self, [event], nows[i : i + 1], _SLOW)
+            if alone.pack(0) is None:
+                left[i] = _Unreadable()
+        found = _Gathered(self._plans)
+        found.gather(self, left, nows, _SLOW)
+        packed = found.pack(self._tail)
+        if packed is None:  # what was sound alone is not any more: refuse them all rather than guess
+            found = _Gathered(self._plans)
+            found.gather(self, [_Unreadable()] * len(events), nows, _SLOW)
+            packed = found.pack(self._tail)
+        assert packed is not None  # it is empty
+        return found, packed
 
     def parse_columns(self, events: Any, now: int | Ints) -> tuple[Batch, Errors]:
         """Parse the rows of an Arrow record batch or table; else as `parse`.
@@ -301,9 +328,7 @@ class Schema:
             return batch
         state = cells.scratch[:n]
         for i in np.flatnonzero(state == BAD).tolist():
-            problems = read(self.definition, raw[i], int(now[i])).problems
-            assert problems, "a kernel refused an event that has no problem"
-            errors[int(index[i])] = EventError(problems)
+            errors[int(index[i])] = EventError(_problems(self.definition, raw[i], int(now[i])))
         return batch.take(np.flatnonzero(state == GOOD))
 
     def _help(
@@ -328,9 +353,7 @@ class Schema:
                 name = self.numbers[column - strings]
                 digits = self.definition.fields[name].digits
                 assert digits is not None  # only a number with a unit has halves
-                given = raw[i][name]
-                number = float(cells.numbers[i, column - strings])
-                minor = quantise(int(given) if isinstance(given, int | np.integer) else number, digits)
+                minor = quantise(_exact(raw[i], name, float(cells.numbers[i, column - strings])), digits)
                 cells.numbers[i, column - strings] = (
                     minor / 10**digits if digits >= 0 else minor * 10.0**-digits
                 )
@@ -515,25 +538,32 @@ class _Gathered:
         for i, event in enumerate(events):
             try:
                 plan = shapes[(event["type"], *event)]
-                found = () if plan is None else plan.numbers(event)
+                if plan is not None:
+                    found = plan.numbers(event)
+                    strings = plan.strings(event)
+                    flags = _NO_FLAGS if plan.bools is None else plan.bools(event)
             except Exception:  # whatever is no mapping fails here in its own way
                 plan = None
             if plan is None:
-                closer = self._look(schema, event, int(nows[i]), care)
-                if isinstance(closer, EventError):
-                    self.errors[i] = closer
+                try:
+                    closer = self._look(schema, event, int(nows[i]), care)
+                    if isinstance(closer, EventError):
+                        self.errors[i] = closer
+                        continue
+                    plan, event = closer
+                    found = plan.numbers(event)
+                    strings = plan.strings(event)
+                    flags = _NO_FLAGS if plan.bools is None else plan.bools(event)
+                except Exception:  # a mapping of its own kind, which fails, or which changes as it is read
+                    self.errors[i] = EventError(_UNREADABLE)
                     continue
-                plan, event = closer
-                found = plan.numbers(event)
-            strings = plan.strings(event)
             if plan.follows:
                 self.follows[len(ids)] = strings[1]
             ids.append(strings[0])
             rows.append(plan.index)
             texts += strings
             numbers += found
-            if plan.bools is not None:
-                bools += plan.bools(event)
+            bools += flags
 
     def _look(self, schema: Schema, event: Event, now: int, care: int) -> tuple[_Plan, Event] | EventError:
         """The plan of one event by the types of its values, or by reading it."""
@@ -551,7 +581,7 @@ class _Gathered:
         self.plans.remember(event, reading, plan)
         return plan, reading.values
 
-    def pack(self, room: int) -> tuple[Bytes, int, Ints, Floats] | None:
+    def pack(self, room: int) -> _Packed | None:
         """What `intake.finish` wants: all texts and `room` bytes an event, how much is used, ends, values.
 
         None if a value has not the type its plan wants.
@@ -581,6 +611,30 @@ class _Gathered:
     def all_follows(self) -> list[str | None] | None:
         follows = {i: text for i, text in self.follows.items() if text.strip(ASCII_SPACE)}
         return [follows.get(i) for i in range(len(self.ids))] if follows else None
+
+
+class _Unreadable(dict[str, object]):
+    """What stands for an event that nothing can be made of."""
+
+    def get(self, name: str, default: object = None) -> NoReturn:
+        raise KeyError(name)
+
+
+def _problems(definition: Definition, event: Event, now: int) -> Sequence[Problem]:
+    """What is wrong with an event that a kernel refused."""
+    try:
+        return read(definition, event, now).problems or _UNREADABLE
+    except Exception:  # as in `_Gathered.gather`
+        return _UNREADABLE
+
+
+def _exact(event: Event, name: str, number: float) -> int | float:
+    """The whole number that a cell was made of, where it was one: a float64 may be a little off."""
+    try:
+        given = event[name]
+        return int(given) if isinstance(given, int | np.integer) and float(given) == number else number
+    except Exception:  # as in `_Gathered.gather`
+        return number
 
 
 def _signature(event: Event) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ import msgspec
 
 from riskengine.compiled import Policy
 from riskengine.decision import Decision
+from riskengine.event import Event
 from riskengine.features import Touches, text_at
 from riskengine.journal import Entry
 
@@ -35,7 +36,7 @@ class Served:
         self._cells = found.cells[policy.row_columns]
         self._masks = found.masks.copy()
         # The caller may change its dicts from now on; the rows of an Arrow batch never change.
-        self._events = [dict(event) for event in raw] if isinstance(raw, list) else raw
+        self._events = [_copy(event) for event in raw] if isinstance(raw, list) else raw
 
     def entries(self) -> list[Entry]:
         """One entry a decision, with nothing raw about a person in it."""
@@ -76,3 +77,10 @@ class Served:
                 )
             )
         ]
+
+
+def _copy(event: Event) -> Event:
+    try:
+        return dict(event)
+    except Exception:  # a mapping of its own kind, which was read before and now fails: it has been counted
+        return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from types import MappingProxyType
@@ -643,6 +644,57 @@ def test_a_poisoned_event_fails_alone(case: str) -> None:
     assert list(errors) == [2]
     assert batch.index.tolist() == [0, 1, 3, 4]
     same(batch, SCHEMA.parse(several, NOW)[0])
+
+
+class Moody(Mapping[str, Any]):
+    """An event that says something else at each reading, or nothing."""
+
+    def __init__(self, name: str, *says: Any) -> None:
+        self.event = claim(event_id="moody", region="BJ", verified=True, location={"lat": 1, "lon": 2})
+        self.name, self.says, self.asked = name, says, 0
+
+    def __getitem__(self, name: str) -> Any:
+        if name != self.name:
+            return self.event[name]
+        self.asked += 1
+        said = self.says[min(self.asked, len(self.says)) - 1]
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.event)
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+
+MOODS: dict[str, list[Any]] = {
+    "amount": [1.5, "x", 10**400, float("nan"), 2**60, KeyError("amount"), 0.125, None],
+    "verified": [True, 1, ValueError("138"), None],
+    "region": ["SH", "\ud800", 7, "é" * 3000, RecursionError(), None],
+    "location": [{"lat": 1, "lon": 2}, {"lat": "1"}, {"lat": 91, "lon": 0}, TypeError()],
+    "event_id": ["moody", 3, "", RuntimeError()],
+    "type": ["claim", "clam", [], OSError()],
+    "time": [NOW, "soon", NOW + 10**9, 1.5, ZeroDivisionError()],
+}
+
+
+@pytest.mark.parametrize("name", MOODS)
+def test_an_event_that_changes_as_it_is_read_fails_alone(name: str) -> None:
+    schema = Schema.compile(DEFINITION, KEY)
+    good = [claim(event_id=f"e{i}", region="上海", amount=1.005) for i in range(3)]
+    schema.parse([Moody("none").event], NOW)  # a shape that is known
+    expected = schema.parse(good, NOW)[0]
+    for says in itertools.product(MOODS[name], repeat=3):
+        batch, errors = schema.parse([good[0], Moody(name, *says), *good[1:]], NOW)
+        assert set(errors) <= {1}
+        rows = np.flatnonzero(batch.index != 1)
+        for cells in ("event_hash", "content", "keys", "str_hash", "numbers", "time"):
+            np.testing.assert_array_equal(
+                getattr(batch, cells)[rows], getattr(expected, cells), err_msg=cells
+            )
+        assert all("138" not in str(error) for error in errors.values())
 
 
 def test_problems_read_well() -> None:
