@@ -712,7 +712,7 @@ class _Compiler:
             fixed_at = 2 + (len(of_region) + 1) // 2
             fixed = 0
             growth = 0
-            window_at: dict[int, int] = {}
+            window_at: dict[tuple[int, int], int] = {}
             for cell in entity.cells:
                 words = cell.words
                 at = fixed
@@ -725,7 +725,9 @@ class _Compiler:
                 else:
                     fixed += words
                 widest = max(widest, words)
-                window_at[id(cell)] = len(windows)
+                # The finest first: a wider window's sums go on from a narrower one's; periods come last.
+                order = sorted(range(len(cell.windows)), key=lambda w: _fineness(cell.windows[w]))
+                window_at.update({(id(cell), w): len(windows) + place for place, w in enumerate(order)})
                 cells.append(
                     (
                         cell.kind,
@@ -742,18 +744,25 @@ class _Compiler:
                 for op, source in cell.columns:
                     slot = entity.slots[MINOR, source][0] if source else 0
                     columns_of.append((op, slot))
-                windows.extend(_window_row(w) for w in cell.windows)
+                windows.extend(_window_row(cell.windows[w]) for w in order)
                 label = {None: EVENT, "fraud": FRAUD, "legit": LEGIT}[cell.label]
                 where = before[cell.where.source] if cell.where is not None else -1
                 movers.append((where, cell.needs, label))
                 moves.append([t in cell.types for t in self.schema.types])
             cell_at = {id(cell): first_cell + c for c, cell in enumerate(entity.cells)}
             for feature, cell, window, own, other in sorted(
-                entity.reads, key=lambda r: (cell_at[id(r[1])], r[2])
+                entity.reads, key=lambda r: (cell_at[id(r[1])], window_at.get((id(r[1]), r[2]), -1))
             ):
                 reads.append(
                     self._read(
-                        feature, cell_at, cell, window_at[id(cell)] + window, own, other, columns, texts
+                        feature,
+                        cell_at,
+                        cell,
+                        window_at.get((id(cell), window), -1),
+                        own,
+                        other,
+                        columns,
+                        texts,
                     )
                 )
             for (kind, source), (at, digits) in entity.slots.items():
@@ -888,6 +897,10 @@ def _window_row(window: Window) -> tuple[int, int, int, int]:
     if window.kind == "over":
         return ledger.SLIDING, window.bucket_ms, window.width_ms // window.bucket_ms, window.delay_ms
     return calendar.KINDS[window.kind], 0, 1, window.delay_ms
+
+
+def _fineness(window: Window) -> tuple[bool, int, int]:
+    return window.kind != "over", window.bucket_ms, window.width_ms + window.delay_ms
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> Int64s:

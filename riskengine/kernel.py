@@ -19,8 +19,10 @@ from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+from llvmlite import ir
 from numba import types
-from numba.core import caching
+from numba.core import caching, cgutils
+from numba.extending import intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,6 +78,29 @@ def _plain(given: Any) -> Any:
     unliteral: Any = types.unliteral  # it has no types
     kind = unliteral(given)
     return types.int64 if kind in types.signed_domain else kind
+
+
+def _prefetch(array: Any, at: int) -> None:
+    """Ask for the cache line of array[at] (one dimension, contiguous), which will be read soon."""
+
+
+def _typed_prefetch(typing: Any, array: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(first, [arguments[1]]), cgutils.voidptr_t)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            (cgutils.voidptr_t,),
+            ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, *[ir.IntType(32)] * 3]),
+        )
+        reading, often, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
+        builder.call(function, [place, reading, often, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+prefetch: Callable[[Any, int], None] = _prefetch if numba.config.DISABLE_JIT else intrinsic(_typed_prefetch)
 
 
 class _Locator(caching._CacheLocator):

@@ -184,12 +184,6 @@ def window_of(plan: Int64s, window: int, what: int) -> int:
 
 
 @jit
-def read_of(plan: Int64s, feature: int, what: int) -> int:
-    """Field R_* of a stored feature."""
-    return plan[np.uint64(plan[P_READS] + feature * R_SIZE + what)]  # type: ignore[no-any-return]  # as above
-
-
-@jit
 def slot_of(plan: Int64s, slot: int, what: int) -> int:
     """Field S_* of a slot."""
     return plan[np.uint64(plan[P_SLOTS] + slot * S_SIZE + what)]  # type: ignore[no-any-return]  # as above
@@ -595,27 +589,16 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
         kind = cell_of(plan, cell, C_KIND)
         first = cell_of(plan, cell, C_WINDOWS)
         n_windows = cell_of(plan, cell, C_WINDOWS_N)
-        horizon = dead_before(plan, first, n_windows, newest)
         begin = write
+        if kind == TIMELINE:
+            write = tidy_timeline(plan, words, cell, read, n, write, newest)
+            set_count(words, s, region, (write - begin) // size)
+            read += n * size
+            continue
+        horizon = dead_before(plan, first, n_windows, newest)
         for _ in range(n):
             keep = True
-            if kind == TIMELINE:
-                t = words[read]
-                keep = t >= horizon and (horizon != NONE or not all_dead(plan, first, n_windows, t, newest))
-                if (
-                    keep
-                    and write > begin
-                    and indistinct(plan, first, n_windows, words[write - size], words[read], newest)
-                ):
-                    words[write - size] = words[read]
-                    for k in range(1, size):
-                        op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
-                        if op == LEAST or op == GREATEST:
-                            words[write - size + k] = extreme(op, words[write - size + k], words[read + k])
-                        else:
-                            words[write - size + k] += words[read + k]
-                    keep = False
-            elif kind == MEMBERS:
+            if kind == MEMBERS:
                 t = words[read + 1]
                 keep = t >= horizon and (horizon != NONE or not all_dead(plan, first, n_windows, t, newest))
             elif kind == HOLDS:
@@ -629,6 +612,72 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
             read += size
         set_count(words, s, region, (write - begin) // size)
     set_used(words, s, write - s)
+
+
+@jit
+def tidy_timeline(plan: Int64s, words: Int64s, cell: int, read: int, n: int, write: int, newest: int) -> int:
+    """Move `n` entries from word `read` to word `write`, the dead left out, the indistinct merged.
+
+    Return where they end. Entries ascend in time: an entry is another one than those before it from `edge`
+    on, where a bucket of a sliding window that is alive ends or where one comes alive.
+    """
+    size = cell_of(plan, cell, C_WORDS)
+    column = cell_of(plan, cell, C_COLUMNS)
+    first = cell_of(plan, cell, C_WINDOWS)
+    last = first + cell_of(plan, cell, C_WINDOWS_N)
+    periods = first  # sliding windows stand before periods
+    horizon = NEVER_MS
+    while periods < last and window_of(plan, periods, W_KIND) == SLIDING:
+        horizon = min(horizon, alive_from(plan, periods, newest))
+        periods += 1
+    kept = NONE  # time of the entry before `write`
+    edge = NEVER_MS
+    for _ in range(n):
+        t = words[read]
+        if kept == NONE:
+            if t < horizon and all_dead(plan, periods, last - periods, t, newest):
+                read += size
+                continue
+        elif t < edge and indistinct(plan, periods, last - periods, kept, t, newest):
+            words[write - size] = t
+            for k in range(1, size):
+                op = column_of(plan, column + k - 1, K_OP)
+                if op == LEAST or op == GREATEST:
+                    words[write - size + k] = extreme(op, words[write - size + k], words[read + k])
+                else:
+                    words[write - size + k] += words[read + k]
+            kept = t
+            read += size
+            continue
+        if t >= edge or kept == NONE:
+            edge = edge_after(plan, first, periods, t, newest)
+        if write != read:
+            for k in range(size):
+                words[write + k] = words[read + k]
+        kept = t
+        write += size
+        read += size
+    return write
+
+
+@jit_inline
+def alive_from(plan: Int64s, window: int, newest: int) -> int:
+    """Time from which records are in a bucket of a sliding window that can still be counted."""
+    return (last_dead(plan, window, newest) + 1) * window_of(plan, window, W_BUCKET)
+
+
+@jit_inline
+def edge_after(plan: Int64s, first: int, last: int, t: int, newest: int) -> int:
+    """Time from which the sliding windows `first` to `last` tell a record from an earlier one of time `t`."""
+    edge = NEVER_MS
+    for w in range(first, last):
+        alive = alive_from(plan, w, newest)
+        if t < alive:
+            edge = min(edge, alive)
+            continue
+        width = window_of(plan, w, W_BUCKET)
+        edge = min(edge, (t // width + 1) * width)
+    return edge
 
 
 # ---- limits: a state machine over the order of the log ----------------------------------------------
@@ -688,18 +737,18 @@ def read(
     of two timelines and 16 words.
     """
     known = words[s] != NONE and t - words[s] <= entity_of(plan, e, E_RETENTION)
-    first = entity_of(plan, e, E_READS)
     fixed = s + entity_of(plan, e, E_FIXED)
     done_cell = -1
     done_window = -1
     summed = 0
-    for f in range(first, first + entity_of(plan, e, E_READS_N)):
-        if read_of(plan, f, R_BEFORE) != before:
+    first = plan[P_READS] + entity_of(plan, e, E_READS) * R_SIZE
+    for f in range(first, first + entity_of(plan, e, E_READS_N) * R_SIZE, R_SIZE):
+        if plan[np.uint64(f + R_BEFORE)] != before:
             continue
-        op = read_of(plan, f, R_OP)
-        cell = read_of(plan, f, R_CELL)
-        window = read_of(plan, f, R_WINDOW)
-        out = read_of(plan, f, R_OUT)
+        op = plan[np.uint64(f + R_OP)]
+        cell = plan[np.uint64(f + R_CELL)]
+        window = plan[np.uint64(f + R_WINDOW)]
+        out = plan[np.uint64(f + R_OUT)]
         if op <= RATE:
             if cell != done_cell or window != done_window:
                 summed = summed if cell == done_cell else 0
@@ -728,14 +777,14 @@ def read(
             elif op == PREVIOUS_TEXT:
                 for k in range(TEXT_WORDS):  # an entity's value has its hash only (R_EXTRA is 1)
                     texts[i, out * TEXT_WORDS + k] = 0
-                    if there and k < read_of(plan, f, R_EXTRA):
+                    if there and k < plan[f + R_EXTRA]:
                         texts[i, out * TEXT_WORDS + k] = words[at + 2 + k]
             elif op == PREVIOUS_LOCATION:
                 cells[out, i] = latitude(words[at + 2]) if there else np.nan
                 cells[out + 1, i] = longitude(words[at + 2]) if there else np.nan
             else:
                 cells[out, i] = np.nan
-                place = read_of(plan, f, R_OTHER)  # column of the event's latitude; longitude follows
+                place = plan[f + R_OTHER]  # column of the event's latitude; longitude follows
                 if there and t > words[at]:
                     km = haversine_km(
                         latitude(words[at + 2]),
@@ -837,10 +886,10 @@ def aggregate(
     known: bool,
     scratch: Int64s,
 ) -> float:
-    """The value of one windowed feature from the sums of its timeline."""
-    a = scratch[np.uint64(read_of(plan, f, R_COLUMN))]
-    b = scratch[np.uint64(read_of(plan, f, R_COLUMN2))]
-    digits = read_of(plan, f, R_DIGITS)
+    """The value of one windowed feature, whose row of Plan.reads begins at plan[f], from its sums."""
+    a = scratch[np.uint64(plan[np.uint64(f + R_COLUMN)])]
+    b = scratch[np.uint64(plan[np.uint64(f + R_COLUMN2)])]
+    digits = plan[np.uint64(f + R_DIGITS)]
     if op == COUNT:
         return float(a)
     if op == SUM:
@@ -852,13 +901,13 @@ def aggregate(
     if op == STD:
         if a < 2:
             return np.nan
-        high = scratch[np.uint64(read_of(plan, f, R_OTHER))]
-        low = scratch[np.uint64(read_of(plan, f, R_EXTRA))]
+        high = scratch[np.uint64(plan[f + R_OTHER])]
+        low = scratch[np.uint64(plan[f + R_EXTRA])]
         spread = variance_numerator(a, b, high, low, scratch, len(scratch) - 16)
         return unscaled(math.sqrt(spread / (float(a) * float(a - 1))), digits)
     base = len(scratch) // 2
-    window_sums(plan, words, s, e, read_of(plan, f, R_OTHER), window, t, known, scratch, base, 0)
-    total = scratch[base + read_of(plan, f, R_COLUMN2)]
+    window_sums(plan, words, s, e, plan[f + R_OTHER], window, t, known, scratch, base, 0)
+    total = scratch[base + plan[f + R_COLUMN2]]
     return a / total if total > 0 else np.nan
 
 

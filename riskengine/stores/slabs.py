@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riskengine import ledger
 from riskengine.decision import DENY
-from riskengine.kernel import jit, jit_allocating
+from riskengine.kernel import jit, jit_allocating, jit_inline, prefetch
 from riskengine.ledger import (
     E_CELLS,
     E_CELLS_N,
@@ -55,6 +55,9 @@ CLASSES: Final = len(SIZES)
 FREE_SLOT: Final = 0  # refs of a slot never used, and of one whose entity was forgotten
 TOMBSTONE: Final = -1
 EVICT_SAMPLE: Final = 32
+AHEAD: Final = 4  # keys between calling memory in and using it, at each of three steps
+LINE: Final = 8  # words of a cache line
+LINES_MAX: Final = 48  # called in at most, of one slab
 
 # `meta`: counters, then (from FREE on) the first free slab of each class, linked through its first word.
 TOP, ENTITIES, FILLED, MOVED, HAND, EVICTIONS, EXPIRED, FREED, LOST, GENERATION, FREE = range(11)
@@ -322,6 +325,31 @@ def fold(
 # ---- what the store does ----------------------------------------------------------------------------
 
 
+@jit_inline
+def call_slot(table: Int64s, key: int) -> None:
+    """Call in the home slot of a key."""
+    prefetch(table, 2 * (key & ((len(table) >> 1) - 1)))
+
+
+@jit_inline
+def call_slab(words: Int64s, table: Int64s, key: int) -> None:
+    """Call in the head of a key's slab, once its slot has come."""
+    at = find(table, key)
+    if at >= 0:
+        prefetch(words, table[2 * at + 1])
+
+
+@jit_inline
+def call_rest(words: Int64s, table: Int64s, key: int) -> None:
+    """Call in the rest of a key's slab, once its head has come."""
+    at = find(table, key)
+    if at >= 0:
+        s = table[2 * at + 1]
+        end = s + ledger.used_words(words, s)
+        for line in range(max(s, end - LINE * LINES_MAX), end, LINE):
+            prefetch(words, line)
+
+
 @jit
 def observe(
     plan: Int64s,
@@ -338,18 +366,37 @@ def observe(
     scratch: Int64s,
     texts: Int64s,
 ) -> None:
-    """Event by event: read what stands before each record, fold the record, read the row."""
-    for i in range(keys.shape[0]):
-        for e in range(keys.shape[1]):
+    """Entity by entity, event by event: read what stands before a record, fold it, read the row.
+
+    Entities know nothing of each other, so their order is free: with one after the other, its plan and the
+    branches it takes stay in the processor's caches. What the next keys need is called in meanwhile: half of
+    the time went into waiting for memory.
+    """
+    for e in range(keys.shape[1]):
+        for i in range(min(AHEAD, keys.shape[0])):
+            call_slot(table, keys[i, e])
+    for e in range(keys.shape[1]):
+        if entity_of(plan, e, E_WIDTH) == 0:
+            continue
+        for i in range(min(AHEAD, keys.shape[0])):
+            call_slab(words, table, keys[i, e])
+        reads = entity_of(plan, e, E_READS_N) > 0
+        mask_at = entity_of(plan, e, E_RECORD) + RECORD_MASK
+        for i in range(keys.shape[0]):
+            if i + 3 * AHEAD < keys.shape[0]:
+                call_slot(table, keys[i + 3 * AHEAD, e])
+            if i + 2 * AHEAD < keys.shape[0]:
+                call_slab(words, table, keys[i + 2 * AHEAD, e])
+            if i + AHEAD < keys.shape[0]:
+                call_rest(words, table, keys[i + AHEAD, e])
             key = keys[i, e]
-            if key == 0 or entity_of(plan, e, E_WIDTH) == 0:
+            if key == 0:
                 continue
             s = locate(meta, table, old_table, key)
-            reads = entity_of(plan, e, E_READS_N) > 0
             if reads:
                 known = s if s != 0 else empty[e]
                 ledger.read(plan, words, known, e, read_at[i], 1, cells, bits, i, scratch, texts)
-            if records[i, entity_of(plan, e, E_RECORD) + RECORD_MASK] != 0:
+            if records[i, mask_at] != 0:
                 s = fold(plan, words, meta, table, key, s, e, records, i)
             if reads:
                 known = s if s != 0 else empty[e]
