@@ -751,7 +751,8 @@ class _Compiler:
                 moves.append([t in cell.types for t in self.schema.types])
             cell_at = {id(cell): first_cell + c for c, cell in enumerate(entity.cells)}
             for feature, cell, window, own, other in sorted(
-                entity.reads, key=lambda r: (cell_at[id(r[1])], window_at.get((id(r[1]), r[2]), -1))
+                entity.reads,
+                key=lambda r: (not _is_before(r[0]), cell_at[id(r[1])], window_at.get((id(r[1]), r[2]), -1)),
             ):
                 reads.append(
                     self._read(
@@ -771,7 +772,9 @@ class _Compiler:
             row[ledger.E_CELLS], row[ledger.E_CELLS_N] = first_cell, len(entity.cells)
             row[ledger.E_FIXED], row[ledger.E_FIXED_N] = fixed_at, fixed
             row[ledger.E_REGIONS], row[ledger.E_REGIONS_N] = first_region, len(of_region)
-            row[ledger.E_READS], row[ledger.E_READS_N] = first_read, len(entity.reads)
+            row[ledger.E_READS] = first_read
+            row[ledger.E_BEFORE_N] = sum(_is_before(r[0]) for r in entity.reads)
+            row[ledger.E_AFTER_N] = len(entity.reads) - row[ledger.E_BEFORE_N]
             row[ledger.E_RETENTION], row[ledger.E_GROWTH] = entity.retention_ms, growth
             entities.append(row)
             record += width
@@ -828,9 +831,7 @@ class _Compiler:
     ) -> list[int]:
         row = [0] * ledger.R_SIZE
         op = _operation(feature, self.definition)
-        before = feature.before or feature.aggregate in ("previous", "speed")
         row[ledger.R_OP], row[ledger.R_CELL], row[ledger.R_WINDOW] = op, cell_at[id(cell)], window
-        row[ledger.R_BEFORE] = int(before)
         if op == ledger.PREVIOUS_TEXT:
             row[ledger.R_OUT] = texts.index(feature.name)
             row[ledger.R_EXTRA] = self._remembered(feature)[2]
@@ -871,6 +872,10 @@ def _names(expression: Expression) -> set[str]:
     return {symbol.name for symbol in expression.symbols()}
 
 
+def _is_before(feature: Feature) -> bool:
+    return feature.before or feature.aggregate in ("previous", "speed")
+
+
 def _operation(feature: Feature, definition: Definition) -> int:
     if feature.aggregate == "previous":
         if feature.type == "string":
@@ -899,8 +904,12 @@ def _window_row(window: Window) -> tuple[int, int, int, int]:
     return calendar.KINDS[window.kind], 0, 1, window.delay_ms
 
 
-def _fineness(window: Window) -> tuple[bool, int, int]:
-    return window.kind != "over", window.bucket_ms, window.width_ms + window.delay_ms
+def _fineness(window: Window) -> tuple[int, int, int]:
+    return (
+        calendar.KINDS.get(window.kind, ledger.SLIDING),
+        window.bucket_ms,
+        window.width_ms + window.delay_ms,
+    )
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> Int64s:

@@ -44,7 +44,7 @@ CELLS_MAX: Final = 62
 
 # Columns of Plan.entities, one row an entity.
 E_RECORD, E_WIDTH, E_CELLS, E_CELLS_N, E_FIXED, E_FIXED_N, E_REGIONS, E_REGIONS_N = range(8)
-E_READS, E_READS_N, E_RETENTION, E_GROWTH, E_SIZE = range(8, 13)
+E_READS, E_BEFORE_N, E_AFTER_N, E_RETENTION, E_GROWTH, E_SIZE = range(8, 14)
 
 # Columns of Plan.cells.
 C_KIND, C_AT, C_WORDS, C_COLUMNS, C_COLUMNS_N, C_WINDOWS, C_WINDOWS_N, C_SLOT, C_CAP, C_SIZE = range(10)
@@ -58,8 +58,9 @@ ONE, ADD, SQUARE_HIGH, SQUARE_LOW, LEAST, GREATEST = range(6)
 # Columns of Plan.windows.
 W_KIND, W_BUCKET, W_BUCKETS, W_DELAY, W_SIZE = range(5)
 
-# Columns of Plan.reads: one feature each, ordered so that equal (cell, window) are neighbours.
-R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_BEFORE, R_OTHER, R_EXTRA, R_SIZE = range(11)
+# Columns of Plan.reads: one feature each; an entity's are ordered so that those read before the record stand
+# first (E_BEFORE_N), then the others (E_AFTER_N), and equal (cell, window) are neighbours.
+R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_OTHER, R_EXTRA, R_SIZE = range(10)
 (
     COUNT,
     SUM,
@@ -730,7 +731,7 @@ def read(
     scratch: Int64s,
     texts: Int64s,
 ) -> None:
-    """Write the entity's features (those with `before` as said) at time `t` into column `i` of `cells`.
+    """Write an entity's features at time `t` into column `i` of `cells`: those of before the record or after it.
 
     `cells` is float64 (columns, n) and `bits` the same memory as int64. `texts` takes remembered strings,
     int64 (n, strings * TEXT_WORDS), a hash of 0 where there is none. `scratch` has room for the columns
@@ -742,9 +743,11 @@ def read(
     done_window = -1
     summed = 0
     first = plan[P_READS] + entity_of(plan, e, E_READS) * R_SIZE
-    for f in range(first, first + entity_of(plan, e, E_READS_N) * R_SIZE, R_SIZE):
-        if plan[np.uint64(f + R_BEFORE)] != before:
-            continue
+    last = first + entity_of(plan, e, E_BEFORE_N) * R_SIZE
+    if not before:
+        first = last
+        last += entity_of(plan, e, E_AFTER_N) * R_SIZE
+    for f in range(first, last, R_SIZE):
         op = plan[np.uint64(f + R_OP)]
         cell = plan[np.uint64(f + R_CELL)]
         window = plan[np.uint64(f + R_WINDOW)]

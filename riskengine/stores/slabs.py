@@ -15,9 +15,11 @@ from riskengine import ledger
 from riskengine.decision import DENY
 from riskengine.kernel import jit, jit_allocating, jit_inline, prefetch
 from riskengine.ledger import (
+    E_AFTER_N,
+    E_BEFORE_N,
     E_CELLS,
     E_CELLS_N,
-    E_READS_N,
+    E_GROWTH,
     E_RECORD,
     E_REGIONS,
     E_RETENTION,
@@ -310,13 +312,14 @@ def fold(
     row: int,
 ) -> int:
     """Apply a record to the slab of an entity (`s` is 0 for a new one); return where the slab is, or 0."""
-    mask = records[row, entity_of(plan, e, E_RECORD) + RECORD_MASK]
-    growth = growth_of(plan, e, mask)
-    s = (
-        create(plan, words, meta, table, key, e, growth)
-        if s == 0
-        else make_room(plan, words, meta, table, key, s, e, growth)
-    )
+    if s == 0 or ledger.used_words(words, s) + entity_of(plan, e, E_GROWTH) > SIZES[slab_class(words, s)]:
+        mask = records[row, entity_of(plan, e, E_RECORD) + RECORD_MASK]
+        growth = growth_of(plan, e, mask)
+        s = (
+            create(plan, words, meta, table, key, e, growth)
+            if s == 0
+            else make_room(plan, words, meta, table, key, s, e, growth)
+        )
     if s != 0:
         ledger.apply(plan, words, s, e, records, row)
     return s
@@ -380,7 +383,8 @@ def observe(
             continue
         for i in range(min(AHEAD, keys.shape[0])):
             call_slab(words, table, keys[i, e])
-        reads = entity_of(plan, e, E_READS_N) > 0
+        before = entity_of(plan, e, E_BEFORE_N) > 0
+        after = entity_of(plan, e, E_AFTER_N) > 0
         mask_at = entity_of(plan, e, E_RECORD) + RECORD_MASK
         for i in range(keys.shape[0]):
             if i + 3 * AHEAD < keys.shape[0]:
@@ -393,12 +397,12 @@ def observe(
             if key == 0:
                 continue
             s = locate(meta, table, old_table, key)
-            if reads:
+            if before:
                 known = s if s != 0 else empty[e]
                 ledger.read(plan, words, known, e, read_at[i], 1, cells, bits, i, scratch, texts)
             if records[i, mask_at] != 0:
                 s = fold(plan, words, meta, table, key, s, e, records, i)
-            if reads:
+            if after:
                 known = s if s != 0 else empty[e]
                 ledger.read(plan, words, known, e, read_at[i], 0, cells, bits, i, scratch, texts)
 
