@@ -100,7 +100,13 @@ def _typed_prefetch(typing: Any, array: Any, at: Any) -> Any:
     return types.void(array, types.int64), generate
 
 
-prefetch: Callable[[Any, int], None] = _prefetch if numba.config.DISABLE_JIT else intrinsic(_typed_prefetch)
+def _chosen_prefetch() -> Callable[[Any, int], None]:
+    settings: Any = numba.config  # its types leave out most of its settings
+    typed: Any = intrinsic(_typed_prefetch)
+    return _prefetch if settings.DISABLE_JIT else cast(Callable[[Any, int], None], typed)
+
+
+prefetch = _chosen_prefetch()
 
 
 class _Locator(caching._CacheLocator):

@@ -731,7 +731,7 @@ def read(
     scratch: Int64s,
     texts: Int64s,
 ) -> None:
-    """Write an entity's features at time `t` into column `i` of `cells`: those of before the record or after it.
+    """Write an entity's features at time `t`, those read before the record or after it, into cells[:, i].
 
     `cells` is float64 (columns, n) and `bits` the same memory as int64. `texts` takes remembered strings,
     int64 (n, strings * TEXT_WORDS), a hash of 0 where there is none. `scratch` has room for the columns
