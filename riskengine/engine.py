@@ -20,10 +20,10 @@ from riskengine import hashing
 from riskengine.compiled import Policy, signed
 from riskengine.decision import CHALLENGE, Decision, decide, name_decisions
 from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
+from riskengine.entries import EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
-from riskengine.journal import EditEntry, Journal, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
@@ -31,6 +31,8 @@ from riskengine.stores.memory import SIZE_DEFAULT, Claim, Info, MemoryStore, Tra
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from riskengine.journal import Journal
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -82,7 +84,7 @@ class Engine:
         size = _memory_size(store)
         chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode() or HASH_KEY_IN_PROCESS
         policy = Policy.compile(_definition(rules), chosen)
-        opened = Journal.open(journal) if journal is not None else None
+        opened = _open_journal(journal) if journal is not None else None
         engine = cls(policy, MemoryStore(policy.features, size), opened, clock or _wall_clock, chosen)
         if opened is not None:
             opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
@@ -674,6 +676,12 @@ def _conflict() -> EventError:
             )
         ]
     )
+
+
+def _open_journal(url: str) -> Journal:
+    from riskengine.journal import Journal  # and with it SQLAlchemy, which takes 0.16 s
+
+    return Journal.open(url)
 
 
 def _definition(rules: str | Path | Definition) -> Definition:

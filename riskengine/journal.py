@@ -20,13 +20,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection, make_url
 
+from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, Pending, PolicyEntry, ReleaseEntry
 from riskengine.errors import RiskEngineError
 
 SCHEMA_VERSION = 1
@@ -42,87 +43,7 @@ _APPLICATION_ID = 0x5249534B  # "RISK", in the file's header: what tells a journ
 _log = logging.getLogger(__name__)
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A decided event. `seq` is 0 until it is journaled.
-
-    decision: JSON as it was answered. event: with everything personal masked (masking.py). row: `pack_row` of
-    the served features in policy order, two numbers for a location. trace: what it moved, as MessagePack of
-    the plan's fingerprint, keys and masks by entity. content: 16 bytes that tell a retry from another event.
-    """
-
-    event_id: str
-    decision_id: str
-    event_time_ms: int
-    type: str
-    action: str
-    risk: float
-    decision: bytes
-    event: Mapping[str, Any]
-    row: bytes = b""
-    policy: str = ""
-    features: str = ""
-    flags: tuple[str, ...] = ()
-    trace: bytes = b""
-    content: bytes = b""
-    seq: int = 0
-
-
-class LabelEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What became known of an event. `time_ms`: when it became known; `received_ms`: when it came here."""
-
-    event_id: str
-    label: str
-    time_ms: int
-    source: str | None = None
-    received_ms: int = 0
-    seq: int = 0
-
-
-class EditEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A list or table edit. `key` is the entity's keyed hash; `value` a table row as JSON."""
-
-    kind: Literal["list", "table"]
-    op: Literal["put", "delete"]
-    name: str
-    entity: str
-    key: int  # unsigned, 64 bits
-    value: bytes | None = None
-    expires_ms: int | None = None
-    reason: str | None = None
-    author: str | None = None
-    time_ms: int
-    seq: int = 0
-
-
-class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A grant that was given back."""
-
-    event_id: str
-    time_ms: int
-    seq: int = 0
-
-
-class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A policy that became the active one."""
-
-    fingerprint: str
-    time_ms: int
-    seq: int = 0
-
-
-AnyEntry = Entry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry
 Row = tuple[Any, ...]  # the columns of a table, in its order; `seq` is first, and 0 while queued
-
-
-class Pending(Protocol):
-    """Decided events that become entries when the writer comes to them (served.py)."""
-
-    @property
-    def event_ids(self) -> Sequence[str]:
-        """What they are ids of."""
-
-    def entries(self) -> Sequence[Entry]:
-        """The entries, as many and in the order of `event_ids`; the same at every call, from any thread."""
 
 
 class _Parcel:

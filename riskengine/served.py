@@ -11,16 +11,16 @@ import msgspec
 
 from riskengine.compiled import Policy
 from riskengine.decision import Decision
+from riskengine.entries import Entry
 from riskengine.event import Event
 from riskengine.features import Touches, text_at
-from riskengine.journal import Entry
 
 _JSON = msgspec.json.Encoder()
 _PACK = msgspec.msgpack.Encoder()
 
 
 class Served:
-    """Decisions (n) with all that the journal keeps beside them: a `journal.Pending`.
+    """Decisions (n) with all that the journal keeps beside them: a `entries.Pending`.
 
     It holds on to the arrays of the batch, which nobody changes once they are filled.
     """

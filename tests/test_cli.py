@@ -26,7 +26,8 @@ from riskengine import cli, files, ruletest
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.errors import EventError
-from riskengine.journal import Entry, Journal
+from riskengine.entries import Entry
+from riskengine.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 START_MS = 1_794_326_400_000  # 2026-11-11T00:00:00+08:00

@@ -16,8 +16,9 @@ import pytest
 
 from riskengine import Decision, Engine, EventError, PolicyError, RiskEngineError
 from riskengine import journal as journal_module
+from riskengine.entries import Entry, LabelEntry, PolicyEntry
 from riskengine.errors import Problem
-from riskengine.journal import Entry, Journal, JournalError, LabelEntry, PolicyEntry, unpack_row
+from riskengine.journal import Journal, JournalError, unpack_row
 
 T0 = 1_794_326_400_000
 HOUR = 3_600_000

@@ -17,18 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riskengine import journal as journal_module
-from riskengine.journal import (
-    AnyEntry,
-    EditEntry,
-    Entry,
-    Journal,
-    JournalError,
-    LabelEntry,
-    PolicyEntry,
-    ReleaseEntry,
-    pack_row,
-    unpack_row,
-)
+from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.journal import Journal, JournalError, pack_row, unpack_row
 
 ROOT = Path(__file__).resolve().parent.parent
 

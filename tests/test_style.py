@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # values, and what reads and writes them
     (
         "errors", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source", "normal",
-        "scalars", "intake", "reading", "columns", "event", "files",
+        "scalars", "intake", "reading", "columns", "event", "files", "entries",
     ),
     # arithmetic on them
     ("ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
