@@ -277,6 +277,45 @@ def open_output(path: str, features: Mapping[str, str] | None = None) -> Output:
     return _LinesOutput(path)
 
 
+def check_writable(path: str) -> None:
+    """Raise FileError where `write_records` would, before the work is done whose outcome is to be written."""
+    _format_of(path)
+    if path != "-" and not os.access(Path(path).parent, os.W_OK | os.X_OK):
+        reason = "Permission denied" if Path(path).parent.is_dir() else "No such file or directory"
+        raise FileError(f"{path} cannot be written: {reason}.")
+
+
+def write_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write events or labels by the suffix of the file; `-` is standard output, as JSON Lines.
+
+    It is written under another name beside it and takes its own when it is complete. Raises FileError.
+    """
+    if path == "-":
+        encoded = [msgspec.json.encode(record) for record in records]
+        sys.stdout.buffer.write(b"\n".join([*encoded, b""]))
+        sys.stdout.buffer.flush()
+        return
+    check_writable(path)
+    partial = f"{path}.partial"
+    try:
+        if _format_of(path) == "parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            names = dict.fromkeys(name for record in records for name in record)
+            columns = {name: [record.get(name) for record in records] for name in names}
+            pq.write_table(pa.table(columns), partial, compression="zstd")
+        else:
+            with _create(partial) as file:
+                for record in records:
+                    file.write(msgspec.json.encode(record) + b"\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
 # -- JSON Lines in
 
 _TOO_LONG = Problem(
