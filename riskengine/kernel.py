@@ -117,7 +117,9 @@ class _Locator(caching._CacheLocator):
         self._line = function.__code__.co_firstlineno
 
     def get_cache_path(self) -> str:
-        return str(_folder() / self._file.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
+        return str(
+            cache_folder() / self._file.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+        )
 
     def get_source_stamp(self) -> str:
         return _stamp(self._file)
@@ -161,7 +163,7 @@ def _imports(module: Path) -> tuple[Path, ...]:
 
 
 @cache
-def _folder() -> Path:
+def cache_folder() -> Path:
     """Where kernels are kept: the user's cache folder, or a temporary one where that cannot be written."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if sys.platform == "win32":

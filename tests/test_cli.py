@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from riskengine import cli, files, ruletest
+from riskengine.cli import terminal
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.errors import EventError
@@ -434,7 +435,7 @@ def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(monkeypatch: pytest.Mon
     for after, shown in ((0.0, True), (60.0, False)):
         stderr = Terminal()
         monkeypatch.setattr(sys, "stderr", stderr)
-        monkeypatch.setattr(cli, "BAR_AFTER_SECONDS", after)
+        monkeypatch.setattr(terminal, "BAR_AFTER_SECONDS", after)
         assert cli.run(["score", "--in", "e.jsonl", "--out", "d.jsonl"]) == 0
         assert ("scoring" in stderr.getvalue()) is shown
 

@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("replay",),
     # consumers of the engine and of replay
     ("check", "ruletest", "training", "backtest", "simulate", "service"),
+    ("demo",),
     ("cli", "__main__"),
 )  # fmt: skip
 LAYERS = {module: layer for layer, modules in enumerate(FLOORS) for module in modules}

@@ -1,0 +1,45 @@
+"""All commands under one roof, in the order in which a newcomer meets them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from riskengine.cli import check, demo, init, ruletests, score, simulate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Real-time fraud and anti-abuse scoring: counters, analysts' rules and a model.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            number = metadata.version("riskengine")
+        except metadata.PackageNotFoundError:
+            number = "(not installed: a checkout)"
+        typer.echo(f"riskengine {number}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+app.command("demo")(demo.demo)
+app.command("init")(init.init)
+app.command("check")(check.check)
+app.command("test")(ruletests.test)
+app.command("score")(score.score)
+app.command("simulate")(simulate.simulate)

@@ -1,0 +1,43 @@
+"""Which policy a command means, and where the shipped one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from riskengine.cli.terminal import say
+
+RulesArgument = Annotated[
+    Path | None,
+    typer.Argument(help="The policy folder (./rules, else the shipped one).", show_default=False),
+]
+RulesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--rules",
+        metavar="DIR",
+        help="The policy folder (./rules, else the shipped one).",
+        show_default=False,
+    ),
+]
+
+
+def rules_folder(given: Path | None) -> Path:
+    """What was named, else ./rules, else the policy that ships with the package."""
+    if given is not None:
+        return given
+    here = Path("rules")
+    if here.is_dir():
+        return here
+    found = shipped("rules")
+    say(f"there is no ./rules: using the policy that ships with riskengine ({found})")
+    return found
+
+
+def shipped(name: str) -> Path:
+    """A folder that an installed wheel carries inside the package, and a checkout beside it."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "_shipped" / name
+    return inside if inside.is_dir() else package.parent / name
