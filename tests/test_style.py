@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # arithmetic on them
     ("ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
-    ("features", "rules", "forest", "stores", "journal", "masking"),
+    ("features", "rules", "forest", "calibration", "stores", "journal", "masking"),
     ("sections", "policy", "compiled", "served", "engine"),
     ("replay",),
     # consumers of the engine and of replay
