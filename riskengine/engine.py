@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
-from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import numpy as np
@@ -27,7 +26,8 @@ from riskengine.features import Touches
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
-from riskengine.stores.memory import SIZE_DEFAULT, Claim, Info, MemoryStore, Trace
+from riskengine.stores.memory import Claim, Info, MemoryStore, size_of
+from riskengine.stores.traces import Trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,7 +81,7 @@ class Engine:
         returns ms UTC, for tests; `key` hashes personal values and defaults to RISKENGINE_HASH_KEY.
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened.
         """
-        size = _memory_size(store)
+        size = size_of(store)
         chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode() or HASH_KEY_IN_PROCESS
         policy = Policy.compile(_definition(rules), chosen)
         opened = _open_journal(journal) if journal is not None else None
@@ -748,25 +748,6 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     near = nearest(name, known)
     mend = f"did you mean {near}?" if near else f"there are: {', '.join(known) or 'none'}"
     return f"there is no {what} {name!r}: {mend}"
-
-
-def _memory_size(url: str) -> int:
-    """Bytes that a memory:// URL asks for."""
-    parts = urlsplit(url)
-    if parts.scheme != "memory" or parts.netloc or parts.path:
-        raise RiskEngineError(
-            f"store {url!r} is not known: the in-process store is memory:// (memory://?size=2GiB)"
-        )
-    options = parse_qs(parts.query)
-    if set(options) - {"size"}:
-        raise RiskEngineError(f"store {url!r}: memory:// takes size= only, such as memory://?size=2GiB")
-    if "size" not in options:
-        return SIZE_DEFAULT
-    text = options["size"][-1]
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)):
-        if text.endswith(unit) and text[: len(text) - len(unit)].isdigit():
-            return int(text[: len(text) - len(unit)]) * factor
-    raise RiskEngineError(f"store {url!r}: size is a number of bytes such as 536870912, 512MiB or 2GiB")
 
 
 def _wall_clock() -> int:

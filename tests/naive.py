@@ -932,8 +932,14 @@ def to_minor(given: float, digits: int, name: str) -> int:
 
 
 def floor_minor(most: float, digits: int) -> int:
+    """A limit's maximum; below nothing one is like another, and a very large one is as good as none."""
+    if most < 0:
+        return -1
+    if most * 10.0 ** max(digits, 0) >= 9.2e18:
+        return 9 * 10**18
     with localcontext(prec=700):
-        return int(Decimal(repr(most)).scaleb(digits).to_integral_value(ROUND_FLOOR))
+        exact = Decimal(repr(most)).scaleb(digits).to_integral_value(ROUND_FLOOR)
+    return min(int(exact), 9 * 10**18)
 
 
 def digits_of(policy: Policy, name: str) -> int:

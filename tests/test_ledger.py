@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -30,7 +28,6 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import NONE, Int64s
 from riskengine.policy import load_definition
 from riskengine.stores.memory import MemoryStore
-from riskengine.stores.slabs import amount_of
 
 Event = dict[str, Any]
 Row = dict[str, Any]
@@ -552,15 +549,3 @@ def test_offsets_are_those_of_the_time_zone(zone: str) -> None:
     for at in range(1_735_000_000_000, 1_830_000_000_000, 7_777_777_777):
         there = datetime.fromtimestamp(at // 1000, ZoneInfo(zone))
         assert ledger.offset_in(plan, at) == (there.utcoffset() or timedelta()) // timedelta(milliseconds=1)
-
-
-# ---- limits ---------------------------------------------------------------------------------------------
-
-
-@given(
-    cents=st.integers(0, 10**14), thousandths=st.integers(0, 9), digits=st.integers(0, 4)
-)  # fmt: skip
-def test_a_maximum_is_rounded_down_to_minor_units(cents: int, thousandths: int, digits: int) -> None:
-    most = float(Decimal(10 * cents + thousandths) / 1000)
-    exact = Decimal(repr(most)) * 10**digits
-    assert amount_of(digits, most) == math.floor(exact)

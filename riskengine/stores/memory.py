@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 import numpy as np
@@ -19,23 +21,28 @@ from riskengine import ledger, packing
 from riskengine.decision import Decision
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import EVENT, FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s, Plan
+from riskengine.ledger import EVENT, FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.stores import slabs as kernels
+from riskengine.stores import statefile
+from riskengine.stores.statefile import Row, Value
+from riskengine.stores.traces import Trace, Traces
+from riskengine.stores.transition import Transition, translate
 
-TABLE_SLOTS_MIN: Final = 1 << 10
-LOAD_MAX: Final = 0.7
-SWEEP_EVENTS: Final = 64  # between looks at four times as many slots for entities to forget
-SIZE_DEFAULT: Final = 4 << 30  # bytes reserved; only what is used is ever touched
+SIZE_DEFAULT: Final = 4 << 30  # bytes
 SIZE_MIN: Final = 1 << 20
-TRACE_ROWS_MIN: Final = 1 << 10
+UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+NO_RESERVE: Final = 0x4000 if sys.platform == "linux" else 0  # mmap names it from Python 3.13 on
+TABLE_SLOTS_MIN: Final = 1 << 10
+LIST_SLOTS_MIN: Final = 16
+LOAD_MAX: Final = 0.7
+SWEEP_EVENTS: Final = 64  # between looks for entities to forget
+SWEEP_BLOCKS: Final = 4  # looked at for each event
 TRACES_MAX: Final = 4_000_000  # events that can be labelled, released or followed; the oldest go first
 GENERATIONS_MAX: Final = 0xFFFF
-EXPORT_MAGIC: Final = b"riskengine-state-1\n"
 NEVER: Final = 2**63 - 1
-NO_RESERVE: Final = 0x4000 if sys.platform == "linux" else 0  # mmap names it from Python 3.13 on
+NO_TABLE: Final = np.zeros(2, np.int64)
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
-Value = tuple[int, str, bytes]  # key, entity, packed value
 
 
 class Claim(msgspec.Struct, gc=False):
@@ -50,79 +57,6 @@ class Claim(msgspec.Struct, gc=False):
     label: str | None = None
     label_time: int = NONE
     forgotten: bool = False  # decided, but the decision itself is no longer kept
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What one event moved, free of any plan: entity to its key and the cells moved, and what is held."""
-
-    keys: Mapping[str, int]
-    moved: Mapping[str, frozenset[tuple[object, ...]]]
-    holds: Mapping[str, tuple[int, int]]  # limit to bucket, amount
-
-
-@dataclass(eq=False, slots=True)
-class Traces:
-    """A ring of int64 rows, one an event, laid out by one FeatureSet."""
-
-    features: FeatureSet
-    first: int  # number of the oldest row kept
-    next: int
-    rows: Int64s
-    labelled: bool = field(init=False)
-    at_masks: int = field(init=False)
-    at_records: int = field(init=False)
-    at_holds: int = field(init=False)
-
-    HEAD = 2  # time, event hash
-
-    def __post_init__(self) -> None:
-        entities = len(self.features.specs)
-        self.labelled = bool(self.features.plan.kinds[FRAUD:].any())
-        self.at_masks = self.HEAD + entities
-        self.at_records = self.at_masks + entities
-        self.at_holds = self.at_records + (self.features.record_words if self.labelled else 0)
-        width = self.at_holds + 2 * len(self.features.limit_names)
-        if self.rows.shape[1] != width:
-            self.rows = np.empty((TRACE_ROWS_MIN, width), np.int64)
-
-    def append(self, touches: Touches, holds: Int64s) -> int:
-        """Keep a batch; return the number of its first row."""
-        n = len(holds)
-        while self.next + n - self.first > len(self.rows):
-            grown = np.empty((2 * len(self.rows), self.rows.shape[1]), np.int64)
-            numbers = np.arange(self.first, self.next)
-            grown[numbers % len(grown)] = self.rows[numbers % len(self.rows)]
-            self.rows = grown
-        at = self.next % len(self.rows)
-        if at + n > len(self.rows):  # a batch does not wrap: go on at the start of the ring
-            self.next += len(self.rows) - at
-            return self.append(touches, holds)
-        batch = touches.batch
-        kernels.remember(
-            self.rows,
-            at,
-            batch.time,
-            batch.event_hash.view(np.int64),
-            touches.keys,
-            touches.masks,
-            touches.records,
-            self.labelled,
-            holds,
-        )
-        self.next += n
-        return self.next - n
-
-    def row(self, number: int) -> Int64s | None:
-        """One row, to be read and changed in place; None when it is gone."""
-        if not self.first <= number < self.next:
-            return None
-        row: Int64s = self.rows[number % len(self.rows)]
-        return row
-
-    def holds(self, row: Int64s) -> Int64s:
-        """Bucket and amount (L, 2) of a row."""
-        return row[self.at_holds :].reshape(-1, 2)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -149,41 +83,35 @@ class Info:
 class MemoryStore:
     """Entities, claims, lists and live rows of one engine. Not shared, not locked: the engine locks.
 
-    `size` bytes of address space are reserved; past them the longest silent entities make room, which
-    `info().evictions` counts.
+    `size` bytes of address space are reserved, of which only what is used is ever touched; when they are
+    full the longest silent entities make room, which `info().evictions` counts. Raises RiskEngineError for
+    a size that cannot be had.
     """
 
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:
-        if size < SIZE_MIN:
-            raise RiskEngineError(
-                f"the memory store needs at least {SIZE_MIN} bytes, got {size}: raise size="
-            )
-        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # slabs are met at random: fewer pages are found faster
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._words = np.frombuffer(self._memory, np.int64)
+        self.features = features
+        self.claims: dict[bytes, Claim] = {}
+        self.lists: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self.tables: dict[str, dict[int, Row]] = {}  # live rows, by entity key
+        self._begin(_reserve(size))
+        self._scratch, self._salts = _beside(features)
+        self._traces = [Traces(features, 0, 0, np.empty((0, 0), np.int64))]
+        self._entries = np.zeros(2 * LIST_SLOTS_MIN, np.int64)  # of lists, as `slabs.find` reads them
+        self._entered = 0  # slots of these in use
+        self._fresh: deque[bytes] = deque()  # claims whose decision is kept, and then the others
+        self._aged: deque[bytes] = deque()
+        self._unswept = 0  # events since the last sweep
+
+    def _begin(self, words: Int64s) -> None:
+        """Know of no entity, in fresh memory."""
+        self._words = words
         self._meta = np.zeros(kernels.META_SIZE, np.int64)
         self._table = np.zeros(2 * TABLE_SLOTS_MIN, np.int64)
-        self._old_table = np.zeros(2, np.int64)
-        self._meta[kernels.TOP] = 8
-        self._meta[kernels.MOVED] = 1
-        self.features = features
-        self._old: dict[int, tuple[Plan, _Step]] = {}
-        self._migrated = 0  # slots looked over for slabs of older plans
+        self._old_table = NO_TABLE.copy()
         self._moving = False  # whether the old table has slots yet to move
         self._room = 0  # keys that may come before the table is looked at
-        self._unswept = 0
-        self._scratch = np.zeros(0, np.int64)
-        self._empty = np.zeros(0, np.int64)
-        self._salts = np.zeros(0, np.int64)
-        self._lay_out(features)
-        self._traces = [Traces(features, 0, 0, np.empty((0, 0), np.int64))]
-        self.claims: dict[bytes, Claim] = {}
-        self._fresh: deque[bytes] = deque()
-        self._aged: deque[bytes] = deque()
-        self._entries = np.zeros(32, np.int64)  # of lists, as `slabs.find` reads them
-        self.lists: dict[tuple[str, str, int], dict[str, Any]] = {}
-        self.tables: dict[str, dict[int, dict[str, float | str | None]]] = {}  # live rows, by entity key
+        self._old: dict[int, tuple[FeatureSet, Transition]] = {}  # plans that slabs may be of, by generation
+        kernels.lay_out(self._words, self._meta)
 
     # -- the wait
 
@@ -197,7 +125,6 @@ class MemoryStore:
             self._meta,
             self._table,
             self._old_table,
-            self._empty,
             touches.keys,
             touches.records,
             touches.read_at,
@@ -257,7 +184,15 @@ class MemoryStore:
         """
         self._unswept += events
         if self._unswept >= SWEEP_EVENTS:
-            kernels.sweep(self.features.flat, self._words, self._meta, self._table, now, 4 * self._unswept)
+            kernels.sweep(
+                self.features.flat,
+                self._words,
+                self._meta,
+                self._table,
+                self._old_table,
+                now,
+                SWEEP_BLOCKS * self._unswept,
+            )
             self._unswept = 0
         while self._fresh:
             claim = self.claims[self._fresh[0]]
@@ -395,7 +330,7 @@ class MemoryStore:
             if old is features:
                 record, now = own.copy(), e
             else:
-                translated = _translate(old, features, e, own, mask)
+                translated = translate(old, features, e, own, mask)
                 if translated is None:
                     continue
                 record, mask, now = translated
@@ -448,25 +383,28 @@ class MemoryStore:
     def list_put(self, name: str, entity: str, key: int, entry: Mapping[str, Any]) -> None:
         """Enter or replace an entry; `entry['expires']` is ms or None."""
         self.lists[name, entity, key] = dict(entry)
-        self._index_lists()
+        self._enter(name, entity, key)
 
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
         there = self.lists.pop((name, entity, key), None) is not None
-        self._index_lists()
+        if there:
+            self._enter(name, entity, key)
         return there
 
-    def _index_lists(self) -> None:
-        """Rebuild the lookup arrays: edits are rare, and every event looks."""
-        slots = 16
-        while slots < 2 * len(self.lists) + 1:
-            slots *= 2
-        entries = np.zeros(2 * slots, np.int64)
-        for (name, entity, key), entry in self.lists.items():
-            expires = entry.get("expires")
-            if expires is None or expires > 0:
-                kernels.enter(entries, key ^ _salt(name, entity), NEVER if expires is None else expires)
-        self._entries = entries
+    def _enter(self, name: str, entity: str, key: int) -> None:
+        """Bring the table that events are looked up in to what `lists` says of an entry."""
+        expires: int | None = self.lists.get((name, entity, key), {"expires": 0})["expires"]
+        until = NEVER if expires is None else expires if expires > 0 else kernels.TOMBSTONE
+        self._entered += kernels.enter(self._entries, key ^ _salt(name, entity), until)
+        if 4 * self._entered > len(self._entries):  # half full: make it anew, without those taken out
+            slots = LIST_SLOTS_MIN
+            while slots < 4 * len(self.lists):
+                slots *= 2
+            self._entries = np.zeros(2 * slots, np.int64)
+            self._entered = 0
+            for other in self.lists:
+                self._enter(*other)
 
     # -- plans
 
@@ -475,28 +413,15 @@ class MemoryStore:
         before, self.features = self.features, features
         if before.fingerprint != features.fingerprint:
             generation = int(self._meta[kernels.GENERATION])
-            step = _Step.between(before, features)
+            step = Transition.between(before, features)
             self._old = {g: (plan, old.then(step, before.plan)) for g, (plan, old) in self._old.items()}
-            self._old[generation] = (before.plan, step)
+            self._old[generation] = (before, step)
             self._meta[kernels.GENERATION] = (generation + 1) % GENERATIONS_MAX
-            self._migrated = 0
+            self._meta[kernels.MIGRATED] = kernels.FIRST
         newest = self._traces[-1]
         self._traces.append(Traces(features, newest.next, newest.next, np.empty((0, 0), np.int64)))
         self._traces = [t for t in self._traces[:-1] if t.first < t.next] + self._traces[-1:]
-        self._lay_out(features)
-
-    def _lay_out(self, features: FeatureSet) -> None:
-        """Make what the kernels need beside the plan: scratch, salts, and an empty slab of each entity."""
-        self._scratch = np.zeros(features.scratch_words, np.int64)
-        pairs = [(features.lists[row[0]], features.entities[row[1]]) for row in features.listed.tolist()]
-        self._salts = np.array([_salt(*pair) for pair in pairs], np.int64)
-        self._empty = np.zeros(len(features.entities), np.int64)
-        for e in range(len(features.entities)):
-            words = int(
-                features.plan.entities[e, ledger.E_FIXED] + features.plan.entities[e, ledger.E_FIXED_N]
-            )
-            self._empty[e] = kernels.take(self._words, self._meta, kernels.class_of(words))
-            ledger.empty_slab(features.flat, self._words, int(self._empty[e]), e, e)
+        self._scratch, self._salts = _beside(features)
 
     # -- growing
 
@@ -505,17 +430,16 @@ class MemoryStore:
         self._room -= keys.size
         if self._moving and kernels.move(self._meta, self._table, self._old_table, 4 * keys.size + 256):
             self._moving = False
-            self._old_table = np.zeros(2, np.int64)
+            self._old_table = NO_TABLE.copy()
         if self._room < 0:
             self._grow(keys.size)
         if self._old:
             self._migrate(keys.ravel())
-            if not self._moving:
-                end = self._migrated + 512
-                self._migrate(self._table[2 * self._migrated : 2 * end : 2].copy())
-                self._migrated = end
-                if 2 * end >= len(self._table):
-                    self._old = {}
+            others = np.empty(4 * keys.size + 256, np.int64)
+            last = kernels.next_keys(self._words, self._meta, others)
+            self._migrate(others)
+            if last:
+                self._old = {}
 
     def _grow(self, coming: int) -> None:
         """Start a larger table when `coming` more keys may not fit this one."""
@@ -527,7 +451,7 @@ class MemoryStore:
             while meta[kernels.ENTITIES] + coming > LOAD_MAX / 2 * slots:
                 slots *= 2
             self._old_table, self._table = self._table, np.zeros(2 * slots, np.int64)
-            meta[kernels.FILLED] = meta[kernels.MOVED] = self._migrated = 0
+            meta[kernels.FILLED] = meta[kernels.MOVED] = 0
             self._moving = True
             # What has yet to move takes slots too.
             self._room = int(LOAD_MAX * slots) - int(meta[kernels.ENTITIES]) - coming
@@ -535,9 +459,9 @@ class MemoryStore:
             self._room = int(LOAD_MAX * slots) - int(meta[kernels.FILLED]) - coming
 
     def _migrate(self, keys: Int64s) -> None:
-        for generation, (plan, step) in self._old.items():
+        for generation, (old, step) in self._old.items():
             kernels.migrate(
-                plan.flatten(),
+                old.flat,
                 self.features.flat,
                 step.entities,
                 step.cells,
@@ -551,10 +475,10 @@ class MemoryStore:
             )
 
     def _finish(self) -> None:
-        """Complete growing and migrating, so that the table can be walked."""
+        """Complete growing and migrating, so that the table and every slab can be read."""
         kernels.move(self._meta, self._table, self._old_table, len(self._old_table))
         self._moving = False
-        self._old_table = np.zeros(2, np.int64)
+        self._old_table = NO_TABLE.copy()
         self._migrate(self._table[::2].copy())
         self._old = {}
 
@@ -591,41 +515,54 @@ class MemoryStore:
 
         Raises RiskEngineError for a value that is broken or of another plan.
         """
+        try:
+            self._put(key, self._unpack(key, entity, value))
+        except ValueError as error:
+            raise RiskEngineError(f"an entity's state cannot be taken in: {error}") from None
+
+    def _unpack(self, key: int, entity: str, value: bytes) -> _Unpacked:
+        """A value's slab and records; ValueError says what is wrong with it."""
         features = self.features
-        data = np.frombuffer(value, np.uint8)
-        problem = packing.examine(value, features.fingerprint)
         if entity not in features.entities:
-            problem = f"it is of an entity the policy does not have: {entity}"
+            raise ValueError(f"it is of an entity the policy does not have: {entity}")
+        if not key or not -(2**63) <= key < 2**63:
+            raise ValueError(f"{key} is not an entity's key")
+        problem = packing.examine(value, features.fingerprint)
         if problem is not None:
-            raise RiskEngineError(f"an entity's state cannot be taken in: {problem}")
+            raise ValueError(problem)
         e = features.entities.index(entity)
-        plan = features.flat
         end = packing.HEADER + packing.snapshot_size(value)
         room = 64 + (end - packing.HEADER) * 8
-        width = int(features.plan.entities[e, ledger.E_WIDTH])
         words = np.zeros(room, np.int64)
-        meta = e | (int(self._meta[kernels.GENERATION]) << ledger.META_PLAN)
-        ledger.empty_slab(plan, words, 0, e, meta)
-        used = packing.unpack(plan, data, packing.HEADER, end, words, 0, e, room)
+        head = e | (int(self._meta[kernels.GENERATION]) << ledger.META_PLAN)
+        ledger.empty_slab(features.flat, words, 0, e, head)
+        data = np.frombuffer(value, np.uint8)
+        used = packing.unpack(features.flat, data, packing.HEADER, end, words, 0, e, room)
         tail = value[end:]
+        width = int(features.plan.entities[e, ledger.E_WIDTH])
         if used < 0 or len(tail) % (8 * width):
-            raise RiskEngineError("an entity's state cannot be taken in: its bytes are broken")
-        self._make_way(np.array([[key]], np.int64))
-        s = kernels.locate(self._meta, self._table, self._old_table, key)
-        kernels.move_in(self._words, self._meta, self._table, key, s, words, used)
+            raise ValueError("its bytes are broken")
         records = np.zeros((len(tail) // (8 * width), features.record_words), np.int64)
         at = int(features.plan.entities[e, ledger.E_RECORD])
         records[:, at : at + width] = np.frombuffer(tail, "<i8").reshape(-1, width)
-        n = len(records)
+        return _Unpacked(e, words[:used], records)
+
+    def _put(self, key: int, known: _Unpacked) -> None:
+        self._make_way(np.array([[key]], np.int64))
+        s = kernels.locate(self._meta, self._table, self._old_table, key)
+        kernels.move_in(
+            self._words, self._meta, self._table, self._old_table, key, s, known.slab, len(known.slab)
+        )
+        n = len(known.records)
         kernels.amend(
-            plan,
+            self.features.flat,
             self._words,
             self._meta,
             self._table,
             self._old_table,
             np.full(n, key),
-            np.full(n, e),
-            records,
+            np.full(n, known.entity),
+            known.records,
         )
 
     def export(self, path: Path) -> int:
@@ -633,141 +570,91 @@ class MemoryStore:
 
         Claims stay behind: what was decided is answered from the journal.
         """
-        with path.open("wb") as out:
-            head = {
-                "plan": self.features.fingerprint,
-                "lists": [[*key, entry] for key, entry in self.lists.items()],
-                "tables": self.tables,
-            }
-            data = msgspec.msgpack.encode(head)
-            out.write(EXPORT_MAGIC + len(data).to_bytes(8, "little") + data)
-            n = 0
-            for value in self.values():
-                n += 1
-                data = msgspec.msgpack.encode(value)
-                out.write(len(data).to_bytes(4, "little") + data)
-            out.write(bytes(4))
-        return n
+        lists = [(*key, entry) for key, entry in self.lists.items()]
+        head = statefile.Head(self.features.fingerprint, lists, self.tables)
+        return statefile.write(path, head, self.values())
 
     def take_in(self, path: Path) -> int:
         """Read a file written by `export` under the same plan; return the number of entities.
 
-        Nothing is taken in unless the whole file is sound.
+        Raises RiskEngineError and takes nothing in unless the whole file is sound.
         """
-        data = path.read_bytes()
-        magic = len(EXPORT_MAGIC)
-        if data[:magic] != EXPORT_MAGIC:
-            raise RiskEngineError(f"{path} is not an exported state: expected a file made by export")
-        try:
-            at = magic + 8
-            size = int.from_bytes(data[magic:at], "little")
-            head = msgspec.msgpack.decode(data[at : at + size])
-            at += size
-            values: list[Value] = []
-            while size := int.from_bytes(data[at : at + 4], "little"):
-                values.append(msgspec.msgpack.decode(data[at + 4 : at + 4 + size], type=Value))
-                at += 4 + size
-            whole = len(data) == at + 4
-        except msgspec.DecodeError:
-            whole = False
-        if not whole:
-            raise RiskEngineError(f"{path} is cut short or damaged: export the state again")
-        if head["plan"] != self.features.fingerprint:
-            raise RiskEngineError(
-                f"{path} was written under plan {head['plan']}, this one's is {self.features.fingerprint}: "
-                "open the policy that wrote it, take the state in, then reload this one"
-            )
-        for key, entity, value in values:
-            self.put_value(key, entity, value)
-        for name, entity, key, entry in head["lists"]:
-            self.lists[name, entity, key] = entry
-        self._index_lists()
-        self.tables.update(head["tables"])
-        return len(values)
+        with statefile.opened(path) as state:
+            if state.head.plan != self.features.fingerprint:
+                raise RiskEngineError(
+                    f"{path} was written under plan {state.head.plan}, this one's is "
+                    f"{self.features.fingerprint}: open the policy that wrote it, take the state in, then "
+                    "reload this one"
+                )
+            n = 0
+            for key, entity, value in state:
+                n += 1
+                try:
+                    self._unpack(key, entity, value)
+                except ValueError as error:
+                    raise RiskEngineError(f"{path} cannot be taken in: of value {n}, {error}") from None
+            for key, entity, value in state:
+                self._put(key, self._unpack(key, entity, value))
+        for name, entity, key, entry in state.head.lists:
+            self.list_put(name, entity, key, entry)
+        self.tables.update(state.head.tables)
+        return n
 
     def close(self) -> None:
-        """Give the memory back."""
-        self._words = np.zeros(0, np.int64)
+        """Give the memory back. Whatever still comes meets an empty store."""
+        self._begin(np.zeros(SIZE_MIN // 8, np.int64))
         self.claims.clear()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Step:
-    """How one plan's slabs become another's, see `slabs.migrate`."""
+class _Unpacked:
+    """The state of an entity out of its packed value: a slab, and records to fold into it."""
 
-    entities: Int64s
-    cells: Int64s
-    columns: Int64s
-    spans: Sequence[tuple[int, int]]  # of each new cell, where its columns begin and end
+    entity: int
+    slab: Int64s
+    records: Int64s
 
-    @classmethod
-    def between(cls, old: FeatureSet, new: FeatureSet) -> _Step:
-        entities = [new.entities.index(name) if name in new.entities else -1 for name in old.entities]
-        cells = np.full(len(new.plan.cells), -1, np.int64)
-        columns = np.full(len(new.plan.columns), -1, np.int64)
-        for e, specs in enumerate(new.specs):
-            name = new.entities[e]
-            if name not in old.entities or old.entity_fields[name] != new.entity_fields[name]:
-                continue
-            at = old.entities.index(name)
-            known = {spec.key: c for c, spec in enumerate(old.specs[at])}
-            for c, spec in enumerate(specs):
-                if spec.key not in known:
-                    continue
-                cell = int(new.plan.entities[e, ledger.E_CELLS]) + c
-                source = known[spec.key]
-                cells[cell] = int(old.plan.entities[at, ledger.E_CELLS]) + source
-                first = int(new.plan.cells[cell, ledger.C_COLUMNS])
-                before = old.specs[at][source].columns
-                for k, column in enumerate(spec.columns):
-                    if column in before:
-                        columns[first + k] = before.index(column)
-        spans = [
-            (int(row[ledger.C_COLUMNS]), int(row[ledger.C_COLUMNS] + row[ledger.C_COLUMNS_N]))
-            for row in new.plan.cells
-        ]
-        return cls(np.array(entities, np.int64), cells, columns, spans)
 
-    def then(self, step: _Step, middle: Plan) -> _Step:
-        """This step and then another; `middle` is the plan between them."""
-        entities = np.array([step.entities[e] if e >= 0 else -1 for e in self.entities.tolist()], np.int64)
-        cells = np.array([self.cells[c] if c >= 0 else -1 for c in step.cells.tolist()], np.int64)
-        columns = np.full_like(step.columns, -1)
-        # A column's number within its timeline leads to the middle plan's column, and that further back.
-        for cell, source in enumerate(step.cells.tolist()):
-            if source >= 0 and cells[cell] >= 0:
-                first = int(middle.cells[source, ledger.C_COLUMNS])
-                for k in range(*step.spans[cell]):
-                    if step.columns[k] >= 0:
-                        columns[k] = self.columns[first + step.columns[k]]
-        return _Step(entities, cells, columns, step.spans)
+def size_of(url: str) -> int:
+    """Bytes that a memory:// URL asks for. Raises RiskEngineError for another URL and for no such number."""
+    store, _, query = url.partition("?")
+    if store != "memory://":
+        raise RiskEngineError(
+            f"store {url!r} is not known: the in-process store is memory:// (memory://?size=2GiB)"
+        )
+    options = parse_qs(query, keep_blank_values=True)
+    if set(options) - {"size"}:
+        raise RiskEngineError(f"store {url!r}: memory:// takes size= only, such as memory://?size=2GiB")
+    if "size" not in options:
+        return SIZE_DEFAULT
+    size = re.fullmatch(r"([0-9]{1,30})(|KiB|MiB|GiB)", options["size"][-1])
+    if size is None:
+        raise RiskEngineError(f"store {url!r}: size is a number of bytes such as 536870912, 512MiB or 2GiB")
+    return int(size[1]) * UNITS[size[2]]
+
+
+def _reserve(size: int) -> Int64s:
+    """That many bytes of address space, as words."""
+    if size < SIZE_MIN:
+        raise RiskEngineError(f"the memory store needs at least {SIZE_MIN} bytes, got {size}: raise size=")
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    except (OSError, OverflowError):
+        raise RiskEngineError(
+            f"the memory store cannot reserve {size} bytes, more than this machine has addresses or lets a "
+            "process have: lower size="
+        ) from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # slabs are met at random: fewer pages are found faster
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.int64, size // 8)
+
+
+def _beside(features: FeatureSet) -> tuple[Int64s, Int64s]:
+    """What the kernels need beside the plan: scratch words, and a salt for each (list, entity)."""
+    pairs = [(features.lists[row[0]], features.entities[row[1]]) for row in features.listed.tolist()]
+    return np.zeros(features.scratch_words, np.int64), np.array([_salt(*pair) for pair in pairs], np.int64)
 
 
 def _salt(name: str, entity: str) -> int:
     digest = hashlib.blake2b(f"{name}\0{entity}".encode(), digest_size=8, person=b"riskengine.list").digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def _translate(
-    old: FeatureSet, new: FeatureSet, e: int, record: Int64s, mask: int
-) -> tuple[Int64s, int, int] | None:
-    """A record of an old plan's entity as the new plan has it: record, mask, entity; None if it is gone."""
-    name = old.entities[e]
-    if name not in new.entities or old.entity_fields[name] != new.entity_fields[name]:
-        return None
-    now = new.entities.index(name)
-    at_old = int(old.plan.entities[e, ledger.E_RECORD])
-    at = int(new.plan.entities[now, ledger.E_RECORD])
-    out = np.full(new.record_words, NONE, np.int64)
-    out[at : at + 2] = record[at_old : at_old + 2]
-    for slot, place in new.entity_slots[now].items():
-        if slot in old.entity_slots[e]:
-            out[at + ledger.RECORD_SLOTS + place] = record[
-                at_old + ledger.RECORD_SLOTS + old.entity_slots[e][slot]
-            ]
-    known = {spec.key: c for c, spec in enumerate(old.specs[e])}
-    translated = 0
-    for c, spec in enumerate(new.specs[now]):
-        if spec.key in known and (mask >> known[spec.key]) & 1:
-            translated |= 1 << c
-    return out, translated, now

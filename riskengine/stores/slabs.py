@@ -6,6 +6,7 @@ needed, the key table grows by moving a few slots a call, and the forgotten are 
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -34,6 +35,7 @@ from riskengine.ledger import (
     L_WHERE,
     META_CLASS,
     META_PLAN,
+    NEVER_MS,
     NONE,
     P_LIMIT_TYPES,
     P_LIMITS_N,
@@ -49,25 +51,34 @@ from riskengine.ledger import (
 )
 
 SIZES: Final = np.array(
-    [8, 12, 16, 20, 24, 28, 32]
+    [8, 10, 12, 14, 16, 18, 20, 24, 28, 32]
     + [(4 + quarter) << octave for octave in range(3, 19) for quarter in range(1, 5)],
     np.int64,
-)  # words of a slab, by size class: steps of a quarter octave waste an eighth on average
+)  # words of a block, by size class: steps of a quarter octave waste an eighth on average
 CLASSES: Final = len(SIZES)
+SMALLEST: Final = 8  # words; whatever is cut off is even, and no smaller
 FREE_SLOT: Final = 0  # refs of a slot never used, and of one whose entity was forgotten
 TOMBSTONE: Final = -1
-EVICT_SAMPLE: Final = 32
+EVICT_SAMPLE: Final = 32  # stretches of memory of which the longest silent is freed
+AMOUNT_MAX: Final = 9 * 10**18  # a maximum from here on is as good as none
 AHEAD: Final = 4  # keys between calling memory in and using it, at each of three steps
 LINE: Final = 8  # words of a cache line
 LINES_MAX: Final = 48  # called in at most, of one slab
 
-# `meta`: counters, then (from FREE on) the first free slab of each class, linked through its first word.
-TOP, ENTITIES, FILLED, MOVED, HAND, EVICTIONS, EXPIRED, FREED, LOST, GENERATION, FREE = range(11)
+# `meta`: counters, then (from FREE on) the first free slab of each class.
+TOP, ENTITIES, FILLED, MOVED, SAMPLED, SWEPT, MIGRATED, EVICTIONS, EXPIRED, FREED, LOST = range(11)
+GENERATION, FREE = range(11, 13)
 META_SIZE: Final = FREE + CLASSES
 
 # The kernels share four int64 arrays: `words`, all slabs; `meta`; `table`, slots of a key and where its slab
 # starts; `old_table`, while the table grows, what has not moved to the new one yet. They are passed one by
 # one: a tuple of arrays is copied, and its arrays counted, at every call.
+#
+# `words` begins with an entity of which nothing is known, so that a key without a slab can be read at 0. From
+# FIRST to meta[TOP] it is tiled by blocks: one word for the key of the entity (0: the block is free), and its
+# slab, whose second word says the size class. A free slab's first word is the next free one of its class, its
+# third the one before.
+FIRST: Final = 8
 
 
 # ---- the key table ----------------------------------------------------------------------------------
@@ -129,17 +140,26 @@ def move(meta: Int64s, table: Int64s, old_table: Int64s, budget: int) -> bool:
     return bool(end == slots)
 
 
-# ---- slabs ------------------------------------------------------------------------------------------
+# ---- blocks -----------------------------------------------------------------------------------------
 
 
 @jit
-def class_of(words: int) -> int:
-    """The smallest size class that holds so many words."""
+def lay_out(words: Int64s, meta: Int64s) -> None:
+    """Begin fresh memory."""
+    words[0] = NONE
+    meta[TOP] = FIRST
+    meta[SWEPT] = FIRST
+    meta[MIGRATED] = FIRST
+
+
+@jit
+def class_of(used: int) -> int:
+    """The smallest size class whose blocks hold a slab of so many words; CLASSES where none does."""
     low = 0
-    high = CLASSES - 1
+    high = CLASSES
     while low < high:
         middle = (low + high) >> 1
-        if SIZES[middle] < words:
+        if SIZES[middle] < used + 1:
             low = middle + 1
         else:
             high = middle
@@ -148,110 +168,227 @@ def class_of(words: int) -> int:
 
 @jit
 def slab_class(words: Int64s, s: int) -> int:
-    """Size class of a slab."""
+    """Size class of the block of a slab, in use or free."""
     return (words[s + 1] >> META_CLASS) & 0xFF  # type: ignore[no-any-return]  # as above
 
 
 @jit
-def take(words: Int64s, meta: Int64s, wanted: int) -> int:
-    """A slab of a size class, from the free ones or from fresh memory; 0 when there is neither."""
-    s = meta[FREE + wanted]
-    if s != 0:
-        meta[FREE + wanted] = words[s]
-        meta[FREED] -= SIZES[wanted]
-        return s  # type: ignore[no-any-return]  # as above
-    top = meta[TOP]
-    if top + SIZES[wanted] > len(words):
-        return 0
-    meta[TOP] = top + SIZES[wanted]
-    return top  # type: ignore[no-any-return]  # as above
+def room_in(words: Int64s, s: int) -> int:
+    """Words that the slab in a block may take."""
+    return SIZES[slab_class(words, s)] - 1  # type: ignore[no-any-return]  # as above
 
 
 @jit
-def give_back(words: Int64s, meta: Int64s, s: int, size_class: int) -> None:
-    """Return a slab to the free ones of its class."""
-    words[s] = meta[FREE + size_class]
+def link(words: Int64s, meta: Int64s, s: int, size_class: int) -> None:
+    """Make a block a free one of a class."""
+    after = meta[FREE + size_class]
+    words[s - 1] = 0
+    words[s] = after
+    words[s + 1] = size_class << META_CLASS
+    words[s + 2] = 0
+    if after != 0:
+        words[after + 2] = s
     meta[FREE + size_class] = s
     meta[FREED] += SIZES[size_class]
 
 
 @jit
-def forget(words: Int64s, meta: Int64s, table: Int64s, slot: int) -> None:
-    """Drop the entity of a slot."""
-    s = table[2 * slot + 1]
-    give_back(words, meta, s, slab_class(words, s))
-    table[2 * slot + 1] = TOMBSTONE
-    meta[ENTITIES] -= 1
+def unlink(words: Int64s, meta: Int64s, s: int) -> None:
+    """Take a block from the free ones of its class."""
+    after = words[s]
+    before = words[s + 2]
+    if before != 0:
+        words[before] = after
+    else:
+        meta[FREE + slab_class(words, s)] = after
+    if after != 0:
+        words[after + 2] = before
+    meta[FREED] -= SIZES[slab_class(words, s)]
 
 
 @jit
-def obtain(words: Int64s, meta: Int64s, table: Int64s, wanted: int, keep: int) -> int:
-    """A slab of a class; when memory is full, the longest silent of a few entities make room.
+def cut(words: Int64s, meta: Int64s, s: int, size: int, wanted: int) -> None:
+    """Make a stretch of `size` words a block of a class, and free blocks of the rest.
 
-    `keep` is a slab that must stay. Returns 0 when nothing was to be had.
+    A rest too small for a block stays with it: then `size` itself is that of a class.
     """
-    s = take(words, meta, wanted)
-    tries = 0
-    while s == 0 and tries < 4096:
-        tries += 1
-        evict(words, meta, table, keep)
-        for bigger in range(wanted, min(wanted + 4, CLASSES)):
-            if meta[FREE + bigger] != 0:
-                s = meta[FREE + bigger]
-                meta[FREE + bigger] = words[s]
-                meta[FREED] -= SIZES[bigger]
-                words[s + 1] = bigger << META_CLASS
-                return s  # type: ignore[no-any-return]  # as above
+    rest = size - SIZES[wanted]
+    if rest < SMALLEST:
+        words[s + 1] = class_of(size - 1) << META_CLASS
+        return
+    words[s + 1] = wanted << META_CLASS
+    at = s + SIZES[wanted]
+    while rest > 0:
+        part = min(class_of(rest - 1), CLASSES - 1)
+        while SIZES[part] > rest or 0 < rest - SIZES[part] < SMALLEST:
+            part -= 1
+        link(words, meta, at, part)
+        at += SIZES[part]
+        rest -= SIZES[part]
+
+
+@jit
+def obtain(
+    words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, key: int, wanted: int, keep: int
+) -> int:
+    """A slab of at least a class for a key; when memory is full, who was silent the longest makes room.
+
+    `keep` is a slab that must stay (0: none). Returns 0 when nothing was to be had.
+    """
+    s = 0
+    if wanted < CLASSES:
+        if meta[FREE + wanted] != 0:
+            s = meta[FREE + wanted]
+            unlink(words, meta, s)
+        elif meta[TOP] + SIZES[wanted] <= len(words):
+            s = meta[TOP] + 1
+            meta[TOP] += SIZES[wanted]
+            words[s + 1] = wanted << META_CLASS
+        else:
+            s = reclaim(words, meta, table, old_table, wanted, keep)
     if s == 0:
         meta[LOST] += 1
-        return 0
-    words[s + 1] = wanted << META_CLASS
+    else:
+        words[s - 1] = key
     return s
 
 
 @jit
-def evict(words: Int64s, meta: Int64s, table: Int64s, keep: int) -> None:
-    """Forget the longest silent of the next few entities under the hand."""
-    mask = (len(table) >> 1) - 1
-    at = meta[HAND] & mask
-    oldest = -1
-    seen = 0
-    for _ in range(mask + 1):
-        ref = table[2 * at + 1]
-        if ref > 0 and ref != keep:
-            if oldest < 0 or words[ref] < words[table[2 * oldest + 1]]:
-                oldest = at
-            seen += 1
-            if seen == EVICT_SAMPLE:
-                break
-        at = (at + 1) & mask
-    meta[HAND] = at
-    if oldest >= 0:
-        forget(words, meta, table, oldest)
-        meta[EVICTIONS] += 1
+def reclaim(words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, wanted: int, keep: int) -> int:
+    """Make a block of a class where there is none and no fresh memory; 0 when none can be made.
+
+    From a larger free one, else from the blocks in a stretch of memory: of a few stretches, the one whose
+    latest entity has been silent the longest. They are taken in the order of keys, which are hashes, as
+    neighbours in memory came at the same time.
+    """
+    for larger in range(wanted + 1, CLASSES):
+        s = meta[FREE + larger]
+        if s != 0:
+            unlink(words, meta, s)
+            cut(words, meta, s, SIZES[larger], wanted)
+            return s  # type: ignore[no-any-return]  # as above
+    best = 0
+    best_end = 0
+    best_newest = NEVER_MS
+    looked = 0
+    slot = meta[SAMPLED]
+    for _ in range(max(len(table), len(old_table)) >> 1):
+        for slots in (table, old_table):
+            s = slots[2 * (slot & ((len(slots) >> 1) - 1)) + 1]
+            if s > 0:
+                at = block_after(words, s)
+                end, newest = stretch(words, meta, at, SIZES[wanted], keep, best_newest)
+                if end != 0:
+                    best = at
+                    best_end = end
+                    best_newest = newest
+                looked += 1
+        slot += 1
+        if best != 0 and looked >= EVICT_SAMPLE:
+            break
+    meta[SAMPLED] = slot
+    if best == 0:  # nobody but `keep`: before it, or behind it
+        best = FIRST
+        best_end, _ = stretch(words, meta, best, SIZES[wanted], keep, NEVER_MS)
+        if best_end == 0 and keep != 0:
+            best = block_after(words, keep)
+            best_end, _ = stretch(words, meta, best, SIZES[wanted], keep, NEVER_MS)
+        if best_end == 0:
+            return 0
+    at = best
+    while at < best_end:
+        s = at + 1
+        at = block_after(words, s)
+        if words[s - 1] != 0:
+            forget(words, meta, table, old_table, s)
+            meta[EVICTIONS] += 1
+        unlink(words, meta, s)
+    for walk in (SWEPT, MIGRATED):
+        if best < meta[walk] < best_end:
+            meta[walk] = best_end
+    cut(words, meta, best + 1, best_end - best, wanted)
+    return best + 1
 
 
 @jit
-def sweep(plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, now: int, budget: int) -> None:
-    """Forget, among the next `budget` slots, entities silent for longer than any of their windows."""
-    mask = (len(table) >> 1) - 1
-    at = meta[HAND] & mask
-    for _ in range(min(budget, mask + 1)):
-        s = table[2 * at + 1]
-        if s > 0 and ((words[s + 1] >> META_PLAN) & 0xFFFF) == meta[GENERATION]:
-            e = words[s + 1] & 0xFF
-            if words[s] != NONE and now - words[s] > entity_of(plan, e, E_RETENTION) + plan[P_SLACK]:
-                forget(words, meta, table, at)
+def block_after(words: Int64s, s: int) -> int:
+    """Where the block behind that of a slab begins."""
+    return s - 1 + SIZES[slab_class(words, s)]  # type: ignore[no-any-return]  # as above
+
+
+@jit
+def stretch(words: Int64s, meta: Int64s, at: int, size: int, keep: int, before: int) -> tuple[int, int]:
+    """Where the blocks from `at` on that make up `size` words end, and when the latest of them was heard of.
+
+    An end of 0: they were heard of at `before` or later, hold the slab `keep`, or memory ends.
+    """
+    end = at
+    newest = NONE
+    while True:
+        if end >= meta[TOP]:
+            return 0, newest
+        s = end + 1
+        if words[end] != 0:
+            newest = max(newest, words[s])
+            if s == keep or newest >= before:
+                return 0, newest
+        end = block_after(words, s)
+        # The rest must make a block too, unless it stays with the only one.
+        over = end - at - size
+        if over == 0 or over >= SMALLEST or (over > 0 and s == at + 1):
+            return end, newest
+
+
+@jit
+def forget(words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, s: int) -> None:
+    """Drop the entity of a slab, and free its block."""
+    slot = find(table, words[s - 1])
+    if slot >= 0:
+        table[2 * slot + 1] = TOMBSTONE
+    else:
+        old_table[2 * find(old_table, words[s - 1]) + 1] = TOMBSTONE
+    link(words, meta, s, slab_class(words, s))
+    meta[ENTITIES] -= 1
+
+
+@jit
+def sweep(
+    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, now: int, budget: int
+) -> None:
+    """Forget, among the next `budget` blocks, entities silent for longer than any of their windows."""
+    if meta[TOP] == FIRST:
+        return
+    at = meta[SWEPT]
+    for _ in range(budget):
+        if at >= meta[TOP]:
+            at = FIRST
+        s = at + 1
+        if words[at] != 0 and ((words[s + 1] >> META_PLAN) & 0xFFFF) == meta[GENERATION]:
+            retention = entity_of(plan, words[s + 1] & 0xFF, E_RETENTION) + plan[P_SLACK]
+            if words[s] != NONE and now - words[s] > retention:
+                forget(words, meta, table, old_table, s)
                 meta[EXPIRED] += 1
-        at = (at + 1) & mask
-    meta[HAND] = at
+        at = block_after(words, s)
+    meta[SWEPT] = at
+
+
+# ---- slabs ------------------------------------------------------------------------------------------
 
 
 @jit
-def create(plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, key: int, e: int, growth: int) -> int:
+def create(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    key: int,
+    e: int,
+    growth: int,
+) -> int:
     """A new slab for an entity with `growth` words of room; 0 when memory is full and nothing gives."""
     fixed = entity_of(plan, e, ledger.E_FIXED) + entity_of(plan, e, ledger.E_FIXED_N)
-    s = obtain(words, meta, table, class_of(fixed + growth), 0)
+    s = obtain(words, meta, table, old_table, key, class_of(fixed + growth), 0)
     if s != 0:
         size_class = slab_class(words, s)
         head = e | (meta[GENERATION] << META_PLAN) | (size_class << META_CLASS)
@@ -263,10 +400,18 @@ def create(plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, key: int, e
 
 @jit
 def make_room(
-    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, key: int, s: int, e: int, growth: int
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    key: int,
+    s: int,
+    e: int,
+    growth: int,
 ) -> int:
     """Give a slab `growth` words of room: by tidying it, else by moving it. Returns where it is, or 0."""
-    room = SIZES[slab_class(words, s)]
+    room = room_in(words, s)
     if ledger.used_words(words, s) + growth <= room:
         return s
     ledger.tidy(plan, words, s, e)
@@ -274,16 +419,23 @@ def make_room(
     # A large slab that is nearly full after tidying would be tidied again at once: it grows instead.
     if used + growth <= room - (room >> 3 if room > 32 else 0):
         return s
-    target = obtain(words, meta, table, class_of(max(used + growth, used + (used >> 2))), s)
+    wanted = class_of(max(used + growth, used + (used >> 2)))
+    target = obtain(words, meta, table, old_table, key, wanted, s)
     if target == 0:
         return 0
-    size_class = slab_class(words, target)
-    for k in range(used):
-        words[target + k] = words[s + k]
-    words[target + 1] = (words[target + 1] & ~(0xFF << META_CLASS)) | (size_class << META_CLASS)
-    give_back(words, meta, s, slab_class(words, s))
+    place(words, target, words, s, used)
+    link(words, meta, s, slab_class(words, s))
     table[2 * find(table, key) + 1] = target
     return target
+
+
+@jit
+def place(words: Int64s, target: int, source: Int64s, at: int, used: int) -> None:
+    """Copy the slab at source[at] into the block of the one at `target`."""
+    size_class = slab_class(words, target)
+    for k in range(used):
+        words[target + k] = source[at + k]
+    words[target + 1] = (words[target + 1] & ~(0xFF << META_CLASS)) | (size_class << META_CLASS)
 
 
 @jit
@@ -305,6 +457,7 @@ def fold(
     words: Int64s,
     meta: Int64s,
     table: Int64s,
+    old_table: Int64s,
     key: int,
     s: int,
     e: int,
@@ -312,13 +465,13 @@ def fold(
     row: int,
 ) -> int:
     """Apply a record to the slab of an entity (`s` is 0 for a new one); return where the slab is, or 0."""
-    if s == 0 or ledger.used_words(words, s) + entity_of(plan, e, E_GROWTH) > SIZES[slab_class(words, s)]:
+    if s == 0 or ledger.used_words(words, s) + entity_of(plan, e, E_GROWTH) > room_in(words, s):
         mask = records[row, entity_of(plan, e, E_RECORD) + RECORD_MASK]
         growth = growth_of(plan, e, mask)
         s = (
-            create(plan, words, meta, table, key, e, growth)
+            create(plan, words, meta, table, old_table, key, e, growth)
             if s == 0
-            else make_room(plan, words, meta, table, key, s, e, growth)
+            else make_room(plan, words, meta, table, old_table, key, s, e, growth)
         )
     if s != 0:
         ledger.apply(plan, words, s, e, records, row)
@@ -360,7 +513,6 @@ def observe(
     meta: Int64s,
     table: Int64s,
     old_table: Int64s,
-    empty: Int64s,
     keys: Int64s,
     records: Int64s,
     read_at: Int64s,
@@ -398,13 +550,11 @@ def observe(
                 continue
             s = locate(meta, table, old_table, key)
             if before:
-                known = s if s != 0 else empty[e]
-                ledger.read(plan, words, known, e, read_at[i], 1, cells, bits, i, scratch, texts)
+                ledger.read(plan, words, s, e, read_at[i], 1, cells, bits, i, scratch, texts)
             if records[i, mask_at] != 0:
-                s = fold(plan, words, meta, table, key, s, e, records, i)
+                s = fold(plan, words, meta, table, old_table, key, s, e, records, i)
             if after:
-                known = s if s != 0 else empty[e]
-                ledger.read(plan, words, known, e, read_at[i], 0, cells, bits, i, scratch, texts)
+                ledger.read(plan, words, s, e, read_at[i], 0, cells, bits, i, scratch, texts)
 
 
 @jit
@@ -425,6 +575,7 @@ def amend(
             words,
             meta,
             table,
+            old_table,
             keys[k],
             locate(meta, table, old_table, keys[k]),
             entities[k],
@@ -435,20 +586,61 @@ def amend(
 
 @jit
 def amount_of(digits: int, value: float) -> int:
-    """A limit's maximum in minor units, rounded down; NONE where it is missing."""
+    """A limit's maximum in minor units, floor(Decimal(repr(value)) * 10**digits); NONE where it is missing.
+
+    A float stands for all numbers that round to it, and `repr` writes that of the fewest digits, the nearest
+    of equals: in minor units a multiple of the largest power of ten that has one so near. Where there is not
+    even a whole number so near, rounding down is the same for all of them. `digits` is -6 to 9; what is below
+    nothing gives -1, and what reaches AMOUNT_MAX gives that.
+    """
     if np.isnan(value):
         return NONE
-    scaled = value
-    for _ in range(abs(digits)):
-        scaled = scaled * 10.0 if digits > 0 else scaled / 10.0
-    if scaled >= 9.0e18:
-        return 9_000_000_000_000_000_000
-    if scaled <= -9.0e18:
-        return -9_000_000_000_000_000_000
-    nearest = np.rint(scaled)  # 0.29 * 100 is 28.999999999999996: what is that close was meant
-    if abs(scaled - nearest) <= 1e-15 * max(1.0, abs(scaled)):
-        return int(nearest)
-    return int(np.floor(scaled))
+    if value < 0.0:
+        return -1
+    power = 1.0
+    for _ in range(digits):
+        power *= 10.0
+    if value * power >= 9.2e18:
+        return AMOUNT_MAX
+    if value * power < 0.5:
+        return 0
+    # value * power as a float and what it was rounded by (T. J. Dekker, A floating-point technique for
+    # extending the available precision, 1971).
+    product = value * power
+    high = value * 134217729.0
+    high = high - (high - value)
+    high_power = power * 134217729.0
+    high_power = high_power - (high_power - power)
+    low = value - high
+    low_power = power - high_power
+    error = ((high * high_power - product) + high * low_power + low * high_power) + low * low_power
+    whole = int(np.rint(product)) + int(np.rint(error))
+    part = (product - np.rint(product)) + (error - np.rint(error))  # from -1 to 1; exact where it decides
+    mantissa, exponent = math.frexp(value)
+    reach_up = math.ldexp(power, exponent - 54)  # half of the last place, in minor units
+    reach_down = reach_up if mantissa != 0.5 else reach_up / 2.0
+    even = int(math.ldexp(mantissa, 53)) & 1 == 0  # then what lies halfway rounds to it as well
+    step = 10**18 if reach_up >= 0.25 else 1
+    while step > 0:
+        rest = whole % step
+        if rest == 0 and part < 0.0:
+            rest = step
+        below = float(rest) + part  # how far down and up the next multiples of the step are
+        above = float(step - rest) - part
+        down = below < reach_down or (even and below == reach_down)
+        up = above < reach_up or (even and above == reach_up)
+        if down and up:
+            up = above < below or (above == below and ((whole - rest) // step) % 2 == 1)
+        if down or up:
+            whole += step - rest if up else -rest
+            part = 0.0
+            break
+        step //= 10
+    if part < 0.0:
+        whole -= 1
+    for _ in range(-digits):
+        whole //= 10
+    return min(whole, AMOUNT_MAX)
 
 
 @jit
@@ -548,9 +740,9 @@ def settle(
             elif not handed and amount != 0:
                 s = locate(meta, table, old_table, key)
                 if s == 0:
-                    s = create(plan, words, meta, table, key, e, 2)
+                    s = create(plan, words, meta, table, old_table, key, e, 2)
                 else:
-                    s = make_room(plan, words, meta, table, key, s, e, 2)
+                    s = make_room(plan, words, meta, table, old_table, key, s, e, 2)
                 if s != 0:
                     ledger.advance(plan, words, s, e, time[i])
                     ledger.hold(plan, words, s, e, cell, bucket, amount)
@@ -603,12 +795,25 @@ def give_hold_back(
     """Return what is held in a bucket of a limit."""
     s = locate(meta, table, old_table, key)
     if s != 0 and amount != 0:
-        s = make_room(plan, words, meta, table, key, s, e, 2)
+        s = make_room(plan, words, meta, table, old_table, key, s, e, 2)
         if s != 0:
             ledger.hold(plan, words, s, e, cell, bucket, -amount)
 
 
 # ---- plans change -----------------------------------------------------------------------------------
+
+
+@jit
+def next_keys(words: Int64s, meta: Int64s, keys: Int64s) -> bool:
+    """Fill `keys` from the blocks behind those of the last call (0: free); whether these were the last."""
+    at = meta[MIGRATED]
+    for k in range(len(keys)):
+        keys[k] = 0
+        if at < meta[TOP]:
+            keys[k] = words[at]
+            at = block_after(words, at + 1)
+    meta[MIGRATED] = at
+    return bool(at >= meta[TOP])
 
 
 @jit_allocating
@@ -637,7 +842,7 @@ def migrate(
         e_old = words[s + 1] & 0xFF
         e = entity_map[e_old]
         if e < 0:
-            forget(words, meta, table, find(table, key))
+            forget(words, meta, table, old_table, s)
             continue
         first_cell = entity_of(new, e, E_CELLS)
         last_cell = first_cell + entity_of(new, e, E_CELLS_N)
@@ -671,7 +876,7 @@ def migrate(
                 write += size
             ledger.set_count(copy, 0, at, n)
         ledger.set_used(copy, 0, write)
-        move_in(words, meta, table, key, s, copy, write)
+        move_in(words, meta, table, old_table, key, s, copy, write)
 
 
 @jit
@@ -696,19 +901,25 @@ def copy_entry(
 
 
 @jit
-def move_in(words: Int64s, meta: Int64s, table: Int64s, key: int, s: int, copy: Int64s, used: int) -> None:
+def move_in(
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    key: int,
+    s: int,
+    copy: Int64s,
+    used: int,
+) -> None:
     """Put a finished slab in the place of the one at `s` (0: of none); without memory the entity is lost."""
-    target = obtain(words, meta, table, class_of(used), s)
+    target = obtain(words, meta, table, old_table, key, class_of(used), s)
     if target == 0:
         if s != 0:
-            forget(words, meta, table, find(table, key))
+            forget(words, meta, table, old_table, s)
         return
-    size_class = slab_class(words, target)
-    for k in range(used):
-        words[target + k] = copy[k]
-    words[target + 1] = (copy[1] & ~(0xFF << META_CLASS)) | (size_class << META_CLASS)
+    place(words, target, copy, 0, used)
     if s != 0:
-        give_back(words, meta, s, slab_class(words, s))
+        link(words, meta, s, slab_class(words, s))
         table[2 * find(table, key) + 1] = target
     else:
         put(meta, table, key, target)
@@ -719,14 +930,19 @@ def move_in(words: Int64s, meta: Int64s, table: Int64s, key: int, s: int, copy: 
 
 
 @jit
-def enter(entries: Int64s, key: int, expires: int) -> None:
-    """Put a list entry into its table (key and expiry, as `find` reads it), which has free slots."""
+def enter(entries: Int64s, key: int, expires: int) -> bool:
+    """Put a list entry into its table (key and expiry, as `find` reads it); whether it took a free slot.
+
+    The table must have one. An expiry of TOMBSTONE takes the entry out.
+    """
     mask = (len(entries) >> 1) - 1
     at = key & mask
-    while entries[2 * at + 1] != FREE_SLOT:
+    while entries[2 * at + 1] != FREE_SLOT and entries[2 * at] != key:
         at = (at + 1) & mask
+    fresh = entries[2 * at + 1] == FREE_SLOT
     entries[2 * at] = key
     entries[2 * at + 1] = expires
+    return bool(fresh)
 
 
 @jit

@@ -1,0 +1,93 @@
+"""From one plan to the next: where each entity, cell and column of a policy's state stands after a reload.
+
+What keeps its definition keeps its history, wherever the new plan lays it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from riskengine import ledger
+from riskengine.features import FeatureSet
+from riskengine.ledger import NONE, Int64s, Plan
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Transition:
+    """How slabs of one plan become those of another; the arrays are those of `slabs.migrate`."""
+
+    entities: Int64s
+    cells: Int64s
+    columns: Int64s
+    spans: Sequence[tuple[int, int]]  # of each new cell, where its columns begin and end
+
+    @classmethod
+    def between(cls, old: FeatureSet, new: FeatureSet) -> Transition:
+        """From one plan to another."""
+        entities = [new.entities.index(name) if name in new.entities else -1 for name in old.entities]
+        cells = np.full(len(new.plan.cells), -1, np.int64)
+        columns = np.full(len(new.plan.columns), -1, np.int64)
+        for e, specs in enumerate(new.specs):
+            name = new.entities[e]
+            if name not in old.entities or old.entity_fields[name] != new.entity_fields[name]:
+                continue
+            at = old.entities.index(name)
+            known = {spec.key: c for c, spec in enumerate(old.specs[at])}
+            for c, spec in enumerate(specs):
+                if spec.key not in known:
+                    continue
+                cell = int(new.plan.entities[e, ledger.E_CELLS]) + c
+                source = known[spec.key]
+                cells[cell] = int(old.plan.entities[at, ledger.E_CELLS]) + source
+                first = int(new.plan.cells[cell, ledger.C_COLUMNS])
+                before = old.specs[at][source].columns
+                for k, column in enumerate(spec.columns):
+                    if column in before:
+                        columns[first + k] = before.index(column)
+        spans = [
+            (int(row[ledger.C_COLUMNS]), int(row[ledger.C_COLUMNS] + row[ledger.C_COLUMNS_N]))
+            for row in new.plan.cells
+        ]
+        return cls(np.array(entities, np.int64), cells, columns, spans)
+
+    def then(self, step: Transition, middle: Plan) -> Transition:
+        """This transition and then another; `middle` is the plan between them."""
+        entities = np.array([step.entities[e] if e >= 0 else -1 for e in self.entities.tolist()], np.int64)
+        cells = np.array([self.cells[c] if c >= 0 else -1 for c in step.cells.tolist()], np.int64)
+        columns = np.full_like(step.columns, -1)
+        # A column's number within its timeline leads to the middle plan's column, and that further back.
+        for cell, source in enumerate(step.cells.tolist()):
+            if source >= 0 and cells[cell] >= 0:
+                first = int(middle.cells[source, ledger.C_COLUMNS])
+                for k in range(*step.spans[cell]):
+                    if step.columns[k] >= 0:
+                        columns[k] = self.columns[first + step.columns[k]]
+        return Transition(entities, cells, columns, step.spans)
+
+
+def translate(
+    old: FeatureSet, new: FeatureSet, e: int, record: Int64s, mask: int
+) -> tuple[Int64s, int, int] | None:
+    """A record of an old plan's entity as the new plan has it: record, mask, entity; None if it is gone."""
+    name = old.entities[e]
+    if name not in new.entities or old.entity_fields[name] != new.entity_fields[name]:
+        return None
+    now = new.entities.index(name)
+    at_old = int(old.plan.entities[e, ledger.E_RECORD])
+    at = int(new.plan.entities[now, ledger.E_RECORD])
+    out = np.full(new.record_words, NONE, np.int64)
+    out[at : at + 2] = record[at_old : at_old + 2]
+    for slot, place in new.entity_slots[now].items():
+        if slot in old.entity_slots[e]:
+            out[at + ledger.RECORD_SLOTS + place] = record[
+                at_old + ledger.RECORD_SLOTS + old.entity_slots[e][slot]
+            ]
+    known = {spec.key: c for c, spec in enumerate(old.specs[e])}
+    translated = 0
+    for c, spec in enumerate(new.specs[now]):
+        if spec.key in known and (mask >> known[spec.key]) & 1:
+            translated |= 1 << c
+    return out, translated, now
