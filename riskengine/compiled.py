@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import hashing
+from riskengine.cells import DAY_MS, PERIOD_MS, SIGHT_KEEP_MS
 from riskengine.decision import BY_RISK, LOWERED, Message, Reason
 from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule, Table, Window
 from riskengine.event import Schema
-from riskengine.features import DAY_MS, PERIOD_MS, SIGHT_KEEP_MS, FeatureSet
+from riskengine.features import FeatureSet
 from riskengine.masking import Masking
 from riskengine.policy import definition_fingerprint, feature_fingerprint
 from riskengine.program import Layout

@@ -9,13 +9,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import calendar, ledger
+from riskengine.cells import (
+    CELLS_MAX,
+    HASH_OF,
+    HOLDS,
+    KEY_OF,
+    LOCATION_OF,
+    MARKS,
+    MINOR,
+    NUMBER_OF,
+    TEXT_OF,
+    TEXT_WORDS,
+    TIMELINE,
+    Cell,
+    Cells,
+)
 from riskengine.definition import Definition, Feature, Limit, Window
 from riskengine.errors import RiskEngineError
 from riskengine.event import Batch, Schema
@@ -24,36 +39,25 @@ from riskengine.kernel import jit
 from riskengine.ledger import (
     EVENT,
     FRAUD,
-    HASH_OF,
-    KEY_OF,
     L_SIZE,
     LEGIT,
-    LOCATION_OF,
     M_LABEL,
     M_NEEDS,
     M_SIZE,
     M_WHERE,
-    MINOR,
     NONE,
-    NUMBER_OF,
     S_AT,
     S_DIGITS,
     S_ENTITY,
     S_KIND,
     S_SIZE,
     S_SOURCE,
-    TEXT_OF,
     Float64s,
     Int64s,
     Plan,
 )
 from riskengine.program import Layout, Program, compile, execute
 from riskengine.tables import TableSet
-
-DAY_MS: Final = 86_400_000
-SIGHT_KEEP_MS: Final = 400 * DAY_MS  # how long "previous" and "since last" are remembered
-MARKS_CAP: Final = 256  # events now labelled so, newest kept, behind since_last of a label
-PERIOD_MS: Final = {"day": 2 * DAY_MS, "week": 8 * DAY_MS, "month": 32 * DAY_MS}  # at least one period
 
 SEVERITY: Final = {"allow": 0, "review": 1, "challenge": 2, "deny": 3}
 
@@ -168,7 +172,7 @@ class FeatureSet:
             records,
             masks,
         )
-        texts = np.empty((n, len(self.texts) * ledger.TEXT_WORDS), np.int64)
+        texts = np.empty((n, len(self.texts) * TEXT_WORDS), np.int64)
         if self.texts:
             texts[:] = 0
         return Touches(batch, keys, records, masks, cells, bits, texts, strings, tables, read_at)
@@ -368,7 +372,7 @@ def spell(
     """Write remembered strings into the string columns from `first` on, their bytes into text[base:]."""
     for i in range(texts.shape[0]):
         for p in range(n_texts):
-            word = texts[i, p * ledger.TEXT_WORDS]
+            word = texts[i, p * TEXT_WORDS]
             column = first + p
             length[i, column] = -1
             if word == 0:
@@ -378,7 +382,7 @@ def spell(
             off[i, column] = at
             end = 0
             for k in range(24):
-                byte = (texts[i, p * ledger.TEXT_WORDS + 1 + k // 8] >> (8 * (k % 8))) & 0xFF
+                byte = (texts[i, p * TEXT_WORDS + 1 + k // 8] >> (8 * (k % 8))) & 0xFF
                 text[at + k] = byte
                 if byte != 0:
                     end = k + 1
@@ -386,42 +390,6 @@ def spell(
 
 
 # ---- compiling --------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Cell:
-    """A cell while it is being put together."""
-
-    spec_key: tuple[object, ...]
-    kind: int
-    types: tuple[str, ...]
-    label: str | None
-    where: Expression | None
-    slot: int = 0
-    needs: int = -1
-    cap: int = 0
-    words: int = 0  # of the fixed area
-    columns: list[tuple[int, str]] = field(default_factory=list)
-    windows: list[Window] = field(default_factory=list)
-
-    def column(self, op: int, source: str) -> int:
-        if (op, source) not in self.columns:
-            self.columns.append((op, source))
-        return self.columns.index((op, source))
-
-    def window(self, window: Window) -> int:
-        if window not in self.windows:
-            self.windows.append(window)
-        return self.windows.index(window)
-
-
-@dataclass(slots=True)
-class _Entity:
-    cells: list[_Cell] = field(default_factory=list)
-    slots: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # to (at, digits)
-    slot_words: int = 0
-    reads: list[tuple[Feature, _Cell, int, tuple[int, ...], _Cell | None]] = field(default_factory=list)
-    retention_ms: int = 0
 
 
 class _Compiler:
@@ -434,18 +402,13 @@ class _Compiler:
         self.schema = schema
         self.layout = layout
         self.hasher = hasher
-        self.slack_ms = definition.lateness_ms + definition.skew_ms
-        self.entities = {name: _Entity() for name in schema.entities}
-        self.limit_cells: dict[str, _Cell] = {}
+        self.kept = Cells(definition)
+        self.entities = self.kept.entities
 
     def compile(self) -> FeatureSet:
         definition = self.definition
         stored = [f for f in definition.features.values() if f.aggregate != "value"]
-        for feature in stored:
-            self._place(feature)
-        limits = [limit for limit in definition.limits.values() if limit.mode != "off"]
-        for limit in limits:
-            self._place_limit(limit)
+        limits = [definition.limits[name] for name in self.kept.limits]
         for table in definition.tables.values():
             for column, kind in table.columns.items():
                 add = self.layout.add_string if kind == "string" else self.layout.add_number
@@ -481,142 +444,6 @@ class _Compiler:
             entity_slots=tuple({s: at for s, (at, _) in e.slots.items()} for e in self.entities.values()),
             fingerprint=_fingerprint(plan, specs, self.entities),
         )
-
-    # -- what each entity keeps
-
-    def _place(self, feature: Feature) -> None:
-        """Find or make the cells behind a feature, and note how it is read from them."""
-        assert feature.by is not None
-        entity = self.entities[feature.by]
-        window = -1
-        own: tuple[int, ...] = ()
-        other: _Cell | None = None
-        if feature.aggregate in ("since_first", "since_last"):
-            kind = ledger.FIRST if feature.aggregate == "since_first" else ledger.LAST
-            if feature.label is not None:
-                cell = self._cell(entity, ledger.MARKS, feature, (), cap=MARKS_CAP)
-            else:
-                cell = self._cell(entity, kind, feature, (), words=1)
-            self._retain(entity, feature.keep_ms or SIGHT_KEEP_MS)
-        elif feature.aggregate in ("previous", "speed"):
-            slot_kind, source, words = self._remembered(feature)
-            at = self._slot(entity, slot_kind, source, words)
-            cell = self._cell(entity, ledger.SIGHT, feature, (slot_kind, source), words=2 + words)
-            cell.slot = cell.needs = at
-            self._retain(entity, SIGHT_KEEP_MS)
-        elif feature.aggregate == "distinct":
-            assert feature.field is not None
-            slot_kind = KEY_OF if feature.field in self.definition.entities else HASH_OF
-            at = self._slot(entity, slot_kind, feature.field, 1)
-            cell = self._cell(
-                entity, ledger.MEMBERS, feature, (slot_kind, feature.field, feature.cap), cap=feature.cap
-            )
-            cell.slot = cell.needs = at
-            window = self._window(entity, cell, feature.window)
-        else:
-            cell = self._timeline(entity, feature)
-            own = self._sums(cell, feature)
-            window = self._window(entity, cell, feature.window)
-            if feature.aggregate == "rate":
-                other = self._cell(entity, ledger.TIMELINE, feature, (), label=False)
-                own = (own[0], other.column(ledger.ONE, ""))
-                self._window(entity, other, feature.window)
-        entity.reads.append((feature, cell, window, own, other))
-
-    def _cell(
-        self,
-        entity: _Entity,
-        kind: int,
-        feature: Feature,
-        more: tuple[object, ...],
-        *,
-        cap: int = 0,
-        words: int = 0,
-        label: bool = True,
-    ) -> _Cell:
-        named = feature.label if label else None
-        where = feature.where.source if feature.where is not None else None
-        key = (kind, tuple(sorted(feature.types)), named, where, *more)
-        for cell in entity.cells:
-            if cell.spec_key == key:
-                return cell
-        cell = _Cell(key, kind, feature.types, named, feature.where, cap=cap, words=words)
-        entity.cells.append(cell)
-        return cell
-
-    def _timeline(self, entity: _Entity, feature: Feature) -> _Cell:
-        """The timeline of a feature's stream. A field that may be absent makes a stream of its own.
-
-        So a record moves all columns of a timeline or none, which follow-ups rely on.
-        """
-        if feature.aggregate in ("count", "rate"):
-            return self._cell(entity, ledger.TIMELINE, feature, ())
-        assert feature.field is not None
-        at = self._slot(entity, MINOR, feature.field, 1)
-        if all(feature.field in self.definition.events[t].required for t in feature.types):
-            return self._cell(entity, ledger.TIMELINE, feature, ())
-        cell = self._cell(entity, ledger.TIMELINE, feature, (feature.field,))
-        cell.needs = at
-        return cell
-
-    def _sums(self, cell: _Cell, feature: Feature) -> tuple[int, ...]:
-        """Columns of a timeline that an aggregate reads, in the order `ledger.aggregate` wants them."""
-        field = feature.field or ""
-        match feature.aggregate:
-            case "sum":
-                return (cell.column(ledger.ADD, field),)
-            case "min":
-                return (cell.column(ledger.LEAST, field),)
-            case "max":
-                return (cell.column(ledger.GREATEST, field),)
-            case "mean":
-                return cell.column(ledger.ONE, ""), cell.column(ledger.ADD, field)
-            case "std":
-                return (
-                    cell.column(ledger.ONE, ""),
-                    cell.column(ledger.ADD, field),
-                    cell.column(ledger.SQUARE_HIGH, field),
-                    cell.column(ledger.SQUARE_LOW, field),
-                )
-            case _:
-                return (cell.column(ledger.ONE, ""),)
-
-    def _remembered(self, feature: Feature) -> tuple[int, str, int]:
-        """Slot kind, field and words of what previous and speed remember."""
-        assert feature.field is not None
-        kind = self.definition.fields[feature.field].type
-        if kind == "location":
-            return LOCATION_OF, feature.field, 1
-        if kind in ("number", "bool", "time"):
-            return NUMBER_OF, feature.field, 1
-        of_entity = any(feature.field in e.fields for e in self.definition.entities.values())
-        return (HASH_OF, feature.field, 1) if of_entity else (TEXT_OF, feature.field, ledger.TEXT_WORDS)
-
-    def _slot(self, entity: _Entity, kind: int, source: str, words: int) -> int:
-        if (kind, source) not in entity.slots:
-            digits = self.definition.fields[source].digits if kind == MINOR else None
-            entity.slots[kind, source] = (entity.slot_words, digits or 0)
-            entity.slot_words += words
-        return entity.slots[kind, source][0]
-
-    def _window(self, entity: _Entity, cell: _Cell, window: Window | None) -> int:
-        assert window is not None
-        self._retain(
-            entity, (PERIOD_MS.get(window.kind) or window.width_ms + window.bucket_ms) + window.delay_ms
-        )
-        return cell.window(window)
-
-    def _retain(self, entity: _Entity, keep_ms: int) -> None:
-        entity.retention_ms = max(entity.retention_ms, keep_ms + self.slack_ms)
-
-    def _place_limit(self, limit: Limit) -> None:
-        entity = self.entities[limit.by]
-        where = limit.where.source if limit.where is not None else None
-        key = (ledger.HOLDS, limit.name, tuple(sorted(limit.types)), where, limit.field, limit.window)
-        cell = _Cell(key, ledger.HOLDS, (), None, None)
-        entity.cells.append(cell)
-        self._window(entity, cell, limit.window)
-        self.limit_cells[limit.name] = cell
 
     # -- columns and programs
 
@@ -700,15 +527,15 @@ class _Compiler:
         record = 0
         widest = 1
         for e, (name, entity) in enumerate(self.entities.items()):
-            if len(entity.cells) > ledger.CELLS_MAX:
+            if len(entity.cells) > CELLS_MAX:
                 raise RiskEngineError(
                     f"entity {name} needs {len(entity.cells)} kinds of counters, and the most is "
-                    f"{ledger.CELLS_MAX}: give features of it the same `on` and `where`, or drop some"
+                    f"{CELLS_MAX}: give features of it the same `on` and `where`, or drop some"
                 )
             row = [0] * ledger.E_SIZE
             first_cell, first_read, first_region = len(cells), len(reads), len(regions)
             width = ledger.RECORD_SLOTS + entity.slot_words if entity.cells else 0
-            of_region = [c for c in entity.cells if c.kind <= ledger.HOLDS]
+            of_region = [c for c in entity.cells if c.kind <= HOLDS]
             fixed_at = 2 + (len(of_region) + 1) // 2
             fixed = 0
             growth = 0
@@ -716,9 +543,9 @@ class _Compiler:
             for cell in entity.cells:
                 words = cell.words
                 at = fixed
-                if cell.kind <= ledger.HOLDS:
-                    words = 1 + len(cell.columns) if cell.kind == ledger.TIMELINE else 2
-                    words = 3 if cell.kind == ledger.MARKS else words
+                if cell.kind <= HOLDS:
+                    words = 1 + len(cell.columns) if cell.kind == TIMELINE else 2
+                    words = 3 if cell.kind == MARKS else words
                     at = len(regions) - first_region
                     regions.append(words)
                     growth += words
@@ -800,11 +627,11 @@ class _Compiler:
             kinds=kinds,
             limits=_table([self._limit(limit, entities, before) for limit in limits], L_SIZE),
             limit_types=_table([[t in limit.types for t in self.schema.types] for limit in limits], types),
-            slack_ms=self.slack_ms,
+            slack_ms=self.kept.slack_ms,
         )
         return plan, tuple(specs), 2 * widest + 16
 
-    def _spec(self, cell: _Cell) -> CellSpec:
+    def _spec(self, cell: Cell) -> CellSpec:
         """A cell's name for later plans: another unit makes another column."""
         fields = self.definition.fields
         columns = ((op, source, fields[source].digits or 0 if source else 0) for op, source in cell.columns)
@@ -822,10 +649,10 @@ class _Compiler:
         self,
         feature: Feature,
         cell_at: Mapping[int, int],
-        cell: _Cell,
+        cell: Cell,
         window: int,
         own: tuple[int, ...],
-        other: _Cell | None,
+        other: Cell | None,
         columns: Mapping[str, int],
         texts: tuple[str, ...],
     ) -> list[int]:
@@ -834,7 +661,7 @@ class _Compiler:
         row[ledger.R_OP], row[ledger.R_CELL], row[ledger.R_WINDOW] = op, cell_at[id(cell)], window
         if op == ledger.PREVIOUS_TEXT:
             row[ledger.R_OUT] = texts.index(feature.name)
-            row[ledger.R_EXTRA] = self._remembered(feature)[2]
+            row[ledger.R_EXTRA] = self.kept.remembered(feature)[2]
         else:
             row[ledger.R_OUT] = columns[feature.name]
         if own:
@@ -854,7 +681,7 @@ class _Compiler:
         self, limit: Limit, entities: Sequence[Sequence[int]], before: Mapping[str, int]
     ) -> tuple[int, ...]:
         e = self.schema.entities.index(limit.by)
-        cell = self.entities[limit.by].cells.index(self.limit_cells[limit.name])
+        cell = self.entities[limit.by].cells.index(self.kept.limits[limit.name])
         summed = self.definition.fields[limit.field] if limit.field is not None else None
         return (
             e,

@@ -24,6 +24,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.calendar import period_of_local
+from riskengine.cells import (
+    ADD,
+    FIRST,
+    GREATEST,
+    HOLDS,
+    LAST,
+    LEAST,
+    MARKS,
+    MEMBERS,
+    ONE,
+    SIGHT,
+    SQUARE_HIGH,
+    SQUARE_LOW,
+    TEXT_WORDS,
+    TIMELINE,
+)
 from riskengine.geo import haversine_km
 from riskengine.kernel import jit, jit_inline
 
@@ -40,7 +56,6 @@ RECORD_HASH: Final = 1
 RECORD_MASK: Final = 2
 RECORD_SLOTS: Final = 3
 SIGN_BIT: Final = 62
-CELLS_MAX: Final = 62
 
 # Columns of Plan.entities, one row an entity.
 E_RECORD, E_WIDTH, E_CELLS, E_CELLS_N, E_FIXED, E_FIXED_N, E_REGIONS, E_REGIONS_N = range(8)
@@ -49,11 +64,10 @@ E_READS, E_BEFORE_N, E_AFTER_N, E_RETENTION, E_GROWTH, E_SIZE = range(8, 14)
 # Columns of Plan.cells.
 C_KIND, C_AT, C_WORDS, C_COLUMNS, C_COLUMNS_N, C_WINDOWS, C_WINDOWS_N, C_SLOT, C_CAP, C_SIZE = range(10)
 # C_KIND: what a cell keeps, and where (C_AT: word in the fixed area, or number of the region).
-TIMELINE, MEMBERS, MARKS, HOLDS, FIRST, LAST, SIGHT = range(7)
+# See cells.py for the kinds.
 
-# Columns of Plan.columns: what a record adds to a timeline entry.
+# Columns of Plan.columns: what a record adds to a timeline entry (ONE, ADD, ...).
 K_OP, K_SLOT, K_SIZE = range(3)
-ONE, ADD, SQUARE_HIGH, SQUARE_LOW, LEAST, GREATEST = range(6)
 
 # Columns of Plan.windows.
 W_KIND, W_BUCKET, W_BUCKETS, W_DELAY, W_SIZE = range(5)
@@ -104,9 +118,8 @@ R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_OTHER, R_EXTRA, 
     P_HEAD,
 ) = range(21)
 
-# Columns of Plan.slots: what goes where in a record.
+# Columns of Plan.slots: what (MINOR, KEY_OF, ...) goes where in a record.
 S_ENTITY, S_AT, S_KIND, S_SOURCE, S_DIGITS, S_SIZE = range(6)
-MINOR, KEY_OF, HASH_OF, NUMBER_OF, TEXT_OF, LOCATION_OF = range(6)
 
 # Columns of Plan.movers: what an event must have to move a cell.
 M_WHERE, M_NEEDS, M_LABEL, M_SIZE = range(4)
@@ -119,7 +132,6 @@ META_ENTITY: Final = 0  # bits 0-7
 META_PLAN: Final = 8  # bits 8-23
 META_CLASS: Final = 24  # bits 24-31
 META_USED: Final = 32  # bits 32-62
-TEXT_WORDS: Final = 4  # of a remembered string: hash and its first 24 bytes
 SQUARE_SHIFT: Final = 43  # a square is kept as high * 2**43 + low, so that both add without carry
 
 

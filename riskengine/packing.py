@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import ledger
+from riskengine.cells import FIRST, GREATEST, HOLDS, LEAST, TIMELINE
 from riskengine.kernel import jit
 from riskengine.ledger import (
     C_AT,
@@ -29,13 +30,8 @@ from riskengine.ledger import (
     E_REGIONS,
     E_REGIONS_N,
     E_WIDTH,
-    FIRST,
-    GREATEST,
-    HOLDS,
     K_OP,
-    LEAST,
     NONE,
-    TIMELINE,
     Int64s,
     cell_of,
     cell_of_region,

@@ -18,6 +18,7 @@ from typing import Any, Final, cast, get_args
 import msgspec
 
 from riskengine import vocabulary
+from riskengine.cells import CELLS_MAX
 from riskengine.csvtable import read_table
 from riskengine.definition import (
     CHALLENGES,
@@ -42,7 +43,7 @@ from riskengine.definition import (
 )
 from riskengine.errors import Finding, nearest
 from riskengine.expression import Expression, Symbol, Type, parse_and_check, rfc3339_ms
-from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
+from riskengine.footprint import ENTITY_BYTES_MAX, counters, state_bytes
 from riskengine.scalars import (
     ANY,
     check_identifier,
@@ -106,6 +107,7 @@ BUCKETS_MIN: Final = 60
 BUCKETS_MAX: Final = ENTITY_BYTES_MAX // 16
 CAP_MAX: Final = 4_096
 COMPOSITE_MAX: Final = 8
+ENTITIES_MAX: Final = 255  # a slab says in one byte which it is of
 MESSAGE_CHARS_MAX: Final = 500
 
 Entry = tuple[Source, ScalarNode, Node]  # where a name is defined, and as what
@@ -380,7 +382,15 @@ class Loader:
         return None
 
     def _entities(self) -> None:
-        for name, (source, key, node) in self.sections["entities"].items():
+        for number, (name, (source, key, node)) in enumerate(self.sections["entities"].items()):
+            if number == ENTITIES_MAX:
+                source.error(
+                    key,
+                    "too-many-entities",
+                    f"a policy has at most {ENTITIES_MAX} entities",
+                    found=f"{len(self.sections['entities'])}",
+                    mend="remove those that no feature, limit or list uses",
+                )
             check_identifier(source, key, name, "an entity")
             entity = self._entity(source, name, node)
             if entity is None:
@@ -1162,7 +1172,22 @@ class Loader:
         return made
 
     def _state(self, definition: Definition) -> None:
-        """Refuse what could grow past the bound of one entity's value, and say what it is made of."""
+        """Refuse what could grow past the bounds of one entity's value, and say what it is made of."""
+        for entity, counts in counters(definition).items():
+            total = sum(counts.values())
+            if total <= CELLS_MAX:
+                continue
+            source, key, _ = self.sections["entities"][entity]
+            shown = ", ".join(list(counts)[:8])
+            source.error(
+                key,
+                "too-many-counters",
+                f"one {entity} would need {total} different counters",
+                found=shown + (f", and {len(counts) - 8} more" if len(counts) > 8 else ""),
+                expected=f"at most {CELLS_MAX}: features of the same events and `where` share one, whatever "
+                "their windows",
+                mend="give features the same `on` and `where`, or remove some",
+            )
         for entity, costs in state_bytes(definition).items():
             total = sum(costs.values())
             if total <= ENTITY_BYTES_MAX:

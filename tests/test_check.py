@@ -247,11 +247,11 @@ def test_explain_says_what_each_feature_costs(tmp_path: Path) -> None:
     assert json.loads(json.dumps(explained)) == explained
     assert explained["features"]["ip_claims_1h"] == {
         "entity": "ip", "window": "over 1h", "bucket_ms": 60_000, "error_ms_max": 60_000, "cap": None,
-        "cells": 77, "bytes_max": 77 * 16,
+        "cells": 77, "bytes_max": 77 * 11 + 16,
     }  # fmt: skip
     assert explained["features"]["device_users_7d"]["cap"] == 64
     assert explained["features"]["claim_burst"]["bytes_max"] == 0
-    assert explained["limits"]["one-per-device-a-day"]["bytes_max"] == 32
+    assert explained["limits"]["one-per-device-a-day"]["bytes_max"] == 4 * 17 + 13
     for name, entity in explained["entities"].items():
         parts = [*explained["features"].values(), *explained["limits"].values()]
         assert entity["bytes_max"] == sum(part["bytes_max"] for part in parts if part["entity"] == name)

@@ -26,8 +26,8 @@ from riskengine import cli, files, ruletest
 from riskengine.cli import terminal
 from riskengine.decision import Decision
 from riskengine.engine import Engine
-from riskengine.errors import EventError
 from riskengine.entries import Entry
+from riskengine.errors import EventError
 from riskengine.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent

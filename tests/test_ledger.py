@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from stage import DAY, HOUR, KEY, MINUTE, SECOND, T0, claim, payment, policy, write
 
 from riskengine import ledger, packing
+from riskengine.cells import GREATEST, LEAST, TEXT_WORDS
 from riskengine.compiled import Policy
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import NONE, Int64s
@@ -120,7 +121,7 @@ class Slab:
     def read(self, at: int) -> list[float | int]:
         """Every feature at a time, bit by bit."""
         cells = np.full((self.features.layout.width, 1), np.nan)
-        texts = np.zeros((1, max(1, len(self.features.texts)) * ledger.TEXT_WORDS), np.int64)
+        texts = np.zeros((1, max(1, len(self.features.texts)) * TEXT_WORDS), np.int64)
         scratch = np.zeros(self.features.scratch_words, np.int64)
         for before in (1, 0):
             ledger.read(
@@ -462,8 +463,8 @@ def test_a_key_is_found_where_it_belongs(keys: list[int], key: int) -> None:
 @given(a=st.one_of(minors, st.just(NONE)), b=st.one_of(minors, st.just(NONE)))
 def test_extremes_pass_over_nothing(a: int, b: int) -> None:
     known = [v for v in (a, b) if v != NONE]
-    assert ledger.extreme(ledger.LEAST, a, b) == min(known, default=NONE)
-    assert ledger.extreme(ledger.GREATEST, a, b) == max(known, default=NONE)
+    assert ledger.extreme(LEAST, a, b) == min(known, default=NONE)
+    assert ledger.extreme(GREATEST, a, b) == max(known, default=NONE)
 
 
 # ---- windows --------------------------------------------------------------------------------------------

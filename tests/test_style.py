@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "scalars", "intake", "reading", "columns", "event", "files", "entries",
     ),
     # arithmetic on them
-    ("ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
+    ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
     ("features", "rules", "forest", "calibration", "stores", "journal", "masking"),
     ("sections", "policy", "compiled", "served", "engine"),
     ("replay",),

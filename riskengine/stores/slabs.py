@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import ledger
+from riskengine.cells import GREATEST, HOLDS, LEAST, TIMELINE
 from riskengine.decision import DENY
 from riskengine.kernel import jit, jit_allocating, jit_inline, prefetch
 from riskengine.ledger import (
@@ -446,7 +447,7 @@ def growth_of(plan: Int64s, e: int, mask: int) -> int:
     growth = 0
     for c in range(entity_of(plan, e, E_CELLS_N)):
         cell = first_cell + c
-        if (mask >> c) & 1 and cell_of(plan, cell, ledger.C_KIND) <= ledger.HOLDS:
+        if (mask >> c) & 1 and cell_of(plan, cell, ledger.C_KIND) <= HOLDS:
             growth += region_words(plan, first_region + cell_of(plan, cell, ledger.C_AT))
     return growth
 
@@ -849,7 +850,7 @@ def migrate(
         fixed = entity_of(new, e, ledger.E_FIXED)
         used = fixed + entity_of(new, e, ledger.E_FIXED_N)
         for cell in range(first_cell, last_cell):
-            if cell_of(new, cell, ledger.C_KIND) <= ledger.HOLDS and cell_map[cell] >= 0:
+            if cell_of(new, cell, ledger.C_KIND) <= HOLDS and cell_map[cell] >= 0:
                 region = cell_of(old, cell_map[cell], ledger.C_AT)
                 used += ledger.count_of(words, s, region) * cell_of(new, cell, ledger.C_WORDS)
         copy = np.empty(used, np.int64)
@@ -862,7 +863,7 @@ def migrate(
                 continue
             size = cell_of(new, cell, ledger.C_WORDS)
             at = cell_of(new, cell, ledger.C_AT)
-            if cell_of(new, cell, ledger.C_KIND) > ledger.HOLDS:
+            if cell_of(new, cell, ledger.C_KIND) > HOLDS:
                 read = s + entity_of(old, e_old, ledger.E_FIXED) + cell_of(old, source, ledger.C_AT)
                 for k in range(size):
                     copy[fixed + at + k] = words[read + k]
@@ -886,7 +887,7 @@ def copy_entry(
     """Copy one entry of a region to its new layout."""
     size = cell_of(new, cell, ledger.C_WORDS)
     copy[write] = words[read]
-    if cell_of(new, cell, ledger.C_KIND) != ledger.TIMELINE:
+    if cell_of(new, cell, ledger.C_KIND) != TIMELINE:
         for k in range(1, size):
             copy[write + k] = words[read + k]
         return
@@ -897,7 +898,7 @@ def copy_entry(
             copy[write + 1 + k] = words[read + 1 + source]
         else:
             op = ledger.column_of(new, first + k, ledger.K_OP)
-            copy[write + 1 + k] = NONE if op == ledger.LEAST or op == ledger.GREATEST else 0
+            copy[write + 1 + k] = NONE if op == LEAST or op == GREATEST else 0
 
 
 @jit
