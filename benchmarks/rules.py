@@ -143,7 +143,13 @@ def rules_over(texts: Sequence[str], values: NDArray[np.float64]) -> Callable[[]
     strings = np.zeros((n, 1), np.int64), np.zeros((n, 1), np.int32), np.zeros((n, 1), np.uint64)
     timezone = timezone_table("UTC")
     kind, time, who = np.zeros(n, np.int32), np.zeros(n, np.int64), np.zeros(n, np.uint64)
-    return lambda: rules.fire(cells, *strings, NO_TEXT, NO_TEXT, timezone, kind, time, who)
+    fired = np.empty((n, len(texts)), np.uint8)
+
+    def fire() -> NDArray[np.uint8]:
+        rules.fire(cells, *strings, NO_TEXT, NO_TEXT, timezone, kind, time, who, fired)
+        return fired
+
+    return fire
 
 
 def policy_text(texts: Sequence[str]) -> str:

@@ -59,6 +59,25 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     features: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
+class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What a batch of n events comes to, step by step; see `decide` and `name_decisions`."""
+
+    hits: Bytes  # (n, R + L): rules that fire, then limits that refuse
+    p: Float64s  # (n): the model's
+    risk: Float64s  # (n)
+    base: Int64s  # (n): severity before limits
+    voices: Bytes  # (n)
+    names: Words  # (n, 2)
+
+    @classmethod
+    def room(cls, n: int, width: int) -> Verdict:
+        """Room for n events and `width` rules and limits."""
+        return cls(
+            np.empty((n, width), np.uint8), np.zeros(n), np.empty(n), np.empty(n, np.int64),
+            np.empty(n, np.uint8), np.empty((n, 2), np.uint64),
+        )  # fmt: skip
+
+
 @jit
 def decide(
     hits: Bytes,

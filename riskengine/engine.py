@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from riskengine import event as parsing
+from riskengine import features as planning
 from riskengine import hashing
 from riskengine.compiled import Policy, signed
-from riskengine.decision import CHALLENGE, Decision, decide, name_decisions
+from riskengine.decision import CHALLENGE, Decision, Verdict, decide, name_decisions
 from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
 from riskengine.entries import EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
@@ -40,7 +42,6 @@ Result = Decision | EventError
 Clock = Callable[[], int]
 
 BATCH_MAX: Final = 1024  # events judged at once: more gain nothing, and others wait for the lock
-NO_MODEL: Final = np.zeros(BATCH_MAX)  # p of every event where the policy names no model
 FOLLOWS_MAX: Final = 32  # how far a chain of follow-ups is walked back
 HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
 # State in memory never leaves the process unless it is exported or journaled, so a known key is no leak;
@@ -64,6 +65,7 @@ class Engine:
         self._lock = threading.RLock()
         self._warming: dict[str, int] = {}  # changed features, and until when
         self._serial = 0  # of the batch being judged
+        self._rooms = _Rooms()
         self._closed = False
 
     @classmethod
@@ -112,7 +114,7 @@ class Engine:
 
     def score(self, event: Event, features: bool = False) -> Decision:
         """Decide one event. Raises EventError with every problem of it."""
-        result = self.score_many((event,), features)[0]
+        result = self._score((event,), features, None)[0]
         if isinstance(result, EventError):
             raise result
         return result
@@ -315,20 +317,30 @@ class Engine:
         while True:
             policy = self._policy
             nows = self._clock() if now is None else now
-            parse = policy.schema.parse if isinstance(events, Sequence) else policy.schema.parse_columns
-            batch, errors = parse(events, nows)
+            room = None
+            if isinstance(events, list | tuple):
+                # What is journaled is kept for a while, so it cannot be in a room that is used again.
+                room = self._rooms.of(policy) if len(events) == 1 and self._journal is None else None
+                batch, errors = policy.schema.parse(events, nows, room.parsed if room is not None else None)
+            elif isinstance(events, Sequence):
+                batch, errors = policy.schema.parse(events, nows)
+            else:
+                batch, errors = policy.schema.parse_columns(events, nows)
             if self._journal is not None:
                 self._journal.wait_for_room()  # before anything is counted, and while nobody waits for us
             with self._open():
                 if policy is not self._policy:
                     continue  # reloaded while this was parsed
-                decided = self._decide(batch, nows if isinstance(nows, int) else nows[batch.index], features)
+                own = nows if isinstance(nows, int) else nows[batch.index]
+                decided = self._decide(batch, own, features, room)
             if not errors:
                 return decided
             by_place: dict[int, Result] = {**errors, **dict(zip(batch.index.tolist(), decided, strict=True))}
             return [by_place[i] for i in range(len(by_place))]
 
-    def _decide(self, batch: Batch, now: int | Int64s, features: bool) -> list[Result]:
+    def _decide(
+        self, batch: Batch, now: int | Int64s, features: bool, room: _Room | None = None
+    ) -> list[Result]:
         """Tell retries from new events, and judge the new ones in order."""
         store = self._store
         claims = store.claims
@@ -366,7 +378,7 @@ class Engine:
             own = batch if rows is None else batch.take(rows)
             nows = now if isinstance(now, int) or rows is None else now[rows]
             followed = self._followed(own) if own.follows is not None else None
-            judged, first = self._judge(own, nows, counted, followed, features)
+            judged, first = self._judge(own, nows, counted, followed, features, room)
             for trace, i, decision in zip(
                 range(first, first + own.n), range(batch.n) if part is None else part, judged, strict=True
             ):
@@ -403,40 +415,49 @@ class Engine:
         return _Followed(first, tuple(chain)) if chain and first is not None else None
 
     def _judge(
-        self, batch: Batch, now: int | Int64s, counted: bool, followed: _Followed | None, features: bool
+        self,
+        batch: Batch,
+        now: int | Int64s,
+        counted: bool,
+        followed: _Followed | None,
+        features: bool,
+        room: _Room | None,
     ) -> tuple[list[Decision], int]:
         """Plan, wait, read, fire, decide, settle: decisions, and the number of the first trace."""
         policy, store = self._policy, self._store
+        if room is None:
+            room = _Room.make(policy, batch.n, None)
         read_at = batch.time
         any_late = b"\1" in batch.late.tobytes()  # of one event .any() takes 1 us longer
         if any_late:
             read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
-        touches = policy.features.touches(batch, read_at, self._tables)
+        touches = policy.features.touches(batch, read_at, self._tables, room.planned)
         if not counted:
             store.exclude_all(touches)
         for trace in followed.chain if followed is not None else ():
             store.exclude(touches, trace)
         store.observe(touches)
         found = policy.features.rows(touches)
-        hits = self._fire(found)
-        risk, base, voices = self._weigh(found, hits)
+        verdict = room.verdict
+        self._fire(found, verdict)
+        self._weigh(found, verdict)
         settled = store.settle(
-            touches, base, hits, counted, followed.chain[0] if followed is not None else None
+            touches, verdict.base, verdict.hits, counted, followed.chain[0] if followed is not None else None
         )
         flags = self._flags(batch, now, any_late, counted, followed)
-        decisions = self._answer(found, hits, settled.severity, risk, voices, flags, features)
+        decisions = self._answer(found, verdict, settled.severity, flags, features)
         if self._journal is not None:
             self._journal.append_later(Served(policy, found, decisions))
         return decisions, settled.trace
 
-    def _fire(self, found: Touches) -> NDArray[np.uint8]:
-        """Which rules fire for which event, uint8 (n, R + L); the columns of limits are filled later."""
+    def _fire(self, found: Touches, verdict: Verdict) -> None:
+        """Which rules fire for which event; the columns of limits are filled later."""
         policy, batch, strings = self._policy, found.batch, found.strings
         who = batch.event_hash
         if policy.user_entity >= 0 and policy.rules.rolls_out:
             users = batch.keys[:, policy.user_entity]
             who = np.where(users != 0, users, who)
-        return policy.rules.fire(
+        policy.rules.fire(
             found.cells,
             strings.off,
             strings.len,
@@ -447,31 +468,30 @@ class Engine:
             batch.type_index,
             batch.time,
             who,
-            len(policy.features.limit_names),
+            verdict.hits,
         )
 
-    def _weigh(self, found: Touches, hits: NDArray[np.uint8]) -> tuple[Float64s, Int64s, NDArray[np.uint8]]:
-        """Risk and severity (n) before limits, and who may say the kind of a challenge."""
-        policy, n = self._policy, found.batch.n
+    def _weigh(self, found: Touches, verdict: Verdict) -> None:
+        """Risk and severity before limits, who may say the kind of a challenge, and the decisions' ids."""
+        policy, batch = self._policy, found.batch
         rules = policy.rules
-        risk, base, voices = np.empty(n), np.empty(n, np.int64), np.empty(n, np.uint8)
         decide(
-            hits,
+            verdict.hits,
             rules.live,
             rules.severity,
             rules.risk,
             rules.firm,
             rules.allows,
             policy.thresholds,
-            found.batch.type_index,
-            NO_MODEL[:n],
+            batch.type_index,
+            verdict.p,
             found.cells,
             policy.blocked_columns,
-            risk,
-            base,
-            voices,
+            verdict.risk,
+            verdict.base,
+            verdict.voices,
         )
-        return risk, base, voices
+        name_decisions(batch.claim, batch.content, policy.salt, verdict.names)
 
     def _flags(
         self, batch: Batch, now: int | Int64s, any_late: bool, counted: bool, followed: _Followed | None
@@ -493,27 +513,23 @@ class Engine:
     def _answer(
         self,
         found: Touches,
-        hits: NDArray[np.uint8],
+        verdict: Verdict,
         severity: Int64s,
-        risk: Float64s,
-        voices: NDArray[np.uint8],
         flags: list[tuple[str, ...]],
         features: bool,
     ) -> list[Decision]:
         """Decisions of a batch, from its arrays."""
         policy, batch = self._policy, found.batch
-        names = np.empty((batch.n, 2), np.uint64)
-        name_decisions(batch.claim, batch.content, policy.salt, names)
-        hexes = names.tobytes().hex()
-        width = hits.shape[1]
-        masks = hits.tobytes()
+        hexes = verdict.names.tobytes().hex()
+        width = verdict.hits.shape[1]
+        masks = verdict.hits.tobytes()
         outcomes = [policy.outcome(masks[width * i : width * i + width]) for i in range(batch.n)]
         fingerprint = policy.fingerprint
         severities = severity.tolist()
         kinds: list[str | None] = [None] * batch.n
         for i, level in enumerate(severities):
             if level == CHALLENGE:
-                kinds[i] = policy.challenge(outcomes[i], voices[i], batch.type_index[i])
+                kinds[i] = policy.challenge(outcomes[i], verdict.voices[i], batch.type_index[i])
         rows: list[Any] = [msgspec.UNSET] * batch.n
         if features:
             rows = [policy.features.row(found, i) for i in range(batch.n)]
@@ -537,7 +553,7 @@ class Engine:
                 batch.ids,
                 range(0, 32 * batch.n, 32),
                 severities,
-                risk.tolist(),
+                verdict.risk.tolist(),
                 kinds,
                 outcomes,
                 flags,
@@ -635,6 +651,31 @@ class _Followed:
 
     claim: bytes
     chain: tuple[Trace, ...]
+
+
+class _Room(NamedTuple):
+    """Arrays that a batch is parsed, planned and judged in."""
+
+    parsed: parsing.Room | None
+    planned: planning.Room
+    verdict: Verdict
+
+    @classmethod
+    def make(cls, policy: Policy, n: int, parsed: parsing.Room | None) -> _Room:
+        width = len(policy.rules.names) + len(policy.features.limit_names)
+        return cls(parsed, policy.features.room(n), Verdict.room(n, width))
+
+
+class _Rooms(threading.local):
+    """Each thread's room for lone events, used again for the next one: making it takes a third of 60 us."""
+
+    _policy: Policy | None = None
+    _room: _Room
+
+    def of(self, policy: Policy) -> _Room:
+        if self._policy is not policy:
+            self._policy, self._room = policy, _Room.make(policy, 1, policy.schema.room(1))
+        return self._room
 
 
 def _parts(batch: Batch, new: list[int], again: list[int]) -> Iterator[tuple[list[int] | None, bool]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,8 +72,7 @@ class CellSpec:
     columns: tuple[tuple[int, str, int], ...] = ()  # (operation, field, digits) of a timeline
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Strings:
+class Strings(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The string columns of a batch: int64 offsets into `text`, or -1 - offset into the tables' pool."""
 
     off: Int64s  # (n, S)
@@ -81,8 +81,7 @@ class Strings:
     text: NDArray[np.uint8]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Touches:
+class Touches(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a batch asks of the store, and where the answer goes.
 
     records int64 (n, W), each entity's at Plan.entities[:, E_RECORD]; masks int64 (n, E): cells moved by the
@@ -100,6 +99,19 @@ class Touches:
     strings: Strings
     tables: TableSet
     read_at: Int64s
+
+
+class Room(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Arrays that a batch of n events is planned in; Touches made in one are good until the next are."""
+
+    cells: Float64s
+    bits: Int64s
+    records: Int64s
+    masks: Int64s
+    texts: Int64s
+    strings: (
+        tuple[Int64s, NDArray[np.int32], NDArray[np.uint64]] | None
+    )  # where there are more than the batch's
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -139,43 +151,55 @@ class FeatureSet:
         """
         return _Compiler(definition, schema, layout, hasher).compile()
 
-    def touches(self, batch: Batch, read_at: Int64s, tables: TableSet) -> Touches:
-        """Plan a batch: fill the event's own columns, decide what it moves, write its records."""
-        n = batch.n
+    def room(self, n: int) -> Room:
+        """Room for a batch of n events."""
         cells = np.empty((self.layout.width, n))
-        bits = cells.view(np.int64)
+        strings = n, self.layout.strings_width
+        return Room(
+            cells,
+            cells.view(np.int64),
+            np.empty((n, self.record_words), np.int64),
+            np.empty((n, len(self.entities)), np.int64),
+            np.empty((n, len(self.texts) * TEXT_WORDS), np.int64),
+            (np.empty(strings, np.int64), np.empty(strings, np.int32), np.empty(strings, np.uint64))
+            if self.more_strings
+            else None,
+        )
+
+    def touches(self, batch: Batch, read_at: Int64s, tables: TableSet, room: Room | None = None) -> Touches:
+        """Plan a batch: fill the event's own columns, decide what it moves, write its records."""
+        room = room or self.room(batch.n)
+        cells = room.cells
         keys = batch.keys.view(np.int64)
-        strings = self._strings(batch)
+        strings = self._strings(batch, room)
         lay_out(
             batch.numbers, cells, self.data_width, batch.str_off, batch.str_len, batch.str_hash, strings.off,
             strings.len, strings.hash,
         )  # fmt: skip
-        if len(tables.columns):
-            tables.fill(keys, cells, strings.off, strings.len, strings.hash)
+        tables.fill(keys, cells, strings.off, strings.len, strings.hash)
         if len(self.before_wait.code):
             self._execute(self.before_wait, cells, strings, tables)
-        records = np.empty((n, self.record_words), np.int64)
-        masks = np.empty((n, len(self.entities)), np.int64)
         touch(
             self.flat,
             keys,
             batch.type_index,
             batch.time,
             batch.late,
-            batch.event_hash.view(np.int64),
-            batch.str_hash.view(np.int64),
+            batch.event_hash,
+            batch.str_hash,
             batch.str_off,
             batch.str_len,
             batch.text,
             cells,
-            bits,
-            records,
-            masks,
+            room.bits,
+            room.records,
+            room.masks,
         )
-        texts = np.empty((n, len(self.texts) * TEXT_WORDS), np.int64)
         if self.texts:
-            texts[:] = 0
-        return Touches(batch, keys, records, masks, cells, bits, texts, strings, tables, read_at)
+            room.texts[:] = 0
+        return Touches(
+            batch, keys, room.records, room.masks, cells, room.bits, room.texts, strings, tables, read_at
+        )
 
     def rows(self, found: Touches) -> Touches:
         """Complete the rows of a batch that the store has answered: remembered strings, value features."""
@@ -214,15 +238,14 @@ class FeatureSet:
                 row[name] = value != 0.0 if self.types[name] == "bool" else value
         return row
 
-    def _strings(self, batch: Batch) -> Strings:
+    def _strings(self, batch: Batch, room: Room) -> Strings:
         """The string columns of a batch: its own, and where there are more, room for all of them."""
-        if not self.more_strings:
+        if room.strings is None:
             return Strings(batch.str_off, batch.str_len, batch.str_hash, batch.text)
-        shape = batch.n, self.layout.strings_width
         text = batch.text
         if self.texts:
             text = np.concatenate((text, np.zeros(24 * len(self.texts) * batch.n, np.uint8)))
-        return Strings(np.empty(shape, np.int64), np.empty(shape, np.int32), np.empty(shape, np.uint64), text)
+        return Strings(*room.strings, text)
 
     def _execute(self, program: Program, cells: Float64s, strings: Strings, tables: TableSet) -> None:
         execute(
@@ -275,8 +298,8 @@ def touch(
     type_index: NDArray[np.int32],
     time: Int64s,
     late: NDArray[np.bool_],
-    event_hash: Int64s,
-    str_hash: Int64s,
+    event_hash: NDArray[np.uint64],
+    str_hash: NDArray[np.uint64],
     str_off: Int64s,
     str_len: NDArray[np.int32],
     text: NDArray[np.uint8],
@@ -292,7 +315,7 @@ def touch(
             if keys[i, e] != 0 and ledger.entity_of(plan, e, ledger.E_WIDTH) > 0:
                 r = ledger.entity_of(plan, e, ledger.E_RECORD)
                 records[i, r + ledger.RECORD_TIME] = time[i]
-                records[i, r + ledger.RECORD_HASH] = event_hash[i]
+                records[i, r + ledger.RECORD_HASH] = np.int64(event_hash[i])
         for j in range(plan[ledger.P_SLOTS_N]):
             e = ledger.slot_of(plan, j, S_ENTITY)
             if keys[i, e] == 0:
@@ -312,7 +335,7 @@ def touch(
             elif kind == KEY_OF:
                 records[i, at] = keys[i, source] if keys[i, source] != 0 else NONE
             elif kind == HASH_OF:
-                records[i, at] = str_hash[i, source] if str_len[i, source] >= 0 else NONE
+                records[i, at] = np.int64(str_hash[i, source]) if str_len[i, source] >= 0 else NONE
             elif kind == NUMBER_OF:
                 records[i, at] = NONE if np.isnan(cells[source, i]) else bits[source, i]
             elif kind == LOCATION_OF:
@@ -321,7 +344,7 @@ def touch(
                     ledger.pack_location(cells[source, i], cells[source + 1, i]) if here else NONE
                 )
             else:
-                records[i, at] = str_hash[i, source] if str_len[i, source] >= 0 else NONE
+                records[i, at] = np.int64(str_hash[i, source]) if str_len[i, source] >= 0 else NONE
                 for k in range(3):
                     records[i, at + 1 + k] = word_of_text(text, str_off[i, source], str_len[i, source], 8 * k)
         for e in range(n_entities):

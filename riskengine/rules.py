@@ -100,9 +100,9 @@ class RuleSet:
         type_index: Int32s,
         time: Int64s,
         who: Words,
-        more: int = 0,
-    ) -> Bytes:
-        """Return uint8 (n, R + more): which rules fire for each row, then zeros.
+        fired: Bytes,
+    ) -> None:
+        """Write into `fired`, uint8 (n, R or more), which rules fire for each row; more columns stay.
 
         The first seven are as in `program.execute`.
 
@@ -110,9 +110,7 @@ class RuleSet:
         go by, the user's or, where there is none, the event's hash.
         """
         execute(self.program, cells, str_off, str_len, str_hash, text, pool, timezone)
-        fired = np.zeros((len(time), len(self.names) + more), np.uint8)
         gather(cells, self.gates, self.salts, self.types, type_index, time, who, fired)
-        return fired
 
 
 def rollout_bucket(rule_name: str, who: int) -> int:
@@ -154,6 +152,9 @@ def gather(
 ) -> None:
     """Set fired (n, R) where the result is true, type, expiry and rollout permitting."""
     n = np.uint64(fired.shape[0])
+    for j in range(n):
+        for r in range(np.uint64(gates.shape[0])):
+            fired[j, r] = 0
     for r in range(np.uint64(gates.shape[0])):
         column = np.uint64(gates[r, COLUMN])
         expires = gates[r, EXPIRES_MS]

@@ -55,14 +55,17 @@ def fire(
     cells = np.full((layout.width, n), np.nan)
     cells[layout.number("amount")] = amount
     cells[layout.number("verified")] = verified
-    return rule_set.fire(
+    fired = np.ones((n, len(rule_set.names)), np.uint8)
+    rule_set.fire(
         cells,
         *NO_TEXT,
         timezone_table("UTC"),
         np.array(kind or [0] * n, np.int32),
         np.array(time or [0] * n, np.int64),
         np.array(who or [0] * n, np.uint64),
+        fired,
     )
+    return fired
 
 
 def test_a_rule_fires_where_it_holds_and_is_silent_on_missing() -> None:
