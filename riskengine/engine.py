@@ -342,6 +342,10 @@ class Engine:
         self, batch: Batch, now: int | Int64s, features: bool, room: _Room | None = None
     ) -> list[Result]:
         """Tell retries from new events, and judge the new ones in order."""
+        if batch.n == 1:
+            decided = self._decide_one(batch, now if isinstance(now, int) else int(now[0]), features, room)
+            if decided is not None:
+                return [decided]
         store = self._store
         claims = store.claims
         self._serial += 1
@@ -395,10 +399,32 @@ class Engine:
             for result, claim in zip(results, entered, strict=True)
         ]
         if batch.n:
-            settings = self._policy.definition
-            latest = now if isinstance(now, int) else int(now[-1])
-            store.sweep(latest, batch.n, self._policy.horizon_ms, settings.lateness_ms + settings.skew_ms)
+            self._sweep(now if isinstance(now, int) else int(now[-1]), batch.n)
         return answers
+
+    def _decide_one(self, batch: Batch, now: int, features: bool, room: _Room | None) -> Decision | None:
+        """`_decide` of an event that comes alone, where it is new or a retry of a decided one; else None.
+
+        The lists that a batch needs take 5 of its 40 us.
+        """
+        store = self._store
+        key = batch.claim.tobytes()
+        content = batch.content.tobytes()
+        claim = store.claims.get(key)
+        if claim is not None:
+            return claim.decision if claim.content == content else None
+        if batch.follows is not None or (self._journal is not None and batch.late[0]):
+            return None
+        self._serial += 1
+        claim = store.claim(key, content, now, self._serial)
+        judged, claim.trace = self._judge(batch, now, True, None, features, room)
+        decision = claim.decision = judged[0]
+        self._sweep(now, 1)
+        return decision
+
+    def _sweep(self, now: int, events: int) -> None:
+        settings = self._policy.definition
+        self._store.sweep(now, events, self._policy.horizon_ms, settings.lateness_ms + settings.skew_ms)
 
     def _followed(self, own: Batch) -> _Followed | None:
         """What a lone event follows: the chain of traces it must not move again, and what is held for it."""
