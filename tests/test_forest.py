@@ -233,9 +233,11 @@ def test_any_model_is_lightgbm_bit_for_bit(
 ) -> None:
     text = model_text(trees, average, sigmoid)
     x = np.array(rows, np.float64)
-    want = lightgbm.Booster(model_str=text).predict(x, num_threads=1)
-    found = predicted(Forest.parse(text), x)
-    assert found.tobytes() == np.asarray(want).tobytes()
+    want = np.asarray(lightgbm.Booster(model_str=text).predict(x, num_threads=1))
+    model = Forest.parse(text)
+    assert predicted(model, x).tobytes() == want.tobytes()
+    many = np.arange(70) % len(x)  # enough for a sweep, and for what is left over
+    assert predicted(model, x[many]).tobytes() == want[many].tobytes()
 
 
 @settings(max_examples=300)
@@ -245,6 +247,8 @@ def test_any_model_is_its_twin(trees: list[Drawn], rows: list[list[float]]) -> N
     x = np.array(rows, np.float64)
     found = predicted(model, x)
     shares = model.contributions(np.ascontiguousarray(x.T), np.arange(FEATURES), np.arange(len(x)))
+    swept = model.contributions(np.ascontiguousarray(x.T), np.arange(FEATURES), np.arange(40) % len(x))
+    assert swept.tobytes() == shares[np.arange(40) % len(x)].tobytes()
     assert model.bias == pytest.approx(sum(expected(tree)[0] for tree in trees), abs=1e-12)
     for row, p, own in zip(rows, found, shares, strict=True):
         raw, of_twin = twin(trees, row)
@@ -287,6 +291,8 @@ def test_the_models_are_what_they_are_called() -> None:
     assert text["stopped"].count("Tree=") < 21
     assert text["one_leaf"].count("num_leaves=1\n") >= 1
     assert Forest.parse(text["large_trees"]).trees[:, forest.T_DEPTH].max() > 8
+    assert len(Forest.parse(text["large_trees"]).splits) == 0
+    assert len(Forest.parse(text["plain"]).splits) > 0
 
 
 # -- what serving relies on
@@ -460,3 +466,8 @@ def assert_walks_end(model: Forest) -> None:
             }
         assert leaf[list(reached)].all()
     assert (model.axes[:, forest.A_FEATURE] < len(model.features)).all()
+    assert (model.splits[:, forest.P_AXIS] < max(len(model.axes), 1)).all()
+    assert len(model.splits) in (0, 2 * model.trees[:, forest.T_PAIRS].sum())
+    numeric = model.axes[model.axes[:, forest.A_RULE] != forest.CATEGORY]
+    ends = numeric[:, forest.A_FIRST] + (1 << numeric[:, forest.A_COUNT]) - 1
+    assert (ends <= len(model.thresholds)).all()
