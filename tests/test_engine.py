@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sqlite3
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -431,6 +433,141 @@ def test_words_that_cannot_be_written_are_refused(
             assert [problem.pointer for problem in caught.value.problems] == [pointer]
         assert engine.label("e1", "fraud")
         engine.table_put("notes", "c1", {"said": "fine", "stops": T0})
+
+
+def test_ascore_is_score(clock: Clock, write: Callable[..., Path]) -> None:
+    with Engine.open(write(), clock=clock) as engine, Engine.open(write(), clock=clock) as other:
+
+        async def all_at_once() -> list[Decision]:
+            return await asyncio.gather(*(engine.ascore(claim(f"e{i}"), features=True) for i in range(9)))
+
+        assert asyncio.run(all_at_once()) == [other.score(claim(f"e{i}"), features=True) for i in range(9)]
+        with pytest.raises(EventError, match="user_id"):
+            asyncio.run(engine.ascore({"event_id": "x", "type": "coupon_claim"}))
+
+
+def test_what_was_counted_but_not_answered_is_decided_again_and_counted_once(
+    clock: Clock, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine.open(write(), clock=clock) as engine:
+        with monkeypatch.context() as broken:
+            broken.setattr(Engine, "_answer", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                engine.score(claim("e1"))
+        again = engine.score(claim("e1"), features=True)
+        assert (again.features, again.flags) == ({"claims_1h": 1.0}, ("redecided",))
+        assert engine.score(claim("e1")) == again
+        batch = engine.score_many([claim("e2"), claim("e1"), claim("e2")], features=True)
+        assert [decided(result).features for result in batch] == [
+            {"claims_1h": 2.0},
+            again.features,
+            {"claims_1h": 2.0},
+        ]
+
+
+def test_a_retry_that_nobody_remembers_moves_nothing(clock: Clock, write: Callable[..., Path]) -> None:
+    """Without a journal a decision is known for lateness and skew, and that it was counted for longer."""
+    with Engine.open(write(), clock=clock) as engine:
+        first = engine.score(claim("e1", device_id="d1"))
+        clock.ms += HOUR // 2
+        engine.score({**claim("e2", "u2"), "time": clock.ms})
+        again = engine.score(claim("e1", device_id="d1"), features=True)
+        assert again.flags == ("late", "redecided")
+        assert (first.action, again.features) == ("allow", {"claims_1h": 1.0})
+        assert engine.release("e1"), "it holds its place all the while"
+        with pytest.raises(EventError, match="another event has this event_id"):
+            engine.score(claim("e1", device_id="d2"))
+
+
+def test_bad_rows_of_columns_fail_alone(clock: Clock, write: Callable[..., Path]) -> None:
+    rows = [claim(f"e{i}", f"u{i}") for i in range(5)]
+    rows[1]["user_id"] = None
+    rows[3]["type"] = "coupon_clam"
+    with Engine.open(write(), clock=clock) as engine:
+        results = engine.score_columns(pa.RecordBatch.from_pylist(rows))
+        assert [isinstance(result, Decision) for result in results] == [True, False, True, False, True]
+
+
+def test_history_is_read_with_its_own_now(clock: Clock, write: Callable[..., Path]) -> None:
+    events = [{**claim(f"e{i}"), "time": T0 + i * HOUR // 2} for i in range(-5, 5)]
+    times = np.array([event["time"] for event in events], np.int64)
+    with Engine.open(write(), clock=clock) as one, Engine.open(write(), clock=clock) as two:
+        results = one.score_many(events, features=True, now=times)
+        assert [decided(result).features for result in results] == [
+            {"claims_1h": float(min(i, 2) + 1) if i < 2 else 2.0} for i in range(10)
+        ]
+        assert two.score_columns(pa.RecordBatch.from_pylist(events), True, times) == results
+        assert all("late" not in decided(result).flags for result in results)
+
+
+def test_state_of_another_plan_is_refused(clock: Clock, write: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    with Engine.open(write(), clock=clock) as engine:
+        engine.score(claim("e1"))
+        engine.export_state(file)
+    features = {"claims_1d": {"count": "coupon_claim", "by": "device", "over": "1d"}}
+    with Engine.open(write("more", features=features, rules={}), clock=clock) as engine:
+        with pytest.raises(RiskEngineError, match="was written under plan"):
+            engine.import_state(file)
+        file.write_bytes(b"something else")
+        with pytest.raises(RiskEngineError, match="not an exported state"):
+            engine.import_state(file)
+        assert engine.info().entities == 0
+
+
+def test_everything_at_once_from_many_threads(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    features = {
+        **POLICY["features"],
+        "frauds": {"count": "fraud", "on": "coupon_claim", "by": "user", "over": "1h"},
+    }
+    folders = [
+        write("a", features=features),
+        write("b", features=features, decide={"coupon_claim": {"review": 0.9}}),
+    ]
+    failures: list[BaseException] = []
+
+    def guarded(work: Callable[[int], object], times: int) -> threading.Thread:
+        def run() -> None:
+            try:
+                for i in range(times):
+                    work(i)
+            except BaseException as error:
+                failures.append(error)
+
+        return threading.Thread(target=run)
+
+    with Engine.open(folders[0], clock=clock, journal=url) as engine:
+        for i in range(100):
+            engine.score(claim(f"old{i}", "hot", device_id=f"d{i}"))
+        threads = [
+            guarded(lambda i: engine.score(claim(f"a{i}", "hot")), 300),
+            guarded(lambda i: engine.score_many([claim(f"b{i}-{k}", "hot") for k in range(20)]), 30),
+            guarded(lambda i: engine.score(claim(f"a{i}", "hot")), 300),
+            guarded(lambda i: engine.label(f"old{i}", "fraud"), 100),
+            guarded(lambda i: engine.label(f"old{i}", "fraud"), 100),
+            guarded(lambda i: engine.release(f"old{i}"), 100),
+            guarded(lambda i: engine.list_put("blocked", "user", f"u{i}"), 100),
+            guarded(lambda i: engine.table_put("campaigns", f"c{i}", {"stopped": True}), 100),
+            guarded(lambda i: engine.reload(folders[i % 2]), 6),
+            guarded(lambda i: engine.info(), 100),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        last = engine.score(claim("last", "hot"), features=True)
+        assert last.features == {"claims_1h": 100 + 300 + 600 + 1.0, "frauds": 100.0}
+        assert all(
+            engine.score(claim(f"new{i}", f"n{i}", device_id=f"d{i}")).action == "allow" for i in range(100)
+        )
+        assert engine.list_get("blocked", "user", "u99") is not None
+        assert engine.table_get("campaigns", "c99") == {"stopped": 1.0}
+    ids = [entry.event_id for entry in journaled(url)]
+    assert len(ids) == len(set(ids)) == 100 + 300 + 600 + 1 + 100
 
 
 def test_release_returns_a_grant_once(clock: Clock, write: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ Floats are compared with ==. The engine sees each stream twice, in batches and o
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import tempfile
@@ -161,6 +162,43 @@ def test_the_engine_plays(play: Scenario, tmp_path: Path) -> None:
     play(open_subject)
     for subject in opened:
         subject.engine.close()
+
+
+class Recorder(EngineSubject):
+    """An engine that keeps what it answers."""
+
+    said: list[Any]
+
+    def score_many(
+        self, events: Sequence[Mapping[str, Any]], now: int | None = None
+    ) -> list[dict[str, Any] | ProblemError]:
+        answers = super().score_many(events, now)
+        self.said += [str(answer) if isinstance(answer, ProblemError) else answer for answer in answers]
+        return answers
+
+
+def told(step: int) -> dict[str, list[Any]]:
+    """What the engine answers in every `step`th scenario."""
+    answers = {}
+    for play in SCENARIOS[::step]:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            said: list[Any] = []
+
+            def open_subject(
+                policy: Mapping[str, Any],
+                *,
+                tables: Tables | None = None,
+                folder: str = folder,
+                said: list[Any] = said,
+                stack: contextlib.ExitStack = stack,
+            ) -> EngineSubject:
+                subject = Recorder(Path(folder), policy, tables=tables)
+                subject.said = said
+                return stack.enter_context(subject)
+
+            play(open_subject)
+            answers[play.__name__] = said
+    return answers
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
