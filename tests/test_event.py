@@ -316,6 +316,18 @@ def test_a_batch_is_its_events_one_by_one(several: list[Any]) -> None:
         assert len({(problem.pointer, problem.code) for problem in error.problems}) == len(error.problems)
 
 
+@given(st.lists(ANY_EVENTS, max_size=6))
+def test_a_room_used_again_changes_nothing(several: list[Any]) -> None:
+    """Each event twice: the second time its shape is known."""
+    room = SCHEMA.room(1)
+    for event in several:
+        plain, problems = SCHEMA.parse([event], NOW)
+        for _ in range(2):
+            batch, errors = SCHEMA.parse([event], NOW, room)
+            assert [error.problems for error in errors.values()] == [e.problems for e in problems.values()]
+            same(batch, plain)
+
+
 @given(GOOD_EVENTS, st.randoms())
 def test_the_order_of_names_means_nothing(event: dict[str, Any], random: Any) -> None:
     names = list(event)
