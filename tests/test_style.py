@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
-    ("features", "rules", "forest", "calibration", "stores", "journal", "masking"),
+    ("features", "rules", "forest", "calibration", "card", "stores", "journal", "masking"),
     ("sections", "policy", "compiled", "served", "engine"),
     ("replay",),
     # consumers of the engine and of replay
