@@ -29,7 +29,7 @@ from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
 from riskengine.stores.memory import Claim, Info, MemoryStore, size_of
-from riskengine.stores.traces import Trace
+from riskengine.stores.traces import Trace, exclude, exclude_all
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -459,9 +459,9 @@ class Engine:
             read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
         touches = policy.features.touches(batch, read_at, self._tables, room.planned)
         if not counted:
-            store.exclude_all(touches)
+            exclude_all(policy.features, touches)
         for trace in followed.chain if followed is not None else ():
-            store.exclude(touches, trace)
+            exclude(policy.features, touches, trace)
         store.observe(touches)
         found = policy.features.rows(touches)
         verdict = room.verdict

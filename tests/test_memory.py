@@ -285,6 +285,19 @@ def test_the_silent_are_forgotten_and_counted(tmp_path: Path) -> None:
         assert stage.engine.info().bytes <= full.bytes + 4096, "and is used again"
 
 
+def test_after_a_long_silence_nobody_waits_for_all_the_claims(tmp_path: Path) -> None:
+    """They go some thousands at a time; those of retries that may still come stay."""
+    features = {"claims_1h": COUNTED["claims_1h"]}
+    with Stage(tmp_path, policy(entities={"user": "user_id"}, features=features)) as stage:
+        stage.engine.score_many([claim(f"e{k}") for k in range(12_000)])
+        stage.now = T0 + 500 * DAY
+        found = []
+        for k in range(4):
+            stage.engine.score(claim(f"late{k}", 500 * DAY))
+            found.append(stage.engine.info().claims)
+        assert found == [12_001 - 4_098, 12_002 - 8_196, 3, 4]
+
+
 def test_who_is_still_inside_a_window_is_not_forgotten(tmp_path: Path) -> None:
     """Swept many times over at the last moment at which each could still be read."""
     features = {"claims_1h": COUNTED["claims_1h"]}
@@ -425,6 +438,28 @@ def test_memory_of_the_forgotten_is_joined_for_who_needs_more(tmp_path: Path) ->
         info = stage.engine.info()
         assert (info.entities, info.evictions, info.lost) == (1, calm.evictions, 0)
         check_blocks(stage.engine._store)
+
+
+@pytest.mark.parametrize("staying", [0, 1, 50, 98, 99])
+def test_room_is_found_before_or_behind_the_one_that_stays(staying: int) -> None:
+    """A hundred blocks of eight words, of which one may not go: the longer side of it is joined."""
+    words = np.zeros(slabs.FIRST + 800, np.int64)
+    meta = np.zeros(slabs.META_SIZE, np.int64)
+    slabs.lay_out(words, meta)
+    table, old_table = np.zeros(512, np.int64), np.zeros(2, np.int64)
+    starts = [slabs.obtain(words, meta, table, old_table, key, 0, 0) for key in range(1, 101)]
+    for key, s in enumerate(starts, 1):
+        words[s] = T0
+        slabs.put(meta, table, key, s)
+    meta[slabs.ENTITIES] = 100
+    keep = starts[staying]
+    room = 8 * max(staying, 99 - staying)
+    fits = int(np.searchsorted(slabs.SIZES, room - 8, "right")) - 1  # so that a rest makes a block
+    assert slabs.obtain(words, meta, table, old_table, 101, fits + 2, keep) == 0
+    assert slabs.obtain(words, meta, table, old_table, 101, fits, keep) > 0
+    assert slabs.find(table, staying + 1) >= 0
+    assert meta[slabs.EVICTIONS] < 100
+    assert meta[slabs.ENTITIES] == 100 - meta[slabs.EVICTIONS]
 
 
 def test_who_outgrows_all_memory_is_counted_as_lost() -> None:

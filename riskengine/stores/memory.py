@@ -21,7 +21,7 @@ from riskengine import ledger, packing
 from riskengine.decision import Decision
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import EVENT, FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
+from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.stores import slabs as kernels
 from riskengine.stores import statefile
 from riskengine.stores.statefile import Row, Value
@@ -37,6 +37,7 @@ LIST_SLOTS_MIN: Final = 16
 LOAD_MAX: Final = 0.7
 SWEEP_EVENTS: Final = 64  # between looks for entities to forget
 SWEEP_BLOCKS: Final = 4  # looked at for each event
+SWEEP_CLAIMS: Final = 4096  # forgotten at once, and two for each event: nobody waits for a day's
 TRACES_MAX: Final = 4_000_000  # events that can be labelled, released or followed; the oldest go first
 GENERATIONS_MAX: Final = 0xFFFF
 NEVER: Final = 2**63 - 1
@@ -82,6 +83,10 @@ class Info:
 
 class MemoryStore:
     """Entities, claims, lists and live rows of one engine. Not shared, not locked: the engine locks.
+
+    For a batch: `observe`, `settle`, then `sweep`. For one event: `claim` when it is new, `trace` and
+    `hand_over` when another follows it, `label` and `release` when more is known. `claims`, `lists` and
+    `tables` are there to be read; rows of `tables` are the engine's to write.
 
     `size` bytes of address space are reserved, of which only what is used is ever touched; when they are
     full the longest silent entities make room, which `info().evictions` counts. Raises RiskEngineError for
@@ -194,7 +199,7 @@ class MemoryStore:
                 SWEEP_BLOCKS * self._unswept,
             )
             self._unswept = 0
-        while self._fresh:
+        for _ in range(min(len(self._fresh), SWEEP_CLAIMS + 2 * events)):
             claim = self.claims[self._fresh[0]]
             if now - claim.time <= fresh_ms:
                 break
@@ -203,7 +208,7 @@ class MemoryStore:
                 claim.decision = None
                 claim.forgotten = True
             self._aged.append(key)
-        while self._aged:
+        for _ in range(min(len(self._aged), SWEEP_CLAIMS + 2 * events)):
             claim = self.claims[self._aged[0]]
             if now - claim.time <= horizon_ms and len(self._aged) <= TRACES_MAX:
                 break
@@ -240,27 +245,6 @@ class MemoryStore:
             if held[i, 1] != NONE
         }
         return Trace(keys, moved, holds)
-
-    def exclude(self, touches: Touches, moved: Trace) -> None:
-        """Take from a lone event's record what the event it follows has moved already."""
-        features = self.features
-        for e, name in enumerate(features.entities):
-            if moved.keys.get(name) != int(touches.keys[0, e]):
-                continue
-            for c, spec in enumerate(features.specs[e]):
-                if spec.key in moved.moved[name]:
-                    touches.masks[0, e] &= ~(1 << c)
-            width = int(features.plan.entities[e, ledger.E_WIDTH])
-            if width:
-                at = int(features.plan.entities[e, ledger.E_RECORD]) + ledger.RECORD_MASK
-                touches.records[0, at] = touches.masks[0, e] & features.plan.kinds[EVENT, e]
-
-    def exclude_all(self, touches: Touches) -> None:
-        """Let a batch move nothing: its events have been counted before."""
-        touches.masks[:] = 0
-        for row in self.features.plan.entities.tolist():
-            if row[ledger.E_WIDTH]:
-                touches.records[:, row[ledger.E_RECORD] + ledger.RECORD_MASK] = 0
 
     def hand_over(self, number: int) -> None:
         """Empty the holds of an event whose follow-up has taken them."""
@@ -604,6 +588,8 @@ class MemoryStore:
         """Give the memory back. Whatever still comes meets an empty store."""
         self._begin(np.zeros(SIZE_MIN // 8, np.int64))
         self.claims.clear()
+        self._fresh.clear()
+        self._aged.clear()
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -146,8 +146,9 @@ def move(meta: Int64s, table: Int64s, old_table: Int64s, budget: int) -> bool:
 
 @jit
 def lay_out(words: Int64s, meta: Int64s) -> None:
-    """Begin fresh memory."""
+    """Begin fresh memory, with nothing left to move from an old table (of one slot)."""
     words[0] = NONE
+    meta[MOVED] = 1
     meta[TOP] = FIRST
     meta[SWEPT] = FIRST
     meta[MIGRATED] = FIRST
@@ -288,7 +289,7 @@ def reclaim(words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, wante
         if best != 0 and looked >= EVICT_SAMPLE:
             break
     meta[SAMPLED] = slot
-    if best == 0:  # nobody but `keep`: before it, or behind it
+    if best == 0:  # behind nobody: then from the beginning, or from behind `keep`
         best = FIRST
         best_end, _ = stretch(words, meta, best, SIZES[wanted], keep, NEVER_MS)
         if best_end == 0 and keep != 0:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import FRAUD, Int64s
+from riskengine.ledger import E_RECORD, E_WIDTH, EVENT, FRAUD, RECORD_MASK, Int64s
 from riskengine.stores import slabs as kernels
 
 TRACE_ROWS_MIN: Final = 1 << 10
@@ -22,6 +22,27 @@ class Trace:
     keys: Mapping[str, int]
     moved: Mapping[str, frozenset[tuple[object, ...]]]
     holds: Mapping[str, tuple[int, int]]  # limit to bucket, amount
+
+
+def exclude(features: FeatureSet, touches: Touches, moved: Trace) -> None:
+    """Take from a lone event's record what the event it follows has moved already."""
+    for e, name in enumerate(features.entities):
+        if moved.keys.get(name) != int(touches.keys[0, e]):
+            continue
+        for c, spec in enumerate(features.specs[e]):
+            if spec.key in moved.moved[name]:
+                touches.masks[0, e] &= ~(1 << c)
+        if features.plan.entities[e, E_WIDTH]:
+            at = int(features.plan.entities[e, E_RECORD]) + RECORD_MASK
+            touches.records[0, at] = touches.masks[0, e] & features.plan.kinds[EVENT, e]
+
+
+def exclude_all(features: FeatureSet, touches: Touches) -> None:
+    """Let a batch move nothing: its events have been counted before."""
+    touches.masks[:] = 0
+    for row in features.plan.entities.tolist():
+        if row[E_WIDTH]:
+            touches.records[:, row[E_RECORD] + RECORD_MASK] = 0
 
 
 @dataclass(eq=False, slots=True)
