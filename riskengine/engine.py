@@ -81,6 +81,8 @@ class Engine:
 
         `store` is memory:// (memory://?size=512MiB bounds it); `journal` is sqlite:///FILE or None; `clock`
         returns ms UTC, for tests; `key` hashes personal values and defaults to RISKENGINE_HASH_KEY.
+        A journal is written behind: a kill -9 loses at most its last tenth of a second, and where its disk is
+        slower than the traffic, scoring waits for it, or raises JournalError with nothing counted.
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened.
         """
         size = size_of(store)

@@ -20,9 +20,9 @@ _PACK = msgspec.msgpack.Encoder()
 
 
 class Served:
-    """Decisions (n) with all that the journal keeps beside them: a `entries.Pending`.
+    """Decisions (n) with all that the journal keeps beside them: an `entries.Pending`.
 
-    It holds on to the arrays of the batch, which nobody changes once they are filled.
+    It holds on to the arrays of the batch, so these must not be used again for another.
     """
 
     __slots__ = ("_cells", "_decisions", "_events", "_found", "_masks", "_policy", "event_ids")
@@ -33,7 +33,7 @@ class Served:
         self._policy = policy
         self._found = found.batch, found.strings
         self._decisions = decisions
-        self._cells = found.cells[policy.row_columns]
+        self._cells = found.cells.take(policy.row_columns, 0)  # by [] it takes 4 us longer for a lone event
         self._masks = found.masks.copy()
         # The caller may change its dicts from now on; the rows of an Arrow batch never change.
         self._events = [_copy(event) for event in raw] if isinstance(raw, list) else raw
