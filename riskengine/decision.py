@@ -67,6 +67,7 @@ class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
     risk: Float64s  # (n)
     base: Int64s  # (n): severity before limits
     voices: Bytes  # (n)
+    severity: Int64s  # (n), limits included
     names: Words  # (n, 2)
 
     @classmethod
@@ -74,7 +75,7 @@ class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
         """Room for n events and `width` rules and limits."""
         return cls(
             np.empty((n, width), np.uint8), np.zeros(n), np.empty(n), np.empty(n, np.int64),
-            np.empty(n, np.uint8), np.empty((n, 2), np.uint64),
+            np.empty(n, np.uint8), np.empty(n, np.int64), np.empty((n, 2), np.uint64),
         )  # fmt: skip
 
 

@@ -469,14 +469,12 @@ class Engine:
         verdict = room.verdict
         self._fire(found, verdict)
         self._weigh(found, verdict)
-        settled = store.settle(
-            touches, verdict.base, verdict.hits, counted, followed.chain[0] if followed is not None else None
-        )
+        first = store.settle(touches, verdict, counted, followed.chain[0] if followed is not None else None)
         flags = self._flags(batch, now, any_late, counted, followed)
-        decisions = self._answer(found, verdict, settled.severity, flags, features)
+        decisions = self._answer(found, verdict, flags, features)
         if self._journal is not None:
             self._journal.append_later(Served(policy, found, decisions))
-        return decisions, settled.trace
+        return decisions, first
 
     def _fire(self, found: Touches, verdict: Verdict) -> None:
         """Which rules fire for which event; the columns of limits are filled later."""
@@ -542,7 +540,6 @@ class Engine:
         self,
         found: Touches,
         verdict: Verdict,
-        severity: Int64s,
         flags: list[tuple[str, ...]],
         features: bool,
     ) -> list[Decision]:
@@ -553,7 +550,7 @@ class Engine:
         masks = verdict.hits.tobytes()
         outcomes = [policy.outcome(masks[width * i : width * i + width]) for i in range(batch.n)]
         fingerprint = policy.fingerprint
-        severities = severity.tolist()
+        severities = verdict.severity.tolist()
         kinds: list[str | None] = [None] * batch.n
         for i, level in enumerate(severities):
             if level == CHALLENGE:

@@ -15,10 +15,9 @@ from urllib.parse import parse_qs
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from riskengine import ledger, packing
-from riskengine.decision import Decision
+from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
@@ -60,14 +59,6 @@ class Claim(msgspec.Struct, gc=False):
     forgotten: bool = False  # decided, but the decision itself is no longer kept
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Settled:
-    """What limits made of a batch: severity int64 (n), and the number of the first trace."""
-
-    severity: Int64s
-    trace: int
-
-
 @dataclass(frozen=True, slots=True)
 class Info:
     """Sizes and losses, for operators. `bytes` is what entities take, the key table included."""
@@ -100,7 +91,7 @@ class MemoryStore:
         self.tables: dict[str, dict[int, Row]] = {}  # live rows, by entity key
         self._begin(_reserve(size))
         self._scratch, self._salts = _beside(features)
-        self._traces = [Traces(features, 0, 0, np.empty((0, 0), np.int64))]
+        self._traces = [Traces(features, 0)]
         self._entries = np.zeros(2 * LIST_SLOTS_MIN, np.int64)  # of lists, as `slabs.find` reads them
         self._entered = 0  # slots of these in use
         self._fresh: deque[bytes] = deque()  # claims whose decision is kept, and then the others
@@ -146,19 +137,18 @@ class MemoryStore:
     def settle(
         self,
         touches: Touches,
-        base: Int64s,
-        hits: NDArray[np.uint8],
+        verdict: Verdict,
         counted: bool = True,
         prior: Trace | None = None,
-    ) -> Settled:
+    ) -> int:
         """Try limits event by event, decide, hold what is granted, and keep what each event moved.
 
-        `base` (n) are severities without limits; which limits refused goes into the last columns of `hits`.
+        Which limits refused goes into the last columns of `verdict.hits`, what is done into its severity.
+        Returns the number of the first trace.
         """
         features, batch = self.features, touches.batch
-        limits = len(features.limit_names)
-        severity = np.empty(batch.n, np.int64)
-        holds = np.empty((batch.n, 2 * limits), np.int64)
+        traces = self._traces[-1]
+        rows, first = traces.take(batch.n)
         held_before, keys_before = self._prior(prior) if prior is not None else (NOTHING_HELD, NO_KEYS)
         kernels.settle(
             features.flat,
@@ -172,15 +162,19 @@ class MemoryStore:
             counted,
             touches.keys,
             touches.cells,
-            base,
+            verdict.base,
             held_before,
             keys_before,
-            hits,
-            hits.shape[1] - limits,
-            severity,
-            holds,
+            verdict.hits,
+            verdict.severity,
+            batch.event_hash,
+            touches.masks,
+            touches.records,
+            traces.labelled,
+            rows,
+            traces.at_holds,
         )
-        return Settled(severity, self._traces[-1].append(touches, holds))
+        return first
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget a little: entities past their windows, decisions past retries, traces past any use.
@@ -351,7 +345,7 @@ class MemoryStore:
         """Forget every trace up to this one: claims go in the order they came."""
         while len(self._traces) > 1 and self._traces[0].next <= number + 1:
             del self._traces[0]
-        self._traces[0].first = max(self._traces[0].first, min(number + 1, self._traces[0].next))
+        self._traces[0].drop(number)
 
     def _prior(self, prior: Trace) -> tuple[Int64s, Int64s]:
         """What a followed event holds, in this plan's order of limits and entities."""
@@ -403,7 +397,7 @@ class MemoryStore:
             self._meta[kernels.GENERATION] = (generation + 1) % GENERATIONS_MAX
             self._meta[kernels.MIGRATED] = kernels.FIRST
         newest = self._traces[-1]
-        self._traces.append(Traces(features, newest.next, newest.next, np.empty((0, 0), np.int64)))
+        self._traces.append(Traces(features, newest.next))
         self._traces = [t for t in self._traces[:-1] if t.first < t.next] + self._traces[-1:]
         self._scratch, self._salts = _beside(features)
 

@@ -662,16 +662,21 @@ def settle(
     prior: Int64s,
     prior_keys: Int64s,
     hits: NDArray[np.uint8],
-    first_hit: int,
     final: Int64s,
-    holds: Int64s,
+    event_hash: NDArray[np.uint64],
+    masks: Int64s,
+    records: Int64s,
+    labelled: bool,
+    traces: Int64s,
+    at_holds: int,
 ) -> None:
     """Event by event: try every limit, decide, and hold what is granted unless the event is denied.
 
     `prior` int64 (L, 2) are bucket and amount held by the event that a lone event follows (amount NONE:
     nothing), at `prior_keys` (E); empty for a batch, and used up by this call. Writes which limits refused
-    into hits[:, first_hit:], final severity (n), and holds (n, 2 L): bucket and amount, amount NONE where
-    nothing stays held.
+    into the last columns of `hits`, final severity (n), and `traces`, a row an event: time, hash, keys,
+    masks, records where `labelled`, and from `at_holds` on bucket and amount of each limit, NONE where nothing
+    stays held.
     """
     follows = prior.shape[0] > 0
     limits = plan[P_LIMITS_N]
@@ -684,9 +689,9 @@ def settle(
             where = limit_of(plan, limit, L_WHERE)
             field = limit_of(plan, limit, L_FIELD)
             key = keys[i, e]
-            hits[i, first_hit + limit] = 0
-            holds[i, 2 * limit] = 0
-            holds[i, 2 * limit + 1] = NONE
+            hits[i, hits.shape[1] - limits + limit] = 0
+            traces[i, at_holds + 2 * limit] = 0
+            traces[i, at_holds + 2 * limit + 1] = NONE
             on_type = plan[plan[P_LIMIT_TYPES] + limit * plan[P_TYPES_N] + type_index[i]]
             asks = key != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
             amount = 1
@@ -694,8 +699,8 @@ def settle(
                 amount = 0 if np.isnan(cells[field, i]) else max(0, ledger.minor_of(cells[field, i], digits))
             if follows and prior[limit, 1] != NONE and not late[i]:
                 if asks and counted and prior_keys[e] == key and prior[limit, 1] == amount:
-                    holds[i, 2 * limit] = prior[limit, 0]
-                    holds[i, 2 * limit + 1] = amount
+                    traces[i, at_holds + 2 * limit] = prior[limit, 0]
+                    traces[i, at_holds + 2 * limit + 1] = amount
                     continue
                 give_hold_back(
                     plan,
@@ -719,26 +724,28 @@ def settle(
                 already = ledger.held(plan, words, s, e, cell, time[i]) if s != 0 else 0
                 granted = already + amount <= most
             if granted:
-                holds[i, 2 * limit] = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i])
-                holds[i, 2 * limit + 1] = amount
+                traces[i, at_holds + 2 * limit] = ledger.bucket_of(
+                    plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i]
+                )
+                traces[i, at_holds + 2 * limit + 1] = amount
             else:
-                hits[i, first_hit + limit] = 1
+                hits[i, hits.shape[1] - limits + limit] = 1
                 if limit_of(plan, limit, L_LIVE):
                     worst = max(worst, limit_of(plan, limit, L_SEVERITY))
         final[i] = worst
         for limit in range(limits):
-            amount = holds[i, 2 * limit + 1]
+            amount = traces[i, at_holds + 2 * limit + 1]
             if amount == NONE:
                 continue
             e = limit_of(plan, limit, L_ENTITY)
             cell = limit_of(plan, limit, L_CELL)
-            bucket = holds[i, 2 * limit]
+            bucket = traces[i, at_holds + 2 * limit]
             key = keys[i, e]
             handed = follows and prior[limit, 1] != NONE
             if worst == DENY:
                 if handed:
                     give_hold_back(plan, words, meta, table, old_table, e, cell, key, bucket, amount)
-                holds[i, 2 * limit + 1] = NONE
+                traces[i, at_holds + 2 * limit + 1] = NONE
             elif not handed and amount != 0:
                 s = locate(meta, table, old_table, key)
                 if s == 0:
@@ -748,37 +755,15 @@ def settle(
                 if s != 0:
                     ledger.advance(plan, words, s, e, time[i])
                     ledger.hold(plan, words, s, e, cell, bucket, amount)
-
-
-@jit
-def remember(
-    ring: Int64s,
-    at: int,
-    time: Int64s,
-    event_hash: Int64s,
-    keys: Int64s,
-    masks: Int64s,
-    records: Int64s,
-    labelled: bool,
-    holds: Int64s,
-) -> None:
-    """Write a batch's traces into rows `at` on: time, hash, keys, masks, records where labelled, holds."""
-    for i in range(len(time)):
-        row = at + i
-        ring[row, 0] = time[i]
-        ring[row, 1] = event_hash[i]
+        traces[i, 0] = time[i]
+        traces[i, 1] = np.int64(event_hash[i])
         to = 2
         for e in range(keys.shape[1]):
-            ring[row, to] = keys[i, e]
-            ring[row, to + keys.shape[1]] = masks[i, e]
-            to += 1
-        to += keys.shape[1]
-        if labelled:
-            for k in range(records.shape[1]):
-                ring[row, to + k] = records[i, k]
-            to += records.shape[1]
-        for k in range(holds.shape[1]):
-            ring[row, to + k] = holds[i, k]
+            traces[i, to + e] = keys[i, e]
+            traces[i, to + keys.shape[1] + e] = masks[i, e]
+        to += 2 * keys.shape[1]
+        for k in range(records.shape[1] if labelled else 0):
+            traces[i, to + k] = records[i, k]
 
 
 @jit

@@ -1,7 +1,8 @@
-"""What each event moved, kept as long as it can be labelled, released or followed: a ring of int64 rows."""
+"""What each event moved, kept as long as it can be labelled, released or followed: rows of int64."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,9 +11,8 @@ import numpy as np
 
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import E_RECORD, E_WIDTH, EVENT, FRAUD, RECORD_MASK, Int64s
-from riskengine.stores import slabs as kernels
 
-TRACE_ROWS_MIN: Final = 1 << 10
+BLOCK_ROWS: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,62 +47,59 @@ def exclude_all(features: FeatureSet, touches: Touches) -> None:
 
 @dataclass(eq=False, slots=True)
 class Traces:
-    """A ring of int64 rows, one an event, laid out by one FeatureSet."""
+    """Rows of int64, one an event, laid out by one FeatureSet: time, event hash, keys, masks, records, holds.
+
+    They lie in blocks, so that nothing moves when there are more, and the oldest go a block at a time.
+    """
 
     features: FeatureSet
     first: int  # number of the oldest row kept
-    next: int
-    rows: Int64s
+    next: int = field(init=False)
+    blocks: deque[Int64s] = field(init=False)
+    begin: int = field(init=False)  # number of the first row of the first block
     labelled: bool = field(init=False)
     at_masks: int = field(init=False)
     at_records: int = field(init=False)
     at_holds: int = field(init=False)
+    width: int = field(init=False)
 
     HEAD = 2  # time, event hash
 
     def __post_init__(self) -> None:
+        self.next = self.begin = self.first
+        self.blocks = deque()
         entities = len(self.features.specs)
         self.labelled = bool(self.features.plan.kinds[FRAUD:].any())
         self.at_masks = self.HEAD + entities
         self.at_records = self.at_masks + entities
         self.at_holds = self.at_records + (self.features.record_words if self.labelled else 0)
-        width = self.at_holds + 2 * len(self.features.limit_names)
-        if self.rows.shape[1] != width:
-            self.rows = np.empty((TRACE_ROWS_MIN, width), np.int64)
+        self.width = self.at_holds + 2 * len(self.features.limit_names)
 
-    def append(self, touches: Touches, holds: Int64s) -> int:
-        """Keep a batch; return the number of its first row."""
-        n = len(holds)
-        while self.next + n - self.first > len(self.rows):
-            grown = np.empty((2 * len(self.rows), self.rows.shape[1]), np.int64)
-            numbers = np.arange(self.first, self.next)
-            grown[numbers % len(grown)] = self.rows[numbers % len(self.rows)]
-            self.rows = grown
-        at = self.next % len(self.rows)
-        if at + n > len(self.rows):  # a batch does not wrap: go on at the start of the ring
-            self.next += len(self.rows) - at
-            return self.append(touches, holds)
-        batch = touches.batch
-        kernels.remember(
-            self.rows,
-            at,
-            batch.time,
-            batch.event_hash.view(np.int64),
-            touches.keys,
-            touches.masks,
-            touches.records,
-            self.labelled,
-            holds,
-        )
+    def take(self, n: int) -> tuple[Int64s, int]:
+        """Rows for a batch of n, at most BLOCK_ROWS: where they lie, and the number of the first."""
+        end = self.begin + BLOCK_ROWS * len(self.blocks)
+        if self.next + n > end:  # a batch lies in one block
+            self.blocks.append(np.empty((BLOCK_ROWS, self.width), np.int64))
+            self.next = end
+        number = self.next
         self.next += n
-        return self.next - n
+        at = (number - self.begin) % BLOCK_ROWS
+        return self.blocks[-1][at : at + n], number
 
     def row(self, number: int) -> Int64s | None:
         """One row, to be read and changed in place; None when it is gone."""
         if not self.first <= number < self.next:
             return None
-        row: Int64s = self.rows[number % len(self.rows)]
+        block, at = divmod(number - self.begin, BLOCK_ROWS)
+        row: Int64s = self.blocks[block][at]
         return row
+
+    def drop(self, number: int) -> None:
+        """Forget every row up to this one."""
+        self.first = max(self.first, min(number + 1, self.next))
+        while self.blocks and self.begin + BLOCK_ROWS <= self.first:
+            self.blocks.popleft()
+            self.begin += BLOCK_ROWS
 
     def holds(self, row: Int64s) -> Int64s:
         """Bucket and amount (L, 2) of a row."""
