@@ -675,8 +675,8 @@ def settle(
     `prior` int64 (L, 2) are bucket and amount held by the event that a lone event follows (amount NONE:
     nothing), at `prior_keys` (E); empty for a batch, and used up by this call. Writes which limits refused
     into the last columns of `hits`, final severity (n), and `traces`, a row an event: time, hash, keys,
-    masks, records where `labelled`, and from `at_holds` on bucket and amount of each limit, NONE where nothing
-    stays held.
+    masks, records where `labelled`, and from `at_holds` on bucket and amount of each limit, amount NONE
+    where nothing stays held.
     """
     follows = prior.shape[0] > 0
     limits = plan[P_LIMITS_N]
