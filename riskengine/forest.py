@@ -131,6 +131,10 @@ class Forest:
         rounding.
         """
         shares = np.zeros((len(rows), len(self.features)))
+        if len(rows) and not 0 <= rows.min() <= rows.max() < cells.shape[1]:
+            raise ValueError(f"rows beyond the {cells.shape[1]} of cells")
+        if len(columns) and not 0 <= columns.min() <= columns.max() < len(cells):
+            raise ValueError(f"columns name rows of cells beyond its {len(cells)}")
         chosen = np.take(cells, columns[:, None] * cells.shape[1] + rows)
         self._walk(chosen, np.arange(len(columns)), np.empty(len(rows)), shares)
         return shares
@@ -140,6 +144,7 @@ class Forest:
             raise ValueError(f"{len(columns)} columns for a model of {len(self.features)} features")
         if cells.shape[1] != len(out):
             raise ValueError(f"{len(out)} places for {cells.shape[1]} rows")
+        cells = np.ascontiguousarray(cells)  # numba would compile the kernel again for any other
         ranks = np.empty((len(self.axes) + SCRATCH) * int(BLOCK), np.uint16)
         within = walk(
             cells, columns, self.axes, self.thresholds, self.categories, self.nodes, self.values, self.trees,
@@ -496,13 +501,14 @@ def share(
 ) -> None:
     """Add what the path to a leaf gives to each feature on it.
 
-    Each leaf of a tree has as many steps, some of nothing: where the processor cannot foresee the end of such
-    a short loop, it loses more than they take.
+    Each leaf of a tree has as many steps, a third of them of nothing: the end of the loop is then foreseen.
+    With only its own, or those made up to 2 or 4, a row takes 4.4 to 4.8 us in all; so, 3.8 to 4.4.
     """
-    first = np.uint64(steps[leaf])
-    for i in range(count):
-        at = first + np.uint64(i)
-        shares[row, np.uint64(step_features[at])] += step_changes[at]
+    at = np.uint64(steps[leaf])
+    for _ in range(count):
+        feature = np.uint64(step_features[at])
+        shares[row, feature] = shares[row, feature] + step_changes[at]
+        at += np.uint64(1)
 
 
 # -- text to trees
@@ -814,7 +820,8 @@ def _steps(
     of_leaf = np.bincount(leaf, minlength=len(tree_of))
     widths = np.maximum.reduceat(of_leaf, np.cumsum(sizes) - sizes)
     begins = np.cumsum(widths[tree_of]) - widths[tree_of]
-    step_features = np.zeros(int(widths[tree_of].sum()), np.int32)
+    # Steps of nothing go to features in turn: added to one and the same they would wait for each other.
+    step_features = (np.arange(int(widths[tree_of].sum())) % features).astype(np.int32)
     step_changes = np.zeros(len(step_features))
     behind = np.arange(len(merged)) - (np.cumsum(of_leaf) - of_leaf)[leaf]
     step_features[begins[leaf] + behind] = merged % features

@@ -331,6 +331,20 @@ def test_columns_that_are_not_there_are_refused() -> None:
         model.predict(cells, np.arange(1, 6), out)
     with pytest.raises(ValueError, match="3 places for 2 rows"):
         model.predict(cells, np.arange(5), np.empty(3))
+    with pytest.raises(ValueError, match="rows beyond the 2"):
+        model.contributions(cells, np.arange(5), np.array([2]))
+    with pytest.raises(ValueError, match="beyond its 5"):
+        model.contributions(cells, np.arange(1, 6), np.array([0]))
+
+
+def test_part_of_a_batch_compiles_nothing() -> None:
+    model = Forest.parse(BOOSTERS["plain"].model_to_string())
+    cells = np.random.default_rng(2).normal(size=(5, 20))
+    whole, part = np.empty(20), np.empty(9)
+    model.predict(cells, np.arange(5), whole)
+    model.predict(cells[:, 3:12], np.arange(5), part)
+    assert part.tobytes() == whole[3:12].tobytes()
+    assert len(getattr(forest.walk, "signatures", (0,))) == 1
 
 
 def test_serving_does_not_import_lightgbm(tmp_path: Path) -> None:
