@@ -20,7 +20,17 @@ from typing import Any, Final
 
 import benchmarks
 
-PACKAGES: Final = ("riskengine", "numpy", "numba", "polars", "lightgbm", "rule-engine", "zen-engine", "redis")
+PACKAGES: Final = (
+    "riskengine",
+    "numpy",
+    "numba",
+    "polars",
+    "lightgbm",
+    "treelite",
+    "rule-engine",
+    "zen-engine",
+    "redis",
+)
 COMPARED: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "<=": lambda found, bound: found <= bound,
     ">=": lambda found, bound: found >= bound,
