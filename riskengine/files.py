@@ -7,8 +7,10 @@ read is a `Reject` with its file, its line and the reason.
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import os
+import re
 import shutil
 import stat
 import sys
@@ -28,7 +30,7 @@ from numpy.typing import NDArray
 
 from riskengine import normal
 from riskengine.definition import LABELS
-from riskengine.errors import EventError, Problem, RiskEngineError
+from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Label, decode_line
 from riskengine.hashing import as_bytes
 
@@ -42,6 +44,8 @@ ROW_GROUP_ROWS = 16_384
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
+
+SPREAD = re.compile(rb'\s*\{\s*\n\s*"')  # as editors and `jq .` lay out an object
 
 Event = Mapping[str, Any]
 
@@ -281,8 +285,7 @@ def check_writable(path: str) -> None:
     """Raise FileError where `write_records` would, before the work is done whose outcome is to be written."""
     _format_of(path)
     if path != "-" and not os.access(Path(path).parent, os.W_OK | os.X_OK):
-        reason = "Permission denied" if Path(path).parent.is_dir() else "No such file or directory"
-        raise FileError(f"{path} cannot be written: {reason}.")
+        raise FileError(_unwritable(path, os.strerror(errno.EACCES)))
 
 
 def write_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -311,7 +314,7 @@ def write_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
                     file.write(msgspec.json.encode(record) + b"\n")
         os.replace(partial, path)
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+        raise FileError(_unwritable(path, error.strerror)) from error
     finally:
         Path(partial).unlink(missing_ok=True)
 
@@ -351,7 +354,7 @@ def _open_lines(path: str, seekable: bool) -> Iterator[BinaryIO]:
         try:
             source = Path(path).open("rb")  # noqa: SIM115  # closed below; here only opening is guarded
         except OSError as error:
-            raise FileError(f"{path} cannot be read: {error.strerror}.") from error
+            raise FileError(f"{path} cannot be read: {error.strerror}.{_nearby(path)}") from error
         with source:
             yield source
 
@@ -433,6 +436,11 @@ def _checked_start(block: bytes, name: str) -> bytes:
         raise FileError(
             f"{name} is one JSON array, and JSON Lines are expected: one object a line. "
             "Convert it: jq -c '.[]' FILE > events.jsonl"
+        )
+    if SPREAD.match(block):
+        raise FileError(
+            f"{name} has an object spread over several lines, and JSON Lines are expected: one object a "
+            "line. Convert it: jq -c . FILE > events.jsonl"
         )
     return block
 
@@ -605,7 +613,7 @@ class _ParquetOutput(Output):
         try:
             self._writer: Any = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
         except OSError as error:
-            raise FileError(f"{path} cannot be written: {error}.") from error
+            raise FileError(_unwritable(path, error.strerror or str(error))) from error
 
     def write(self, decisions: Sequence[Any]) -> None:
         for decision in decisions:
@@ -630,11 +638,27 @@ class _ParquetOutput(Output):
         self._rows.clear()
 
 
+def _unwritable(path: str, reason: str | None) -> str:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return f"{path} cannot be written: there is no folder {folder}. Make it first."
+    return f"{path} cannot be written: {reason}. Name a file in a folder where you may write."
+
+
+def _nearby(path: str) -> str:
+    """Where a file of this name is not, the one that was probably meant."""
+    wanted = Path(path)
+    if wanted.exists() or not wanted.parent.is_dir():
+        return ""
+    near = nearest(wanted.name, (file.name for file in wanted.parent.iterdir()))
+    return f" Did you mean {wanted.parent / near}?" if near else ""
+
+
 def _create(path: str) -> BinaryIO:
     try:
         return io.BufferedWriter(io.FileIO(path, "w"))
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}.") from error
+        raise FileError(_unwritable(path, error.strerror)) from error
 
 
 def _decision_schema(features: Mapping[str, str] | None) -> pa.Schema:

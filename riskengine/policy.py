@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from riskengine.definition import Definition, Feature
-from riskengine.errors import Finding, Place, PolicyError
+from riskengine.errors import Finding, Place, PolicyError, nearest
 from riskengine.expression import Expression
 from riskengine.scalars import parse_duration
 from riskengine.sections import Loader
@@ -74,12 +74,20 @@ def examine(folder: str | Path) -> Examination:
     (`*.test.yaml`). Maps are merged over the files; a name defined twice is an error.
     """
     root = Path(folder)
+    if root.is_file():
+        missing = Finding(
+            code="no-policy",
+            place=Place(str(folder), 1, 1),
+            message="this is a file, and a policy is a folder",
+            mend=f"name the folder it is in: {root.parent}",
+        )
+        return Examination(None, (missing,), {})
     if not root.is_dir():
         missing = Finding(
             code="no-policy",
             place=Place(str(folder), 1, 1),
             message="there is no such folder",
-            mend="name a folder of *.yaml files; `riskengine init DIR` makes one",
+            mend=_nearby(root) or "name a folder of *.yaml files; `riskengine init DIR` makes one",
         )
         return Examination(None, (missing,), {})
     paths = sorted(
@@ -104,6 +112,14 @@ def examine(folder: str | Path) -> Examination:
     if any(finding.severity == "error" for finding in findings):
         definition = None
     return Examination(definition, tuple(findings), {source.file: source for source in sources})
+
+
+def _nearby(wanted: Path) -> str | None:
+    """The folder that was probably meant."""
+    if not wanted.parent.is_dir():
+        return None
+    near = nearest(wanted.name, (path.name for path in wanted.parent.iterdir() if path.is_dir()))
+    return f"did you mean {wanted.parent / near}?" if near else None
 
 
 def definition_fingerprint(definition: Definition) -> str:

@@ -80,7 +80,13 @@ def read(definition: Definition, event: object, now: int) -> Reading:
             plain = plain and text is found
         if name == "event_id" and not (text and text.strip(ASCII_SPACE)):
             problems.append(
-                Problem("/event_id", "required", "the event has no event_id", "string", describe(found))
+                Problem(
+                    "/event_id",
+                    "required",
+                    "the event has no event_id: give each one of its own, and the same when it is sent again",
+                    "string",
+                    describe(found),
+                )
             )
 
     kind = _type(definition, event.get("type"), problems)

@@ -46,16 +46,16 @@ def demo(
         from riskengine.engine import Engine
         from riskengine.simulate import simulate
 
-        if not as_json:
-            say(f"simulating a campaign day of {users:,} customers ...")
-        with bar("simulating") as moved:
-            traffic = simulate(seed, users=users, shown=moved)
-        # The rules are opened first: what is wrong with them is told before anyone waits.
-        with Engine.open(folder) as engine, bar("scoring") as moved:
-            began = time.perf_counter()
-            total = len(traffic.events)
-            decisions = day.play(engine, traffic.events, lambda done: moved(done, total))
-            seconds = time.perf_counter() - began
+        with Engine.open(folder) as engine:  # first: what is wrong with the rules is told before anyone waits
+            if not as_json:
+                say(f"simulating a campaign day of {users:,} customers, and scoring it ...")
+            with bar("simulating") as moved:
+                traffic = simulate(seed, users=users, shown=moved)
+            with bar("scoring") as moved:
+                total = len(traffic.events)
+                began = time.perf_counter()
+                decisions = day.play(engine, traffic.events, lambda done: moved(done, total))
+                seconds = time.perf_counter() - began
             report = day.judge(seed, traffic, decisions, engine.definition)
     _write(output, day.render_page(report))
     if as_json:

@@ -32,6 +32,8 @@ def rules_folder(given: Path | None) -> Path:
     if here.is_dir():
         return here
     found = shipped("rules")
+    if Path("policy.yaml").is_file():
+        say("this folder has a policy.yaml: if you mean that policy, name its folder, which is . (a dot)")
     say(f"there is no ./rules: using the policy that ships with riskengine ({found})")
     return found
 

@@ -51,11 +51,22 @@ def _refuse_what_is_there(folder: Path) -> None:
             )
     elif folder.exists() or folder.is_symlink():
         raise RiskEngineError(f"{folder} is a file. Name a folder that does not exist yet.")
+    elif any(parent.is_file() for parent in folder.parents):
+        raise RiskEngineError(f"{folder} cannot be made: {folder.parent} is a file.")
 
 
 def _copy(source: Path, folder: Path) -> list[str]:
     """Copy under another name beside it first, so that the folder is there whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return _copy_whole(source, folder)
+    except OSError as error:
+        raise RiskEngineError(
+            f"{folder} cannot be made: {error.strerror}. Name a folder in a place where you may write."
+        ) from error
+
+
+def _copy_whole(source: Path, folder: Path) -> list[str]:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as room:
         made = Path(room) / "rules"
         shutil.copytree(source, made, ignore=shutil.ignore_patterns(".*", "__pycache__"))
