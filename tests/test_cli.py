@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,11 +25,13 @@ import pytest
 
 from riskengine import cli, files, ruletest
 from riskengine.cli import terminal
+from riskengine.cli.compiling import compiling_told
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.entries import Entry
 from riskengine.errors import EventError
 from riskengine.journal import Journal
+from riskengine.kernel import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 START_MS = 1_794_326_400_000  # 2026-11-11T00:00:00+08:00
@@ -131,7 +134,10 @@ def one_by_one(records: list[dict[str, Any]], features: bool = False) -> list[di
 # -- help, version, usage
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["test"], ["score"]])
+COMMANDS = ("demo", "init", "check", "test", "score", "simulate")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_reads_well_in_80_columns(run: Any, command: list[str]) -> None:
     ran = run(*command, "--help")
     assert ran.code == 0
@@ -169,6 +175,93 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+HEAVY = ("fastapi", "lightgbm", "pandas", "pyarrow", "sklearn", "sqlalchemy")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import riskengine",
+        "from riskengine import cli; cli.run(['score', '--in', 'e.jsonl', '--out', 'd.jsonl'])",
+        "from riskengine import Engine; Engine.open('rules').score({'event_id': 'e', 'type': 'pay', "
+        "'user_id': 'u'})",
+    ],
+)
+def test_nothing_heavy_is_imported_to_score(script: str) -> None:
+    write_lines("e.jsonl", events(3))
+    script += f"\nimport sys; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_importing_the_package_imports_no_compiler() -> None:
+    script = "import sys, riskengine; print({'numba', 'numpy', 'msgspec', 'typer'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell: str) -> None:
+    """What a shell asks when a tab is pressed after `riskengine s`, and the script that makes it ask."""
+    asked = {
+        "bash": {"COMP_WORDS": "riskengine s", "COMP_CWORD": "1"},
+        "zsh": {"_TYPER_COMPLETE_ARGS": "riskengine s"},
+        "fish": {"_TYPER_COMPLETE_ARGS": "riskengine s", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[shell]
+    run = [sys.executable, "-m", "riskengine"]
+    found = subprocess.run(
+        run,
+        env={**os.environ, **asked, "_RISKENGINE_COMPLETE": f"complete_{shell}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.findall(r"\b(score|simulate|demo)\b", re.sub(r'":.*', "", found.stdout)) == [
+        "score",
+        "simulate",
+    ]
+    script = subprocess.run(
+        run,
+        env={**os.environ, "_RISKENGINE_COMPLETE": f"source_{shell}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"_RISKENGINE_COMPLETE=complete_{shell}" in script
+
+
+def test_compiling_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    """The first time a kernel of ours is compiled, people read what they wait for and where it is kept."""
+    kernel = {"__name__": "riskengine.made_up"}
+    exec("def doubled(x):\n    return 2 * x", kernel)
+    double: Any = numba.njit(kernel["doubled"])
+    with compiling_told():
+        assert double(2) == 4
+        assert double(3) == 6
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith(f"first run: compiling the kernels, once, into {cache_folder()}")
+    assert re.fullmatch(r"compiled 1 kernel in \d+ s", said[1])
+    with compiling_told():
+        assert double(4) == 8
+    assert capfd.readouterr().err == ""
+
+
+def test_compiling_shows_each_kernel_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    kernel = {"__name__": "riskengine.made_up"}
+    exec("def tripled(x):\n    return 3 * x", kernel)
+    triple: Any = numba.njit(kernel["tripled"])
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with compiling_told():
+        triple(2)
+    assert re.search(r"\r  kernel 1 of \d+: tripled", stderr.getvalue())
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -315,6 +408,19 @@ def test_order_is_that_of_the_file_unless_sorted(run: Any) -> None:
     assert read_lines("d.jsonl") == one_by_one(shuffled)
     assert run("score", "--in", "e.jsonl", "--out", "s.jsonl", "--sort").code == 0
     assert read_lines("s.jsonl") == one_by_one(records)
+
+
+def test_a_summary_for_programs(run: Any) -> None:
+    records = events(40)
+    write_lines("e.jsonl", [*records, {"event_id": "x"}])
+    ran = run("score", "--in", "e.jsonl", "--out", "d.jsonl", "--json")
+    assert ran.code == 1
+    told = json.loads(ran.out)
+    assert (told["ok"], told["events"], told["rejected"]) == (False, 40, 1)
+    assert sum(told["actions"].values()) == 40
+    ran = run("score", "--in", "e.jsonl", "--out", "-", "--json")
+    assert ran.code == 2
+    assert "choose one" in ran.err
 
 
 def test_features_are_written_when_asked_for(run: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from riskengine.cli.terminal import say
+from riskengine.cli.terminal import count, say
 
 
 @contextmanager
@@ -68,7 +68,9 @@ def _teller(folder: str) -> Any:
             if self.compiled:
                 if sys.stderr.isatty():
                     print(f"\r{'':60}\r", end="", file=sys.stderr)
-                say(f"compiled {len(self.compiled)} kernels in {time.monotonic() - self.began:.0f} s")
+                say(
+                    f"compiled {count(len(self.compiled), 'kernel')} in {time.monotonic() - self.began:.0f} s"
+                )
 
     return Teller()
 

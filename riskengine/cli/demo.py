@@ -97,8 +97,8 @@ def _headline(report: Report, seconds: float) -> Iterator[str]:
         ),
     )  # fmt: skip
     for name, events, whole, rest, style in lines:
-        of = f"of {whole:,} {'of customers' if name == 'hit by mistake' else 'of abuse'}"
-        yield f"  {_fill(name, 15, style)} {events:>6,} {of:20} {_share(events, whole):>6}   {rest}"
+        of = f"of {whole:,} {'customers' if name == 'hit by mistake' else 'abuse'}"
+        yield f"  {_fill(name, 15, style)} {events:>6,} {of:19} {_share(events, whole):>6}   {rest}"
 
 
 def _by_kind(report: Report) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _wrapped(text: str, first: str, rest: str | None = None) -> Iterator[str]:
 
 def _next(folder: Path) -> Iterator[tuple[str, str]]:
     if folder == shipped("rules"):
-        yield "riskengine init rules", "your own copy of the policy, ready to edit"
+        yield "riskengine init rules", "your own copy of the policy"
         folder = Path("rules")
     yield f"riskengine check {folder}", "after every edit: places and mends"
     yield f"riskengine test {folder}", "the examples beside the rules"

@@ -16,7 +16,7 @@ from riskengine.demo.stories import Story
 # Blue, vermilion and amber stay apart for eyes that do not tell red from green.
 STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --panel: #f4f5f7; --ink: #1c2430; --soft: #566072;
-  --line: #d5d9e0; --allowed: #a9b1be; --stopped: #1f5fd6; --missed: #d9480f; --hit: #b7860b; }
+  --line: #d5d9e0; --allowed: #a9b1be; --stopped: #1f5fd6; --missed: #c23c06; --hit: #866000; }
 @media (prefers-color-scheme: dark) { :root { --ground: #12161d; --panel: #1b212b; --ink: #e8ecf2;
   --soft: #a3adbd; --line: #323b49; --allowed: #5d6879; --stopped: #6ea4ff; --missed: #ff8257;
   --hit: #e6bd4a; } }
