@@ -135,6 +135,12 @@ def _never(definition: Definition) -> Iterable[Finding]:
             parts.append((f"the limit {limit.name} never applies", limit.types, limit.where))
     for feature in definition.features.values():
         parts.append((f"the feature {feature.name} never counts anything", feature.types, feature.where))
+    for rule in definition.rules.values():
+        if rule.mode != "off" and rule.rollout == 0.0:
+            yield _warning(
+                "never", rule.place, f"the rule {rule.name} can never fire", length=len(rule.name),
+                found="its rollout is 0%", mend="write `mode: off`, or roll it out to more than nobody",
+            )  # fmt: skip
     for message, types, condition in parts:
         if condition is None:
             continue
@@ -148,10 +154,11 @@ def _never(definition: Definition) -> Iterable[Finding]:
 
 def _why_never(definition: Definition, types: Sequence[str], condition: Expression) -> str | None:
     reasons = []
+    bounds = {name: _BOUNDS[f.aggregate] for name, f in definition.features.items() if f.aggregate in _BOUNDS}
     for name in types:
         carried = definition.events[name].fields
         absent = frozenset(field for field in definition.fields if field not in carried)
-        mind = _Mind(absent)
+        mind = _Mind(absent, bounds)
         if mind.value(condition.term) is not False:
             return None
         reasons.append((name, mind.why))
@@ -199,6 +206,11 @@ _COMPARED: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: a != b,
 }
+# What the values of a feature lie between.
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    **dict.fromkeys(("count", "distinct", "std", "speed", "since_first", "since_last"), (0.0, math.inf)),
+    "rate": (0.0, 1.0),
+}
 _TURNED: Final = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 _SIGNS: Final = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
 
@@ -210,8 +222,9 @@ class _Mind:
     it is only for the lack of a field.
     """
 
-    def __init__(self, absent: frozenset[str]) -> None:
+    def __init__(self, absent: frozenset[str], bounds: Mapping[str, tuple[float, float]]) -> None:
         self.absent = absent
+        self.bounds = bounds  # of features: what their values lie between
         self.why: str | None = None
 
     def value(self, term: Term) -> _Value:
@@ -283,8 +296,28 @@ class _Mind:
             if term.op in ("lt", "gt", "ne") and term.args[0] == term.args[1]:
                 self.why = "it compares a value with itself"
                 return False
+            if isinstance(left, float) or isinstance(right, float):
+                return self._out_of_bounds(term, left, right)
             return _UNKNOWN
         return _COMPARED[term.op](left, right)
+
+    def _out_of_bounds(self, term: Term, left: _Value, right: _Value) -> _Value:
+        """Of a feature beside a constant: false where no value it can have compares so."""
+        op, feature, constant = term.op, term.args[0], right
+        if isinstance(left, float):
+            op, feature, constant = _TURNED[op], term.args[1], left
+        name = feature.value.name if isinstance(feature.value, Symbol) else ""
+        if feature.op != "symbol" or name not in self.bounds or not isinstance(constant, float):
+            return _UNKNOWN
+        low, high = self.bounds[name]
+        possible = {
+            "lt": low < constant, "le": low <= constant, "gt": high > constant, "ge": high >= constant,
+            "eq": low <= constant <= high, "ne": True,
+        }  # fmt: skip
+        if possible[op]:
+            return _UNKNOWN
+        self.why = f"{name} is never " + (f"below {low:g}" if constant <= low else f"above {high:g}")
+        return False
 
     def _any(self, term: Term) -> _Value:
         values = [self.value(arg) for arg in term.args]

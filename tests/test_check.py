@@ -72,6 +72,11 @@ def rule(when: str, more: str = "") -> str:
         ("account_created > time and account_created < account_created", ""),
         ("amount > 1 and false", ""),
         ("not true", ""),
+        ("payments_1h < 0", ""),
+        ("0 > payments_1h", ""),
+        ("payments_1h <= -1 and amount > 1", ""),
+        ("payments_1h == -1", ""),
+        ("payments_1h > 2", "rollout: 0%"),
         ("order_id == 'x'", "on: coupon_claim"),
         ("discount > 1 and amount > 2", "on: coupon_claim"),
         ("discount + amount > 2", "on: coupon_claim"),
@@ -87,6 +92,13 @@ def test_a_rule_that_cannot_fire_is_told(tmp_path: Path, when: str, more: str) -
     ("when", "more"),
     [
         ("true", ""),
+        ("payments_1h <= 0", ""),
+        ("payments_1h >= 0", ""),
+        ("payments_1h == 0", ""),
+        ("payments_1h > -1", ""),
+        ("payments_1h != -1", ""),
+        ("amount < 0", ""),
+        ("payments_1h > 2", "rollout: 1%"),
         ("amount > 3 and amount < 5", ""),
         ("amount >= 5 and amount <= 5", ""),
         ("amount > 5 or amount < 3", ""),
@@ -115,6 +127,7 @@ def test_why_a_rule_cannot_fire(tmp_path: Path) -> None:
     assert why("region == 'CN' and region == 'US'") == "region cannot be two texts at once"
     assert why("1 > 2") == "it is false whatever the event says"
     assert why("amount < amount") == "it compares a value with itself"
+    assert why("0 > payments_1h") == "payments_1h is never below 0"
     assert why("order_id == 'x'", "on: coupon_claim") == "coupon_claim has no field order_id"
 
 
