@@ -68,6 +68,8 @@ SWEEP_MIN: Final = (
     28  # and from so many on, 64 rows swept: 0.7 us a row of a full block where a walk takes 1.6
 )
 
+NO_SHARES: Final = np.empty((0, 0))
+
 MEND: Final = "Copy the file again or train the model again."
 # Of decision_type, bit 0 says categorical, bit 1 that what is missing goes left, bits 2 and 3 what that is.
 MISSING_NONE, MISSING_ZERO, MISSING_NAN = range(3)
@@ -119,7 +121,7 @@ class Forest:
 
         cells: (columns, n), one contiguous row a column; columns: (features,), which of them is each feature.
         """
-        self._walk(cells, columns, out, np.empty((0, 0)))
+        self._walk(cells, columns, out, NO_SHARES)
 
     def contributions(self, cells: Float64s, columns: Int64s, rows: Int64s) -> Float64s:
         """What each feature adds to the raw score of the chosen rows: (len(rows), features).
