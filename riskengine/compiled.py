@@ -59,6 +59,7 @@ class Policy:
     resident: Mapping[str, Rows]  # rows of the tables that have a file
     horizon_ms: int  # how long a label, release or follow-up can still matter
     masking: Masking
+    entity_marks: tuple[int, ...]  # 32 bits of what each entity means, whatever else the policy says
     row_columns: Int64s  # of cells: the numbers of a row in policy order, two of a location
     row_texts: tuple[tuple[int, int], ...]  # where in a row strings belong, and their string columns
     _outcomes: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
@@ -105,6 +106,7 @@ class Policy:
             {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
             _horizon_ms(definition),
             Masking.compile(definition, schema),
+            tuple(_mark(definition, name) for name in schema.entities),
             *_row(features),
         )
 
@@ -152,6 +154,13 @@ def _salt(definition: Definition) -> bytes:
     digest = hashlib.blake2b(digest_size=16, person=b"decision")
     digest.update(definition_fingerprint(definition).encode())
     return digest.digest()
+
+
+def _mark(definition: Definition, name: str) -> int:
+    entity = definition.entities[name]
+    fields = [(field, definition.fields[field].type) for field in entity.fields]
+    said = repr((definition.tenant, definition.country, name, fields, entity.derive))
+    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=4).digest(), "little")
 
 
 def _rows(table: Table, schema: Schema) -> Rows:

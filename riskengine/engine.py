@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, cast
 
 import msgspec
 import numpy as np
@@ -65,6 +65,7 @@ class Engine:
         self._lock = threading.RLock()
         self._warming: dict[str, int] = {}  # changed features, and until when
         self._serial = 0  # of the batch being judged
+        self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._rooms = _Rooms()
         self._closed = False
 
@@ -106,6 +107,11 @@ class Engine:
     def definition(self) -> Definition:
         """The policy now serving."""
         return self._policy.definition
+
+    @property
+    def policy(self) -> Policy:
+        """The policy now serving, compiled."""
+        return self._policy
 
     @property
     def fingerprint(self) -> str:
@@ -150,6 +156,31 @@ class Engine:
     async def ascore(self, event: Event, features: bool = False) -> Decision:
         """`score`, for callers in an event loop: the in-process store answers without a wait."""
         return self.score(event, features)
+
+    # -- history
+
+    def replay(self, batch: Batch, now: Int64s, shown: Callable[[Touches], None]) -> list[Result]:
+        """Decide a batch of history that `policy.schema` has parsed, at the times `now` (n).
+
+        `shown` gets the finished rows in order, in one or more parts; a retry has none. What it gets is good
+        until it returns.
+        """
+        with self._open():
+            self._shown = shown
+            try:
+                return self._decide(batch, now, False)
+            finally:
+                self._shown = None
+
+    def redo(self, entry: LabelEntry | ReleaseEntry | EditEntry) -> None:
+        """Let a journaled label, release or edit act again; edits of what the policy has no more do not."""
+        if isinstance(entry, LabelEntry):
+            self.label(entry.event_id, cast(Label, entry.label), entry.time_ms, entry.source)
+        elif isinstance(entry, ReleaseEntry):
+            self.release(entry.event_id)
+        else:
+            with self._open():
+                self._redo_edit(entry)
 
     # -- what comes after a decision
 
@@ -466,6 +497,8 @@ class Engine:
             exclude(policy.features, touches, trace)
         store.observe(touches)
         found = policy.features.rows(touches)
+        if self._shown is not None:
+            self._shown(found)
         verdict = room.verdict
         self._fire(found, verdict)
         self._weigh(found, verdict)
@@ -473,7 +506,7 @@ class Engine:
         flags = self._flags(batch, now, any_late, counted, followed)
         decisions = self._answer(found, verdict, flags, features)
         if self._journal is not None:
-            self._journal.append_later(Served(policy, found, decisions))
+            self._journal.append_later(Served(policy, found, decisions, now))
         return decisions, first
 
     def _fire(self, found: Touches, verdict: Verdict) -> None:
@@ -627,6 +660,28 @@ class Engine:
                     )
                 ]
             )
+
+    def _redo_edit(self, entry: EditEntry) -> None:
+        definition, store, key = self._policy.definition, self._store, signed(entry.key)
+        if entry.kind == "list":
+            known = definition.lists.get(entry.name)
+            if known is None or entry.entity not in known.of:
+                return
+            if entry.op == "delete":
+                store.list_delete(entry.name, entry.entity, key)
+            else:
+                said = {"reason": entry.reason, "author": entry.author, "time": entry.time_ms}
+                store.list_put(entry.name, entry.entity, key, {"expires": entry.expires_ms, **said})
+            return
+        table = definition.tables.get(entry.name)
+        if table is None or table.rows is not None:
+            return
+        rows = store.tables.setdefault(entry.name, {})
+        if entry.op == "delete":
+            rows.pop(key, None)
+        else:
+            rows[key] = _typed_row(table, msgspec.json.decode(entry.value or b"{}"))
+        self._tables = self._policy.tables(store.tables)
 
     # -- names
 

@@ -15,8 +15,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A decided event. `seq` is 0 until it is journaled.
 
     decision: JSON as it was answered. event: with everything personal masked (masking.py). row: `pack_row` of
-    the served features in policy order, two numbers for a location. trace: what it moved, as MessagePack of
-    the plan's fingerprint, keys and masks by entity. content: 16 bytes that tell a retry from another event.
+    the served features in policy order, two numbers for a location. trace: what it moved and when it was
+    judged, as MessagePack of `served.Moved`. content: 16 bytes that tell a retry from another event.
     """
 
     event_id: str

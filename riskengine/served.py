@@ -6,8 +6,11 @@ On the caller's side that is a copy of the row's columns and a shallow one of ea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from riskengine.compiled import Policy
 from riskengine.decision import Decision
@@ -19,20 +22,40 @@ _JSON = msgspec.json.Encoder()
 _PACK = msgspec.msgpack.Encoder()
 
 
+class Moved(NamedTuple):
+    """`Entry.trace` as MessagePack keeps it: what an event moved, and when it was judged."""
+
+    layout: str  # fingerprint of the plan that gives entities and cells their order
+    keys: dict[int, int]  # of the event's entities, by their marks (`Policy.entity_marks`)
+    masks: list[int]  # by entity: cells moved
+    now_ms: int
+
+
+_TRACE = msgspec.msgpack.Decoder(Moved)
+
+
+def read_trace(trace: bytes) -> Moved:
+    """Read what `Served` wrote. Raises msgspec.DecodeError."""
+    return _TRACE.decode(trace)
+
+
 class Served:
     """Decisions (n) with all that the journal keeps beside them: an `entries.Pending`.
 
     It holds on to the arrays of the batch, so these must not be used again for another.
     """
 
-    __slots__ = ("_cells", "_decisions", "_events", "_found", "_masks", "_policy", "event_ids")
+    __slots__ = ("_cells", "_decisions", "_events", "_found", "_masks", "_now", "_policy", "event_ids")
 
-    def __init__(self, policy: Policy, found: Touches, decisions: Sequence[Decision]) -> None:
+    def __init__(
+        self, policy: Policy, found: Touches, decisions: Sequence[Decision], now: int | NDArray[np.int64]
+    ) -> None:
         raw = found.batch.raw
         self.event_ids = found.batch.ids
         self._policy = policy
         self._found = found.batch, found.strings
         self._decisions = decisions
+        self._now = now
         self._cells = found.cells.take(policy.row_columns, 0)  # by [] it takes 4 us longer for a lone event
         self._masks = found.masks.copy()
         # The caller may change its dicts from now on; the rows of an Arrow batch never change.
@@ -47,7 +70,8 @@ class Served:
             for i, row in enumerate(rows):
                 row.insert(place, text_at(strings, column, i))
         events = policy.masking.mask(batch, self._events)
-        layout = policy.features.fingerprint
+        layout, marks = policy.features.fingerprint, policy.entity_marks
+        nows = [self._now] * batch.n if isinstance(self._now, int) else self._now.tolist()
         return [
             Entry(
                 event_id=decision.event_id,
@@ -62,10 +86,12 @@ class Served:
                 policy=policy.fingerprint,
                 features=layout,
                 flags=decision.flags,
-                trace=_PACK.encode((layout, keys, masks)),
+                trace=_PACK.encode(
+                    Moved(layout, {m: key for m, key in zip(marks, keys, strict=True) if key}, masks, now)
+                ),
                 content=contents[16 * i : 16 * i + 16],
             )
-            for i, (decision, type_index, event, row, keys, masks) in enumerate(
+            for i, (decision, type_index, event, row, keys, masks, now) in enumerate(
                 zip(
                     self._decisions,
                     batch.type_index.tolist(),
@@ -73,6 +99,7 @@ class Served:
                     rows,
                     batch.keys.tolist(),
                     self._masks.tolist(),
+                    nows,
                     strict=True,
                 )
             )

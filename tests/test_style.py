@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
     ("features", "rules", "forest", "calibration", "card", "stores", "journal", "masking"),
     ("sections", "policy", "compiled", "served", "engine"),
-    ("replay",),
+    ("rows", "replay"),
     # consumers of the engine and of replay
     ("check", "ruletest", "training", "backtest", "simulate", "service"),
     ("demo",),

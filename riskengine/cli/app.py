@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from riskengine.cli import check, demo, init, ruletests, score, simulate
+from riskengine.cli import check, demo, init, replay, ruletests, score, simulate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,3 +43,4 @@ app.command("check")(check.check)
 app.command("test")(ruletests.test)
 app.command("score")(score.score)
 app.command("simulate")(simulate.simulate)
+app.command("replay")(replay.replay)
