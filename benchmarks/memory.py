@@ -129,7 +129,7 @@ def fill_engine(engine: Engine, times: Ints, minor: Ints) -> list[Mapping[str, A
         for event, decision in zip(events[start : start + BATCH], decisions, strict=True):
             assert isinstance(decision, Decision)
             assert isinstance(decision.features, dict)
-            last[int(event["user_id"][1:])] = decision.features  # type: ignore[index]
+            last[int(str(event["user_id"])[1:])] = decision.features
     return last
 
 

@@ -30,6 +30,7 @@ RISK_TOLERANCE = 1e-6
 FEATURE_TOLERANCE = 1e-9  # relative: a mean of cents may differ from its decimal text in the last place
 
 REPEAT_MAX = 10_000
+EXPECTED_UNDER = {"live": "expect it under `fired`", "shadow": "expect it under `shadow`"}  # by mode
 
 Value = float | int | str | bool | None  # of a feature; None is missing
 Items = Mapping[str, tuple[ScalarNode, Node]]
@@ -508,7 +509,7 @@ class _Reader:
                     part,
                     "wrong-mode",
                     f"{name} is {hits[name].mode}, so it is never among `{which}`",
-                    mend="expect it under `shadow`" if hits[name].mode == "shadow" else None,
+                    mend=EXPECTED_UNDER.get(hits[name].mode),
                 )
             else:
                 names.append(name)

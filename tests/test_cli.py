@@ -242,7 +242,7 @@ def test_compiling_is_told(capfd: pytest.CaptureFixture[str]) -> None:
         assert double(3) == 6
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 2
-    assert said[0].startswith(f"first run: compiling the kernels, once, into {cache_folder()}")
+    assert said[0].startswith(f"first use of some kernels: compiling them, once, into {cache_folder()}")
     assert re.fullmatch(r"compiled 1 kernel in \d+ s", said[1])
     with compiling_told():
         assert double(4) == 8

@@ -146,7 +146,7 @@ def test_every_command_of_the_readme(installed: Installed) -> None:
         told = plain(done.stdout)
         assert "Traceback" not in told
         if number == 0:
-            assert told.startswith("first run: compiling the kernels, once, into "), told
+            assert told.startswith("first use of some kernels: compiling them, once, into "), told
         expected_failure = any(": error: " in line for line in step.shown)
         assert done.returncode == (1 if expected_failure else 0), f"{step.command}\n{told}"
         missing = first_missing(told.splitlines(), [plain(line) for line in step.shown])

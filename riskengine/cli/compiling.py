@@ -48,8 +48,8 @@ def _teller(folder: str) -> Any:
             if not self.compiled:
                 self.began = time.monotonic()
                 say(
-                    f"first run: compiling the kernels, once, into {folder} "
-                    "(half a minute or so; later runs start at once)"
+                    f"first use of some kernels: compiling them, once, into {folder} "
+                    "(up to a minute or so; later runs start at once)"
                 )
             self.compiled.add(f"{kernel.__module__}.{kernel.__qualname__}")
             if sys.stderr.isatty():
