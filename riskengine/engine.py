@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, cast
@@ -28,8 +27,9 @@ from riskengine.features import Touches
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
-from riskengine.stores.memory import Claim, Info, MemoryStore, size_of
-from riskengine.stores.traces import Trace, exclude, exclude_all
+from riskengine.stores import Claim, Followed, Info, Met, Store
+from riskengine.stores.memory import MemoryStore, size_of
+from riskengine.stores.traces import exclude
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,8 +41,6 @@ Float64s = NDArray[np.float64]
 Result = Decision | EventError
 Clock = Callable[[], int]
 
-BATCH_MAX: Final = 1024  # events judged at once: more gain nothing, and others wait for the lock
-FOLLOWS_MAX: Final = 32  # how far a chain of follow-ups is walked back
 HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
 # State in memory never leaves the process unless it is exported or journaled, so a known key is no leak;
 # it makes runs repeatable. What leaves the process wants a key of its own.
@@ -53,7 +51,7 @@ class Engine:
     """Scores events against a policy. Safe to share between threads; open with `Engine.open`."""
 
     def __init__(
-        self, policy: Policy, store: MemoryStore, journal: Journal | None, clock: Clock, key: bytes
+        self, policy: Policy, store: Store, journal: Journal | None, clock: Clock, key: bytes
     ) -> None:
         """Use `Engine.open`."""
         self._policy = policy
@@ -135,11 +133,12 @@ class Engine:
         `now` int64 (n) ms is given when history is read (the newest event time so far); else the engine's
         clock is.
         """
-        if len(events) <= BATCH_MAX:
+        most = self._store.batch_max
+        if len(events) <= most:
             return self._score(events, features, now)
         results: list[Result] = []
-        for start in range(0, len(events), BATCH_MAX):
-            end = start + BATCH_MAX
+        for start in range(0, len(events), most):
+            end = start + most
             results += self._score(events[start:end], features, None if now is None else now[start:end])
         return results
 
@@ -148,9 +147,10 @@ class Engine:
     ) -> list[Result]:
         """Decide the rows of an Arrow record batch, as `score_many` decides them as dicts."""
         results: list[Result] = []
-        for start in range(0, events.num_rows, BATCH_MAX):
-            nows = None if now is None else now[start : start + BATCH_MAX]
-            results += self._score(events.slice(start, BATCH_MAX), features, nows)
+        most = self._store.batch_max
+        for start in range(0, events.num_rows, most):
+            nows = None if now is None else now[start : start + most]
+            results += self._score(events.slice(start, most), features, nows)
         return results
 
     async def ascore(self, event: Event, features: bool = False) -> Decision:
@@ -196,8 +196,7 @@ class Engine:
         _check_words(event_id=event_id, source=source)
         with self._open():
             when = self._clock() if time is None else time
-            claim = self._store.claims.get(self._claim_key(event_id))
-            known = self._store.label(claim, label, when) if claim is not None else False
+            known = self._store.label(self._claim_key(event_id), label, when)
             if not known and self._journal is not None:
                 known = self._journal.decision(event_id) is not None
             if known and self._journal is not None:
@@ -211,8 +210,7 @@ class Engine:
         """Give back what an event holds of limits (the order was cancelled); whether it held anything."""
         _check_words(event_id=event_id)
         with self._open():
-            claim = self._store.claims.get(self._claim_key(event_id))
-            released = claim is not None and self._store.release(claim)
+            released = self._store.release(self._claim_key(event_id))
             if released and self._journal is not None:
                 self._journal.append([ReleaseEntry(event_id=event_id, time_ms=self._clock())])
             return released
@@ -239,8 +237,7 @@ class Engine:
     def list_get(self, name: str, entity: str, value: str | Sequence[str]) -> dict[str, Any] | None:
         """The entry of a value: expires, reason, author, time; None when it is not listed."""
         with self._open():
-            entry = self._store.lists.get((name, entity, signed(self._list_key(name, entity, value))))
-            return None if entry is None else dict(entry)
+            return self._store.list_get(name, entity, signed(self._list_key(name, entity, value)))
 
     def list_delete(self, name: str, entity: str, value: str | Sequence[str]) -> bool:
         """Remove a value from a list; whether it was there."""
@@ -256,7 +253,7 @@ class Engine:
         with self._open():
             table = self._live_table(name)
             number = self._table_key(table, key)
-            self._store.tables.setdefault(name, {})[signed(number)] = _typed_row(table, row)
+            self._store.table_put(name, signed(number), _typed_row(table, row))
             self._tables = self._policy.tables(self._store.tables)
             self._edited("table", "put", name, table.key, number, msgspec.json.encode(dict(row)))
 
@@ -274,7 +271,7 @@ class Engine:
         with self._open():
             table = self._live_table(name)
             number = self._table_key(table, key)
-            there = self._store.tables.get(name, {}).pop(signed(number), None) is not None
+            there = self._store.table_delete(name, signed(number))
             if there:
                 self._tables = self._policy.tables(self._store.tables)
                 self._edited("table", "delete", name, table.key, number)
@@ -410,23 +407,33 @@ class Engine:
                     claim.serial = serial
                     again.append(i)
             entered.append(claim)
-        for part, counted in _parts(batch, new, again):
+        undecided: list[int] = []  # as the store says, when asked
+        for part, counted in _parts(batch, new, again, undecided):
             rows = None if part is None else np.array(part, np.int64)
             own = batch if rows is None else batch.take(rows)
             nows = now if isinstance(now, int) or rows is None else now[rows]
-            followed = self._followed(own) if own.follows is not None else None
-            judged, first = self._judge(own, nows, counted, followed, features, room)
-            for trace, i, decision in zip(
-                range(first, first + own.n), range(batch.n) if part is None else part, judged, strict=True
-            ):
+            followed = store.followed(own.follows_claim.tobytes()) if own.follows is not None else None
+            judged, first, met = self._judge(own, nows, counted, followed, features, room)
+            places = range(batch.n) if part is None else part
+            for trace, i, decision in zip(range(first, first + own.n), places, judged, strict=True):
                 claim = entered[i]
                 claim.decision = decision
                 if counted:
                     claim.trace = trace
             if followed is not None:
-                entered[part[0] if part else 0].follows = followed.claim
-                if counted and not own.late[0]:
-                    store.hand_over(claims[followed.claim].trace)
+                entered[places[0]].follows = followed.claim
+            for at, answer in met.items():
+                i = places[at]
+                if answer == "undecided":
+                    if self._journal is not None:
+                        results[i] = self._journaled(batch.ids[i], entered[i].content)
+                    if results[i] is None:
+                        undecided.append(i)
+                elif answer == "conflict":
+                    for j in range(batch.n):
+                        results[j] = _conflict() if entered[j] is entered[i] else results[j]
+                else:
+                    entered[i].decision = answer
         answers = [
             result if result is not None else _decided(claim)
             for result, claim in zip(results, entered, strict=True)
@@ -450,8 +457,11 @@ class Engine:
             return None
         self._serial += 1
         claim = store.claim(key, content, now, self._serial)
-        judged, claim.trace = self._judge(batch, now, True, None, features, room)
+        judged, claim.trace, met = self._judge(batch, now, True, None, features, room)
         decision = claim.decision = judged[0]
+        if met:  # not new after all
+            del store.claims[key]
+            return None
         self._sweep(now, 1)
         return decision
 
@@ -459,30 +469,16 @@ class Engine:
         settings = self._policy.definition
         self._store.sweep(now, events, self._policy.horizon_ms, settings.lateness_ms + settings.skew_ms)
 
-    def _followed(self, own: Batch) -> _Followed | None:
-        """What a lone event follows: the chain of traces it must not move again, and what is held for it."""
-        key: bytes | None = own.follows_claim.tobytes()
-        chain: list[Trace] = []
-        first = key
-        while key is not None and len(chain) < FOLLOWS_MAX:
-            claim = self._store.claims.get(key)
-            trace = self._store.trace(claim.trace) if claim is not None else None
-            if claim is None or trace is None:
-                break
-            chain.append(trace)
-            key = claim.follows
-        return _Followed(first, tuple(chain)) if chain and first is not None else None
-
     def _judge(
         self,
         batch: Batch,
         now: int | Int64s,
         counted: bool,
-        followed: _Followed | None,
+        followed: Followed | None,
         features: bool,
         room: _Room | None,
-    ) -> tuple[list[Decision], int]:
-        """Plan, wait, read, fire, decide, settle: decisions, and the number of the first trace."""
+    ) -> tuple[list[Decision], int, Met]:
+        """Plan, wait, read, fire, decide, settle: decisions, number of the first trace, who was met."""
         policy, store = self._policy, self._store
         if room is None:
             room = _Room.make(policy, batch.n, None)
@@ -491,23 +487,22 @@ class Engine:
         if any_late:
             read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
         touches = policy.features.touches(batch, read_at, self._tables, room.planned)
-        if not counted:
-            exclude_all(policy.features, touches)
         for trace in followed.chain if followed is not None else ():
             exclude(policy.features, touches, trace)
-        store.observe(touches)
+        met = store.observe(touches, counted, followed)
         found = policy.features.rows(touches)
         if self._shown is not None:
             self._shown(found)
         verdict = room.verdict
         self._fire(found, verdict)
         self._weigh(found, verdict)
-        first = store.settle(touches, verdict, counted, followed.chain[0] if followed is not None else None)
+        first = store.settle(touches, verdict, counted, followed)
         flags = self._flags(batch, now, any_late, counted, followed)
         decisions = self._answer(found, verdict, flags, features)
+        store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None:
-            self._journal.append_later(Served(policy, found, decisions, now))
-        return decisions, first
+            self._journal.append_later(Served(policy, found, decisions, now, met))
+        return decisions, first, met
 
     def _fire(self, found: Touches, verdict: Verdict) -> None:
         """Which rules fire for which event; the columns of limits are filled later."""
@@ -553,7 +548,7 @@ class Engine:
         name_decisions(batch.claim, batch.content, policy.salt, verdict.names)
 
     def _flags(
-        self, batch: Batch, now: int | Int64s, any_late: bool, counted: bool, followed: _Followed | None
+        self, batch: Batch, now: int | Int64s, any_late: bool, counted: bool, followed: Followed | None
     ) -> list[tuple[str, ...]]:
         common: tuple[str, ...] = ()
         if self._warming:
@@ -676,11 +671,10 @@ class Engine:
         table = definition.tables.get(entry.name)
         if table is None or table.rows is not None:
             return
-        rows = store.tables.setdefault(entry.name, {})
         if entry.op == "delete":
-            rows.pop(key, None)
+            store.table_delete(entry.name, key)
         else:
-            rows[key] = _typed_row(table, msgspec.json.decode(entry.value or b"{}"))
+            store.table_put(entry.name, key, _typed_row(table, msgspec.json.decode(entry.value or b"{}")))
         self._tables = self._policy.tables(store.tables)
 
     # -- names
@@ -725,14 +719,6 @@ class Engine:
         return table
 
 
-@dataclass(frozen=True, slots=True)
-class _Followed:
-    """The claim of the event that is followed, and its trace with those it follows itself."""
-
-    claim: bytes
-    chain: tuple[Trace, ...]
-
-
 class _Room(NamedTuple):
     """Arrays that a batch is parsed, planned and judged in."""
 
@@ -758,14 +744,18 @@ class _Rooms(threading.local):
         return self._room
 
 
-def _parts(batch: Batch, new: list[int], again: list[int]) -> Iterator[tuple[list[int] | None, bool]]:
+def _parts(
+    batch: Batch, new: list[int], again: list[int], undecided: list[int]
+) -> Iterator[tuple[list[int] | None, bool]]:
     """Cut a batch where order matters: follow-ups, and events seen before, are judged alone.
 
-    Each part is its rows (None: the whole batch) and whether it counts.
+    Each part is its rows (None: the whole batch) and whether it counts. What is `undecided` by the time that
+    the others are judged comes last.
     """
     if batch.follows is None and not again:
         if new:
             yield None if len(new) == batch.n else new, True
+        yield from (([i], False) for i in undecided)
         return
     plain: list[int] = []
     for i in sorted(new + again):
@@ -778,6 +768,7 @@ def _parts(batch: Batch, new: list[int], again: list[int]) -> Iterator[tuple[lis
         yield [i], i not in again
     if plain:
         yield plain, True
+    yield from (([i], False) for i in undecided)
 
 
 def _decided(claim: Claim) -> Decision:

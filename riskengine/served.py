@@ -5,7 +5,7 @@ On the caller's side that is a copy of the row's columns and a shallow one of ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -45,13 +45,30 @@ class Served:
     It holds on to the arrays of the batch, so these must not be used again for another.
     """
 
-    __slots__ = ("_cells", "_decisions", "_events", "_found", "_masks", "_now", "_policy", "event_ids")
+    __slots__ = (
+        "_cells",
+        "_decisions",
+        "_events",
+        "_found",
+        "_masks",
+        "_met",
+        "_now",
+        "_policy",
+        "event_ids",
+    )
 
     def __init__(
-        self, policy: Policy, found: Touches, decisions: Sequence[Decision], now: int | NDArray[np.int64]
+        self,
+        policy: Policy,
+        found: Touches,
+        decisions: Sequence[Decision],
+        now: int | NDArray[np.int64],
+        met: Collection[int] = (),
     ) -> None:
         raw = found.batch.raw
-        self.event_ids = found.batch.ids
+        ids = found.batch.ids
+        self.event_ids = ids if not met else [ids[i] for i in range(len(ids)) if i not in met]
+        self._met = met
         self._policy = policy
         self._found = found.batch, found.strings
         self._decisions = decisions
@@ -103,6 +120,7 @@ class Served:
                     strict=True,
                 )
             )
+            if i not in self._met
         ]
 
 

@@ -1,1 +1,131 @@
-"""Where state lives: each store answers `observe` with what it knows of a batch."""
+"""Where state lives: what an engine asks of a store, and the values that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+from riskengine.decision import Decision, Verdict
+from riskengine.features import FeatureSet, Touches
+from riskengine.ledger import NONE
+from riskengine.stores.traces import Trace
+
+Row = dict[str, float | str | None]
+Met = Mapping[int, Decision | Literal["conflict", "undecided"]]
+NONE_MET: Final[Met] = MappingProxyType({})
+
+
+class Claim(msgspec.Struct, gc=False):
+    """What is kept of an event once seen: enough to answer a retry and to find what it moved."""
+
+    content: bytes
+    time: int  # when it arrived, ms
+    trace: int  # row number, or -1
+    serial: int  # of the batch that entered it
+    follows: bytes | None = None
+    decision: Decision | None = None
+    label: str | None = None
+    label_time: int = NONE
+    forgotten: bool = False  # decided, but the decision itself is no longer kept
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The claim of an event that is followed, and its trace with those of the events it follows itself."""
+
+    claim: bytes
+    chain: tuple[Trace, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Sizes and losses, for operators. `bytes` is what entities take, the key table included."""
+
+    entities: int
+    bytes: int
+    reserved: int
+    evictions: int
+    expired: int
+    lost: int
+    claims: int
+
+
+class Store(Protocol):
+    """State behind one door. Not locked: the engine that owns it locks.
+
+    For a batch: `claim` each event, `observe`, `settle`, `conclude`, then `sweep`. Where another event is
+    followed, `followed` comes first. `claims` are the events known without a wait; `tables` is there to be
+    read, and is replaced as a whole where it changes.
+    """
+
+    features: FeatureSet
+    claims: dict[bytes, Claim]
+    tables: dict[str, dict[int, Row]]
+
+    @property
+    def batch_max(self) -> int:
+        """How many events are judged at once."""
+
+    def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
+        """Enter a new event. The caller has looked that `claims` has no such key."""
+
+    def followed(self, key: bytes) -> Followed | None:
+        """What an event moved that another follows; None where nothing is known of it any more."""
+
+    def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
+        """The one wait: count a batch, and fill in each event's features, list and text columns.
+
+        Returns what is known of events that turn out not to be new; what was filled in for them is void.
+        """
+
+    def settle(
+        self, touches: Touches, verdict: Verdict, counted: bool = True, followed: Followed | None = None
+    ) -> int:
+        """Try limits, decide, hold what is granted, keep what each event moved: the number of the first."""
+
+    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
+        """Keep decisions for retries, and for `horizon_ms` what the events moved."""
+
+    def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
+        """Forget what nobody needs any more."""
+
+    def release(self, key: bytes) -> bool:
+        """Return every grant that an event still holds; whether there was any."""
+
+    def label(self, key: bytes, label: str, time: int) -> bool:
+        """Let a label count for an event, in the place of the one it had; False where it is not known."""
+
+    def list_put(self, name: str, entity: str, key: int, entry: Mapping[str, Any]) -> None:
+        """Enter or replace an entry; `entry['expires']` is ms or None."""
+
+    def list_get(self, name: str, entity: str, key: int) -> dict[str, Any] | None:
+        """An entry, or None."""
+
+    def list_delete(self, name: str, entity: str, key: int) -> bool:
+        """Remove an entry; whether it was there."""
+
+    def table_put(self, name: str, key: int, row: Row) -> None:
+        """Enter or replace a live row."""
+
+    def table_delete(self, name: str, key: int) -> bool:
+        """Remove a live row; whether it was there."""
+
+    def reload(self, features: FeatureSet) -> None:
+        """Serve another plan. Cells of equal definition keep what they know."""
+
+    def info(self) -> Info:
+        """Sizes and losses so far."""
+
+    def export(self, path: Path) -> int:
+        """Write entities, lists and live tables to a file; return the number of entities."""
+
+    def take_in(self, path: Path) -> int:
+        """Read a file written by `export` under the same plan; return the number of entities."""
+
+    def close(self) -> None:
+        """Let go of everything."""

@@ -7,13 +7,12 @@ import mmap
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-import msgspec
 import numpy as np
 
 from riskengine import ledger, packing
@@ -21,10 +20,10 @@ from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, statefile
 from riskengine.stores import slabs as kernels
-from riskengine.stores import statefile
 from riskengine.stores.statefile import Row, Value
-from riskengine.stores.traces import Trace, Traces
+from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces, exclude_all
 from riskengine.stores.transition import Transition, translate
 
 SIZE_DEFAULT: Final = 4 << 30  # bytes
@@ -45,33 +44,6 @@ NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 
 
-class Claim(msgspec.Struct, gc=False):
-    """What is kept of an event once seen: enough to answer a retry and to find what it moved."""
-
-    content: bytes
-    time: int  # when it arrived, ms
-    trace: int  # row number, or -1
-    serial: int  # of the batch that entered it
-    follows: bytes | None = None
-    decision: Decision | None = None
-    label: str | None = None
-    label_time: int = NONE
-    forgotten: bool = False  # decided, but the decision itself is no longer kept
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """Sizes and losses, for operators. `bytes` is what entities take, the key table included."""
-
-    entities: int
-    bytes: int
-    reserved: int
-    evictions: int
-    expired: int
-    lost: int
-    claims: int
-
-
 class MemoryStore:
     """Entities, claims, lists and live rows of one engine. Not shared, not locked: the engine locks.
 
@@ -83,6 +55,8 @@ class MemoryStore:
     full the longest silent entities make room, which `info().evictions` counts. Raises RiskEngineError for
     a size that cannot be had.
     """
+
+    batch_max: Final = 1024  # more gain nothing, and others wait for the lock
 
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:
         self.features = features
@@ -111,9 +85,11 @@ class MemoryStore:
 
     # -- the wait
 
-    def observe(self, touches: Touches) -> None:
+    def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """Fold a batch's records in order and fill in each event's features, list and text columns."""
         features = self.features
+        if not counted:
+            exclude_all(features, touches)
         self._make_way(touches.keys)
         kernels.observe(
             features.flat,
@@ -133,13 +109,14 @@ class MemoryStore:
             kernels.look_up(
                 features.listed, self._salts, self._entries, touches.keys, touches.batch.time, touches.cells
             )
+        return NONE_MET
 
     def settle(
         self,
         touches: Touches,
         verdict: Verdict,
         counted: bool = True,
-        prior: Trace | None = None,
+        followed: Followed | None = None,
     ) -> int:
         """Try limits event by event, decide, hold what is granted, and keep what each event moved.
 
@@ -149,7 +126,9 @@ class MemoryStore:
         features, batch = self.features, touches.batch
         traces = self._traces[-1]
         rows, first = traces.take(batch.n)
-        held_before, keys_before = self._prior(prior) if prior is not None else (NOTHING_HELD, NO_KEYS)
+        held_before, keys_before = NOTHING_HELD, NO_KEYS
+        if followed is not None:
+            held_before, keys_before = self._prior(followed.chain[0])
         kernels.settle(
             features.flat,
             self._words,
@@ -174,7 +153,12 @@ class MemoryStore:
             rows,
             traces.at_holds,
         )
+        if followed is not None and counted and not batch.late[0]:
+            self._hand_over(followed.claim)
         return first
+
+    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
+        """Nothing is left to keep: the engine's claims are the store's own."""
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget a little: entities past their windows, decisions past retries, traces past any use.
@@ -218,7 +202,20 @@ class MemoryStore:
 
     # -- what comes after an event
 
-    def trace(self, number: int) -> Trace | None:
+    def followed(self, key: bytes) -> Followed | None:
+        """What an event moved that another follows; None where nothing is known of it any more."""
+        chain: list[Trace] = []
+        at: bytes | None = key
+        while at is not None and len(chain) < FOLLOWS_MAX:
+            claim = self.claims.get(at)
+            trace = self._trace(claim.trace) if claim is not None else None
+            if claim is None or trace is None:
+                break
+            chain.append(trace)
+            at = claim.follows
+        return Followed(key, tuple(chain)) if chain else None
+
+    def _trace(self, number: int) -> Trace | None:
         """What an event moved and what is still held for it; None when that is no longer kept."""
         traces, row = self._row(number)
         if traces is None or row is None:
@@ -240,15 +237,16 @@ class MemoryStore:
         }
         return Trace(keys, moved, holds)
 
-    def hand_over(self, number: int) -> None:
+    def _hand_over(self, key: bytes) -> None:
         """Empty the holds of an event whose follow-up has taken them."""
-        traces, row = self._row(number)
+        traces, row = self._row(self.claims[key].trace)
         if traces is not None and row is not None:
             traces.holds(row)[:, 1] = NONE
 
-    def release(self, claim: Claim) -> bool:
+    def release(self, key: bytes) -> bool:
         """Return every grant that an event still holds; whether there was any."""
-        traces, row = self._row(claim.trace)
+        claim = self.claims.get(key)
+        traces, row = self._row(claim.trace) if claim is not None else (None, None)
         if traces is None or row is None:
             return False
         held = traces.holds(row)
@@ -260,8 +258,8 @@ class MemoryStore:
             if name in self.features.limit_names:
                 limit = self.features.plan.limits[self.features.limit_names.index(name)]
                 e = int(limit[L_ENTITY])
-                key = self._key_of(traces, row, self.features.entities[e])
-                self._make_way(np.array([[key]], np.int64))
+                entity_key = self._key_of(traces, row, self.features.entities[e])
+                self._make_way(np.array([[entity_key]], np.int64))
                 kernels.give_hold_back(
                     self.features.flat,
                     self._words,
@@ -270,15 +268,18 @@ class MemoryStore:
                     self._old_table,
                     e,
                     int(limit[L_CELL]),
-                    key,
+                    entity_key,
                     int(held[old, 0]),
                     int(held[old, 1]),
                 )
             held[old, 1] = NONE
         return any_held
 
-    def label(self, claim: Claim, label: str, time: int) -> bool:
+    def label(self, key: bytes, label: str, time: int) -> bool:
         """Let a label count for the event's entities, in the place of the one it had; False when too old."""
+        claim = self.claims.get(key)
+        if claim is None:
+            return False
         if claim.label is not None and time < claim.label_time:
             return True
         before, claim.label, claim.label_time = claim.label, label, time
@@ -363,6 +364,11 @@ class MemoryStore:
         self.lists[name, entity, key] = dict(entry)
         self._enter(name, entity, key)
 
+    def list_get(self, name: str, entity: str, key: int) -> dict[str, Any] | None:
+        """An entry, or None."""
+        entry = self.lists.get((name, entity, key))
+        return None if entry is None else dict(entry)
+
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
         there = self.lists.pop((name, entity, key), None) is not None
@@ -383,6 +389,14 @@ class MemoryStore:
             self._entered = 0
             for other in self.lists:
                 self._enter(*other)
+
+    def table_put(self, name: str, key: int, row: Row) -> None:
+        """Enter or replace a live row."""
+        self.tables.setdefault(name, {})[key] = row
+
+    def table_delete(self, name: str, key: int) -> bool:
+        """Remove a live row; whether it was there."""
+        return self.tables.get(name, {}).pop(key, None) is not None
 
     # -- plans
 

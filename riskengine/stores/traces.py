@@ -13,6 +13,7 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import E_RECORD, E_WIDTH, EVENT, FRAUD, RECORD_MASK, Int64s
 
 BLOCK_ROWS: Final = 1 << 12
+FOLLOWS_MAX: Final = 32  # how far a chain of follow-ups is walked back
 
 
 @dataclass(frozen=True, slots=True)
