@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from riskengine import event as parsing
 from riskengine import features as planning
-from riskengine import hashing
+from riskengine import hashing, warming
 from riskengine.compiled import Policy, signed
 from riskengine.decision import CHALLENGE, Decision, Verdict, decide, name_decisions
 from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
@@ -91,7 +91,20 @@ class Engine:
         engine = cls(policy, MemoryStore(policy.features, size), opened, clock or _wall_clock, chosen)
         if opened is not None:
             opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
+        if warming.is_cold():
+            engine._rehearse()
         return engine
+
+    def _rehearse(self) -> None:
+        """Go through the motions with no event at all, so that the kernels are compiled before one comes."""
+        policy = self._policy
+        batch, _ = policy.schema.parse((), 0)
+        room = _Room.make(policy, 0, None)
+        with warming.store_elsewhere():
+            found = policy.features.touches(batch, batch.time, self._tables, room.planned)
+            self._fire(policy.features.rows(found), room.verdict)
+            self._weigh(found, room.verdict)
+        self._judge(batch, 0, True, None, False, None)
 
     def __enter__(self) -> Self:
         return self
@@ -500,7 +513,7 @@ class Engine:
         flags = self._flags(batch, now, any_late, counted, followed)
         decisions = self._answer(found, verdict, flags, features)
         store.conclude(touches, decisions, policy.horizon_ms)
-        if self._journal is not None:
+        if self._journal is not None and decisions:
             self._journal.append_later(Served(policy, found, decisions, now, met))
         return decisions, first, met
 

@@ -53,6 +53,12 @@ def jit_allocating(function: Callable[P, R]) -> Callable[P, R]:
     return _compiled(function, _nrt=True)
 
 
+def is_cached(kernel: Any) -> bool:
+    """Whether a kernel, as it stands now, is in the cache on disk; True where nothing is compiled."""
+    cache = getattr(kernel, "_cache", None)
+    return cache is None or bool(cache._cache_file._load_index())
+
+
 def _compiled(function: Callable[P, R], **special: bool) -> Callable[P, R]:
     njit: Any = numba.njit  # its types leave out some of its options
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False, **special}

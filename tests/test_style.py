@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
     ("features", "rules", "forest", "calibration", "card", "stores", "journal", "masking"),
-    ("sections", "policy", "compiled", "served", "engine"),
+    ("sections", "policy", "compiled", "served", "warming", "engine"),
     ("rows", "replay"),
     # consumers of the engine and of replay
     ("check", "ruletest", "training", "backtest", "simulate", "service"),

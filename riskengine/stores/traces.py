@@ -79,7 +79,7 @@ class Traces:
     def take(self, n: int) -> tuple[Int64s, int]:
         """Rows for a batch of n, at most BLOCK_ROWS: where they lie, and the number of the first."""
         end = self.begin + BLOCK_ROWS * len(self.blocks)
-        if self.next + n > end:  # a batch lies in one block
+        if self.next + n > end or not self.blocks:  # a batch lies in one block
             self.blocks.append(np.empty((BLOCK_ROWS, self.width), np.int64))
             self.next = end
         number = self.next
