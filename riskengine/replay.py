@@ -17,7 +17,7 @@ import numpy as np
 from riskengine import files
 from riskengine.compiled import Policy
 from riskengine.definition import Definition, Feature
-from riskengine.engine import BATCH_MAX, Engine
+from riskengine.engine import Engine
 from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.errors import EventError, RiskEngineError
 from riskengine.event import Batch, Label
@@ -25,6 +25,7 @@ from riskengine.features import Touches, text_at
 from riskengine.files import Chunk, Progress, Reject
 from riskengine.masking import HASHED, PLACE
 from riskengine.served import read_trace
+from riskengine.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from riskengine.rows import RowsFile
@@ -95,12 +96,14 @@ def replay(
             continue
         now = part.now(latest_ms)
         latest_ms = int(now[-1])
-        for start in range(0, len(part), BATCH_MAX):
-            here = slice(start, start + BATCH_MAX)
+        for start in range(0, len(part), MemoryStore.batch_max):
+            here = slice(start, start + MemoryStore.batch_max)
             if part.columns is None:
                 batch, errors = schema.parse(part.events[here], now[here])
             else:
-                batch, errors = schema.parse_columns(part.columns.slice(start, BATCH_MAX), now[here])
+                batch, errors = schema.parse_columns(
+                    part.columns.slice(start, MemoryStore.batch_max), now[here]
+                )
             before = replayed.events
             results = engine.replay(batch, now[here][batch.index], _counting(replayed, shown))
             for i, result in zip(batch.index.tolist(), results, strict=True):
@@ -188,7 +191,7 @@ def _batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry |
     for entry in entries:
         if isinstance(entry, Entry):
             together.append(entry)
-            if len(together) < BATCH_MAX:
+            if len(together) < MemoryStore.batch_max:
                 continue
         if together:
             yield together
