@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Journaled", "Replayed", "blurred", "replay", "replay_files", "replay_journal"]
 
+BATCH: Final = MemoryStore.batch_max
 JOURNAL: Final = "sqlite:///"  # what a journal's name begins with
 
 
@@ -96,14 +97,12 @@ def replay(
             continue
         now = part.now(latest_ms)
         latest_ms = int(now[-1])
-        for start in range(0, len(part), MemoryStore.batch_max):
-            here = slice(start, start + MemoryStore.batch_max)
+        for start in range(0, len(part), BATCH):
+            here = slice(start, start + BATCH)
             if part.columns is None:
                 batch, errors = schema.parse(part.events[here], now[here])
             else:
-                batch, errors = schema.parse_columns(
-                    part.columns.slice(start, MemoryStore.batch_max), now[here]
-                )
+                batch, errors = schema.parse_columns(part.columns.slice(start, BATCH), now[here])
             before = replayed.events
             results = engine.replay(batch, now[here][batch.index], _counting(replayed, shown))
             for i, result in zip(batch.index.tolist(), results, strict=True):
@@ -191,7 +190,7 @@ def _batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry |
     for entry in entries:
         if isinstance(entry, Entry):
             together.append(entry)
-            if len(together) < MemoryStore.batch_max:
+            if len(together) < BATCH:
                 continue
         if together:
             yield together
