@@ -132,7 +132,7 @@ BROWSERS: Mapping[str, Browser] = {
     "bundled": bundled,
     **{
         name: found(path)
-        for name in ("chromium", "google-chrome", "chromium-browser", "microsoft-edge")
-        if (path := shutil.which(name)) is not None
+        for name in ("chromium", "google-chrome")
+        if (path := shutil.which(name)) is not None and "snap" not in path  # a snap sees no /tmp
     },
 }

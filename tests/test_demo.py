@@ -139,7 +139,7 @@ def test_the_command_tells_the_day(room: Path, capfd: pytest.CaptureFixture[str]
     assert cli.run(["demo", "--users", str(USERS)]) == 0
     sys.stdout.flush()
     told = capfd.readouterr()
-    assert told.err.startswith("simulating a campaign day of 1,500 customers")
+    assert "simulating a campaign day of 1,500 customers" in told.err
     for part in ("stopped", "missed", "hit by mistake", *KINDS, "Three decisions", "Try next"):
         assert part in told.out
     assert max(len(line) for line in told.out.splitlines() if "pictures" not in line) <= 80

@@ -33,7 +33,7 @@ def demo(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed is another day.")] = 7,
-    users: Annotated[int, typer.Option(min=100, max=1_000_000, help="Ordinary customers.")] = 10_000,
+    users: Annotated[int, typer.Option(min=100, max=100_000, help="Ordinary customers.")] = 10_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Watch a campaign day under attack: what is stopped, missed and hit by mistake.
