@@ -18,7 +18,7 @@ from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule
 from riskengine.event import Schema
 from riskengine.features import FeatureSet
 from riskengine.masking import Masking
-from riskengine.policy import definition_fingerprint, feature_fingerprint
+from riskengine.policy import collector_paused, definition_fingerprint, feature_fingerprint
 from riskengine.program import Layout
 from riskengine.rules import RuleSet
 from riskengine.tables import Rows, TableSet
@@ -65,6 +65,7 @@ class Policy:
     _outcomes: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
 
     @classmethod
+    @collector_paused()
     def compile(cls, definition: Definition, key: bytes) -> Policy:
         """Compile a definition under a hash key. Raises RiskEngineError past a bound of the plan."""
         schema = Schema.compile(definition, key)
