@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from snapshot import matches_snapshot
 
 from riskengine import forest
 from riskengine.forest import Forest, ModelError
-from tests.snapshot import matches_snapshot
 
 Float64s = NDArray[np.float64]
 ZERO = float(np.float32(1e-35))
