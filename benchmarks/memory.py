@@ -24,6 +24,7 @@ import redis
 from numpy.typing import NDArray
 
 from riskengine import Decision, Engine
+from riskengine.stores.memory import MemoryStore
 
 TITLE = "bytes an entity, beside a Redis sorted set of the same events"
 TARGETS: Mapping[str, str] = {
@@ -67,6 +68,7 @@ def measure() -> dict[str, Any]:
             with Engine.open(rules) as engine:
                 last = fill_engine(engine, times, minor)
                 check(peer, times, last)
+                assert isinstance(engine._store, MemoryStore)
                 values = [value for *_, value in engine._store.values()]
                 assert len(values) == entities
                 memory = engine.info().bytes / entities
