@@ -65,6 +65,7 @@ def _compiled(function: Callable[P, R], **special: bool) -> Callable[P, R]:
     kernel = njit(cache=True, **options)(function)
     if isinstance(kernel, FunctionType):
         return cast(Callable[P, R], kernel)
+    kernel._cache._cache_file.__class__ = _Files
     # What another kernel calls needs no entry for Python and no file of its own, and one version whichever
     # constant stands in the call or integer is at hand (numba would make thirteen of ledger.entity_of):
     # slabs.observe compiles in 15 s of CPU time instead of 29.
@@ -113,6 +114,22 @@ def _chosen_prefetch() -> Callable[[Any, int], None]:
 
 
 prefetch = _chosen_prefetch()
+
+
+class _Files(cast(Any, caching.IndexDataCacheFile)):  # type: ignore[misc]  # it has no types
+    """A cache that takes a damaged file, such as a power cut leaves, for one that is not there."""
+
+    def _load_index(self) -> Any:
+        try:
+            return super()._load_index()
+        except Exception:  # whatever pickle makes of any bytes
+            return {}
+
+    def _load_data(self, name: str) -> Any:
+        try:
+            return super()._load_data(name)
+        except Exception:
+            return None
 
 
 class _Locator(caching._CacheLocator):

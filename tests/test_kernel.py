@@ -73,6 +73,18 @@ def test_another_version_of_what_a_kernel_calls_is_another_kernel(package: Path,
     assert end(start(package, cache)) == (40, 1), "two checkouts do not put out each other's kernels"
 
 
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_damaged_file_of_the_cache_is_as_good_as_none(package: Path, tmp_path: Path, suffix: str) -> None:
+    cache = tmp_path / "cache"
+    assert end(start(package, cache)) == (30, 0)
+    files = [path for path in cache.rglob(f"*.{suffix}") if "outer" in path.name]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:20])
+    assert files
+    assert end(start(package, cache)) == (30, 0)
+    assert end(start(package, cache)) == (30, 1)
+
+
 def test_processes_that_start_at_once_share_a_cache(package: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     started = [start(package, cache) for _ in range(4)]

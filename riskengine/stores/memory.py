@@ -36,7 +36,9 @@ LOAD_MAX: Final = 0.7
 SWEEP_EVENTS: Final = 64  # between looks for entities to forget
 SWEEP_BLOCKS: Final = 4  # looked at for each event
 SWEEP_CLAIMS: Final = 4096  # forgotten at once, and two for each event: nobody waits for a day's
-TRACES_MAX: Final = 4_000_000  # events that can be labelled, released or followed; the oldest go first
+TRACES_MAX: Final = (
+    1_000_000  # events that can be labelled, released or followed, 1 KB each; the oldest go first
+)
 GENERATIONS_MAX: Final = 0xFFFF
 NEVER: Final = 2**63 - 1
 NO_TABLE: Final = np.zeros(2, np.int64)
