@@ -30,6 +30,7 @@ from riskengine.served import Served
 from riskengine.stores import Claim, Followed, Info, Met, Store
 from riskengine.stores.memory import MemoryStore, size_of
 from riskengine.stores.traces import exclude
+from riskengine.tables import TableSet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,7 +60,7 @@ class Engine:
         self._journal = journal
         self._clock = clock
         self._key = key
-        self._tables = policy.tables(store.tables)
+        self._tables: TableSet | None = policy.tables(store.tables)  # None: edited since it was made
         self._lock = threading.RLock()
         self._warming: dict[str, int] = {}  # changed features, and until when
         self._serial = 0  # of the batch being judged
@@ -101,7 +102,7 @@ class Engine:
         batch, _ = policy.schema.parse((), 0)
         room = _Room.make(policy, 0, None)
         with warming.store_elsewhere():
-            found = policy.features.touches(batch, batch.time, self._tables, room.planned)
+            found = policy.features.touches(batch, batch.time, policy.tables({}), room.planned)
             self._fire(policy.features.rows(found), room.verdict)
             self._weigh(found, room.verdict)
         self._judge(batch, 0, True, None, False, None)
@@ -267,7 +268,7 @@ class Engine:
             table = self._live_table(name)
             number = self._table_key(table, key)
             self._store.table_put(name, signed(number), _typed_row(table, row))
-            self._tables = self._policy.tables(self._store.tables)
+            self._tables = None
             self._edited("table", "put", name, table.key, number, msgspec.json.encode(dict(row)))
 
     def table_get(self, name: str, key: str) -> dict[str, Any] | None:
@@ -286,7 +287,7 @@ class Engine:
             number = self._table_key(table, key)
             there = self._store.table_delete(name, signed(number))
             if there:
-                self._tables = self._policy.tables(self._store.tables)
+                self._tables = None
                 self._edited("table", "delete", name, table.key, number)
             return there
 
@@ -340,7 +341,7 @@ class Engine:
         """Take in a file written by `export_state` under the same policy; return how many entities."""
         with self._open():
             n = self._store.take_in(Path(path))
-            self._tables = self._policy.tables(self._store.tables)
+            self._tables = None
             return n
 
     def close(self) -> None:
@@ -499,6 +500,8 @@ class Engine:
         any_late = b"\1" in batch.late.tobytes()  # of one event .any() takes 1 us longer
         if any_late:
             read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
+        if self._tables is None:  # once for any number of edits
+            self._tables = policy.tables(store.tables)
         touches = policy.features.touches(batch, read_at, self._tables, room.planned)
         for trace in followed.chain if followed is not None else ():
             exclude(policy.features, touches, trace)
@@ -688,7 +691,7 @@ class Engine:
             store.table_delete(entry.name, key)
         else:
             store.table_put(entry.name, key, _typed_row(table, msgspec.json.decode(entry.value or b"{}")))
-        self._tables = self._policy.tables(store.tables)
+        self._tables = None
 
     # -- names
 
