@@ -44,6 +44,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: str
     policy_fingerprint: str
+    timezone: str = "UTC"
     types: Mapping[str, str]  # by feature
     fingerprints: Mapping[str, str]  # by feature: `policy.feature_fingerprint`
     by: tuple[str, ...] = ()  # entities whose keys are there
@@ -244,6 +245,7 @@ def _schema(policy: Policy, by: Sequence[str]) -> pa.Schema:
     head = Head(
         policy=policy.definition.name,
         policy_fingerprint=policy.fingerprint,
+        timezone=policy.definition.timezone,
         types={name: types[name] for name in policy.features.names},
         fingerprints=dict(policy.feature_fingerprints),
         by=tuple(by),

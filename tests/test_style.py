@@ -30,7 +30,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sections", "policy", "compiled", "served", "warming", "engine"),
     ("rows", "replay"),
     # consumers of the engine and of replay
-    ("check", "ruletest", "training", "backtest", "simulate", "service"),
+    (
+        "check", "ruletest", "samples", "training", "evaluation", "charts", "publishing", "reporting",
+        "judging", "rehearsal", "backtest", "simulate", "service",
+    ),
     ("demo",),
     ("cli", "__main__"),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from riskengine.cli import check, demo, init, replay, ruletests, score, simulate
+from riskengine.cli import check, demo, evaluate, init, replay, ruletests, score, simulate, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,3 +44,5 @@ app.command("test")(ruletests.test)
 app.command("score")(score.score)
 app.command("simulate")(simulate.simulate)
 app.command("replay")(replay.replay)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
