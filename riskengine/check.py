@@ -1,6 +1,7 @@
 """What is wrong with a policy folder, and what merely looks it; told to people and to programs.
 
-Errors come from reading the folder (`policy.examine`); the warnings here are about policies that load:
+Errors come from reading the folder (`policy.examine`) and the models it names (`models.examine_models`);
+the warnings here are about policies that load:
 rules that cannot fire, features that nothing uses. `explain` says what the counters cost.
 """
 
@@ -33,6 +34,7 @@ def findings_of(examined: Examination) -> list[Finding]:
     """The findings of a folder that was read already, with the warnings added where it loads."""
     findings = list(examined.findings)
     if examined.definition is not None:
+        findings += _unfit_models(examined.definition)
         findings += [_with_line(finding, examined) for finding in _warnings(examined.definition)]
     return sorted(findings, key=lambda finding: finding.place)
 
@@ -109,6 +111,14 @@ def explain_text(definition: Definition) -> str:
     ]
     entities = _table(("entity", "bytes at most", f"of {ENTITY_BYTES_MAX:,}"), totals, right=2)
     return f"{counters}\n\n{entities}\n"
+
+
+def _unfit_models(definition: Definition) -> list[Finding]:
+    if definition.model is None and not definition.challengers:
+        return []
+    from riskengine.models import examine_models  # and with it numba, which takes 0.3 s
+
+    return examine_models(definition)[1]
 
 
 # ---- warnings ---------------------------------------------------------------------------------------
@@ -404,7 +414,7 @@ def _parts(term: Term) -> Iterable[Term]:
 
 
 def _unused_features(definition: Definition) -> Iterable[Finding]:
-    if definition.model is not None:  # a model may be made of any of them
+    if definition.model is not None or definition.challengers:  # a model may be made of any of them
         return
     used: set[str] = set()
     open_: list[Expression] = [rule.when for rule in definition.rules.values()]

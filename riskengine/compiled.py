@@ -18,6 +18,7 @@ from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule
 from riskengine.event import Schema
 from riskengine.features import FeatureSet
 from riskengine.masking import Masking
+from riskengine.models import Model, Scorer, bind_all
 from riskengine.policy import collector_paused, definition_fingerprint, feature_fingerprint
 from riskengine.program import Layout
 from riskengine.rules import RuleSet
@@ -62,12 +63,19 @@ class Policy:
     entity_marks: tuple[int, ...]  # 32 bits of what each entity means, whatever else the policy says
     row_columns: Int64s  # of cells: the numbers of a row in policy order, two of a location
     row_texts: tuple[tuple[int, int], ...]  # where in a row strings belong, and their string columns
+    model_column: int  # of cells: model.p
+    champion: Scorer | None
+    challengers: tuple[Scorer, ...]
     _outcomes: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
 
     @classmethod
     @collector_paused()
-    def compile(cls, definition: Definition, key: bytes) -> Policy:
-        """Compile a definition under a hash key. Raises RiskEngineError past a bound of the plan."""
+    def compile(cls, definition: Definition, key: bytes, models: Mapping[str, Model] | None = None) -> Policy:
+        """Compile a definition under a hash key, with the models it names (`models.load_models`).
+
+        Raises RiskEngineError past a bound of the plan.
+        """
+        models = models or {}
         schema = Schema.compile(definition, key)
         layout = Layout()
         for name in schema.numbers:
@@ -91,6 +99,9 @@ class Policy:
                     thresholds[at, level] = value
         blocked = definition.lists.get("blocked")
         columns = [layout.number(f"listed:blocked:{entity}") for entity in blocked.of] if blocked else []
+        fingerprint = definition_fingerprint(
+            definition, {name: model.fingerprint for name, model in models.items()}
+        )
         return cls(
             definition,
             schema,
@@ -99,16 +110,18 @@ class Policy:
             rules,
             thresholds,
             tuple(challenge_with),
-            definition_fingerprint(definition),
+            fingerprint,
             {f.name: feature_fingerprint(f, definition) for f in definition.features.values()},
             np.array(columns, np.int64),
             schema.entities.index("user") if "user" in schema.entities else -1,
-            np.frombuffer(_salt(definition), "<u8").astype(np.uint64),
+            np.frombuffer(_salt(fingerprint), "<u8").astype(np.uint64),
             {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
             _horizon_ms(definition),
             Masking.compile(definition, schema),
             tuple(_mark(definition, name) for name in schema.entities),
             *_row(features),
+            layout.number("model.p"),
+            *bind_all(definition, models, features, schema.types),
         )
 
     def tables(self, live: Mapping[str, Rows]) -> TableSet:
@@ -151,9 +164,9 @@ class Policy:
         return Outcome(tuple(fired), tuple(shadow), tuple(reasons), challenge, challenge_firm)
 
 
-def _salt(definition: Definition) -> bytes:
+def _salt(fingerprint: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16, person=b"decision")
-    digest.update(definition_fingerprint(definition).encode())
+    digest.update(fingerprint.encode())
     return digest.digest()
 
 

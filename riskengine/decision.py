@@ -27,7 +27,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reason(msgspec.Struct, frozen=True, gc=False):
-    """A live rule that fired or a live limit that refused (with risk 0)."""
+    """A live rule that fired, a live limit that refused (with risk 0), or what the model saw.
+
+    Of the model, `rule` is "model:" and a feature, `message` its value, and `risk` its part of the model's p.
+    """
 
     rule: str
     message: Message | None
@@ -42,7 +45,10 @@ class ModelScore(msgspec.Struct, frozen=True, gc=False):
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """The answer for one event. `time` is the event's, ms UTC; `features` is there when asked for."""
+    """The answer for one event. `time` is the event's, ms UTC; `features` is there when asked for.
+
+    `challengers` is there when the policy has any: what each says (p), of which nothing follows.
+    """
 
     event_id: str
     decision_id: str
@@ -56,6 +62,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     policy: str
     flags: tuple[str, ...]
     time: int
+    challengers: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     features: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -183,7 +183,7 @@ class Definition:
     country: str | None
     lateness_ms: int
     skew_ms: int
-    model: str | None
+    model: str | None  # the champion, whose p is part of the risk
     fields: Mapping[str, Field]
     events: Mapping[str, EventType]
     entities: Mapping[str, Entity]
@@ -193,3 +193,6 @@ class Definition:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     rules: Mapping[str, Rule] = field(default_factory=dict)
     decide: Mapping[str, Decide] = field(default_factory=dict)
+    challengers: tuple[str, ...] = ()  # models that are asked too, and act on nothing
+    folder: str | None = None  # where it was read: models are looked for beside it
+    model_places: Mapping[str, Place] = field(default_factory=dict)  # by name: where the files say it

@@ -18,12 +18,13 @@ from riskengine import event as parsing
 from riskengine import features as planning
 from riskengine import hashing, warming
 from riskengine.compiled import Policy, signed
-from riskengine.decision import CHALLENGE, Decision, Verdict, decide, name_decisions
+from riskengine.decision import ALLOW, CHALLENGE, Decision, ModelScore, Verdict, decide, name_decisions
 from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
 from riskengine.entries import EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
+from riskengine.models import asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
@@ -52,7 +53,13 @@ class Engine:
     """Scores events against a policy. Safe to share between threads; open with `Engine.open`."""
 
     def __init__(
-        self, policy: Policy, store: Store, journal: Journal | None, clock: Clock, key: bytes
+        self,
+        policy: Policy,
+        store: Store,
+        journal: Journal | None,
+        clock: Clock,
+        key: bytes,
+        model: str | None,
     ) -> None:
         """Use `Engine.open`."""
         self._policy = policy
@@ -60,6 +67,7 @@ class Engine:
         self._journal = journal
         self._clock = clock
         self._key = key
+        self._model = model
         self._tables: TableSet | None = policy.tables(store.tables)  # None: edited since it was made
         self._lock = threading.RLock()
         self._warming: dict[str, int] = {}  # changed features, and until when
@@ -76,23 +84,26 @@ class Engine:
         journal: str | None = None,
         clock: Clock | None = None,
         key: bytes | None = None,
+        model: str | None = None,
     ) -> Self:
         """Open an engine on a policy folder.
 
         `store` is memory:// (memory://?size=512MiB bounds it); `journal` is sqlite:///FILE or None; `clock`
-        returns ms UTC, for tests; `key` hashes personal values and defaults to RISKENGINE_HASH_KEY.
+        returns ms UTC, for tests; `key` hashes personal values and defaults to RISKENGINE_HASH_KEY; `model`
+        takes the place of the policy's (here and in every reload), and "none" does without any.
         A journal is written behind: a kill -9 loses at most its last tenth of a second, and where its disk is
         slower than the traffic, scoring waits for it, or raises JournalError with nothing counted.
-        Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened.
+        Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,
+        and either for a model that is not there or does not fit the features.
         """
         size = size_of(store)
         chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode() or HASH_KEY_IN_PROCESS
-        policy = Policy.compile(_definition(rules), chosen)
+        policy = _compile(rules, chosen, model)
         opened = _open_journal(journal) if journal is not None else None
-        engine = cls(policy, MemoryStore(policy.features, size), opened, clock or _wall_clock, chosen)
+        engine = cls(policy, MemoryStore(policy.features, size), opened, clock or _wall_clock, chosen, model)
         if opened is not None:
             opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
-        if warming.is_cold():
+        if warming.is_cold(policy):
             engine._rehearse()
         return engine
 
@@ -103,7 +114,8 @@ class Engine:
         room = _Room.make(policy, 0, None)
         with warming.store_elsewhere():
             found = policy.features.touches(batch, batch.time, policy.tables({}), room.planned)
-            self._fire(policy.features.rows(found), room.verdict)
+            self._predict(policy.features.rows(found), room.verdict)
+            self._fire(found, room.verdict)
             self._weigh(found, room.verdict)
         self._judge(batch, 0, True, None, False, None)
 
@@ -298,7 +310,7 @@ class Engine:
 
         Unchanged features keep their history; changed ones are `warming` until their window has passed.
         """
-        policy = Policy.compile(_definition(rules), self._key)
+        policy = _compile(rules, self._key, self._model)
         if policy.definition.tenant != self._policy.definition.tenant:
             raise RiskEngineError(
                 f"the policy's tenant is {policy.definition.tenant}, the one serving is "
@@ -492,7 +504,7 @@ class Engine:
         features: bool,
         room: _Room | None,
     ) -> tuple[list[Decision], int, Met]:
-        """Plan, wait, read, fire, decide, settle: decisions, number of the first trace, who was met."""
+        """Plan, wait, read, predict, fire, decide, settle: decisions, first trace, who was met."""
         policy, store = self._policy, self._store
         if room is None:
             room = _Room.make(policy, batch.n, None)
@@ -510,15 +522,36 @@ class Engine:
         if self._shown is not None:
             self._shown(found)
         verdict = room.verdict
+        challenged = self._predict(found, verdict)
         self._fire(found, verdict)
         self._weigh(found, verdict)
         first = store.settle(touches, verdict, counted, followed)
         flags = self._flags(batch, now, any_late, counted, followed)
-        decisions = self._answer(found, verdict, flags, features)
+        decisions = self._answer(found, verdict, challenged, flags, features)
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
             self._journal.append_later(Served(policy, found, decisions, now, met))
         return decisions, first, met
+
+    def _predict(self, found: Touches, verdict: Verdict) -> list[dict[str, float]] | None:
+        """The champion's p, also where rules find it; return what the challengers say, if there are any."""
+        policy, cells, types = self._policy, found.cells, found.batch.type_index
+        champion = policy.champion
+        if champion is not None:
+            champion.score(cells, types, verdict.p)
+            cells[policy.model_column] = verdict.p
+            if champion.strange is not None:
+                verdict.p[np.isnan(verdict.p)] = 0.0
+        if not policy.challengers:
+            return None
+        said: list[dict[str, float]] = [{} for _ in range(found.batch.n)]
+        p = np.empty(found.batch.n)
+        for challenger in policy.challengers:
+            challenger.score(cells, types, p)
+            for i, value in enumerate(p.tolist()):
+                if value == value:
+                    said[i][challenger.name] = value
+        return said
 
     def _fire(self, found: Touches, verdict: Verdict) -> None:
         """Which rules fire for which event; the columns of limits are filled later."""
@@ -584,6 +617,7 @@ class Engine:
         self,
         found: Touches,
         verdict: Verdict,
+        challenged: list[dict[str, float]] | None,
         flags: list[tuple[str, ...]],
         features: bool,
     ) -> list[Decision]:
@@ -599,6 +633,17 @@ class Engine:
         for i, level in enumerate(severities):
             if level == CHALLENGE:
                 kinds[i] = policy.challenge(outcomes[i], verdict.voices[i], batch.type_index[i])
+        reasons = [outcome.reasons for outcome in outcomes]
+        models: list[ModelScore | None] = [None] * batch.n
+        champion = policy.champion
+        if champion is not None:
+            scores = found.cells[policy.model_column].tolist()
+            models = [ModelScore(champion.name, p) if p == p else None for p in scores]
+            blamed = [i for i, level in enumerate(severities) if level != ALLOW and models[i] is not None]
+            if blamed:
+                for i, more in zip(blamed, champion.reasons(found.cells, blamed, verdict.p), strict=True):
+                    reasons[i] += more
+        others: list[Any] = [msgspec.UNSET] * batch.n if challenged is None else challenged
         rows: list[Any] = [msgspec.UNSET] * batch.n
         if features:
             rows = [policy.features.row(found, i) for i in range(batch.n)]
@@ -607,26 +652,30 @@ class Engine:
                 event_id,
                 hexes[at : at + 32],
                 ACTIONS[level],
-                p,
+                risk,
                 kind,
-                outcome.reasons,
+                why,
                 outcome.fired,
                 outcome.shadow,
-                None,
+                model,
                 fingerprint,
                 flag,
                 when,
+                other,
                 row,
             )
-            for event_id, at, level, p, kind, outcome, flag, when, row in zip(
+            for event_id, at, level, risk, kind, outcome, why, model, flag, when, other, row in zip(
                 batch.ids,
                 range(0, 32 * batch.n, 32),
                 severities,
                 verdict.risk.tolist(),
                 kinds,
                 outcomes,
+                reasons,
+                models,
                 flags,
                 batch.time.tolist(),
+                others,
                 rows,
                 strict=True,
             )
@@ -812,8 +861,10 @@ def _open_journal(url: str) -> Journal:
     return Journal.open(url)
 
 
-def _definition(rules: str | Path | Definition) -> Definition:
-    return rules if isinstance(rules, Definition) else load_definition(rules)
+def _compile(rules: str | Path | Definition, key: bytes, model: str | None) -> Policy:
+    definition = rules if isinstance(rules, Definition) else load_definition(rules)
+    definition = asked_for(definition, model)
+    return Policy.compile(definition, key, load_models(definition))
 
 
 def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | None]:

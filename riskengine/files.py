@@ -695,6 +695,7 @@ def _decision_schema(features: Mapping[str, str] | None) -> pa.Schema:
         ("policy", text),
         ("flags", texts),
         ("time", pa.timestamp("ms", "UTC")),
+        ("challengers", pa.map_(text, pa.float64())),
     ]
     if features is not None:
         types = {

@@ -124,10 +124,14 @@ def _nearby(wanted: Path) -> str | None:
     return f"did you mean {wanted.parent / near}?" if near else None
 
 
-def definition_fingerprint(definition: Definition) -> str:
-    """16 hex digits of everything a policy says; comments, places and the order of keys do not count."""
+def definition_fingerprint(definition: Definition, models: Mapping[str, str] | None = None) -> str:
+    """16 hex digits of everything a policy says; comments, places and the order of keys do not count.
+
+    `models`: fingerprints of the models that it names, by name.
+    """
     return _digest(
         {
+            "models": models or {},
             "settings": _SETTINGS_OF(definition),
             "fields": definition.fields,
             "events": definition.events,
@@ -148,7 +152,9 @@ def definition_fingerprint(definition: Definition) -> str:
     )
 
 
-_SETTINGS_OF = attrgetter("name", "tenant", "timezone", "country", "lateness_ms", "skew_ms", "model")
+_SETTINGS_OF = attrgetter(
+    "name", "tenant", "timezone", "country", "lateness_ms", "skew_ms", "model", "challengers"
+)
 _FEATURE_OF = attrgetter(
     "aggregate", "by", "types", "label", "field", "window", "before", "cap", "keep_ms", "type"
 )

@@ -1,7 +1,8 @@
 """History through the engine again: events and labels, or a journal, become the rows that were served.
 
 There is no second feature code. Rows come from the very engine that serves, with the in-process store, and
-each event meets what was known when it came: events in their order, labels when they became known.
+each event meets what was known when it came: events in their order, labels when they became known. No model
+is asked: rows do not depend on one, and rows are what a policy needs whose model no longer fits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from riskengine.event import Batch, Label
 from riskengine.features import Touches, text_at
 from riskengine.files import Chunk, Progress, Reject
 from riskengine.masking import HASHED, PLACE
+from riskengine.models import NONE, served_fingerprint
 from riskengine.served import read_trace
 from riskengine.stores.memory import MemoryStore
 
@@ -71,7 +73,7 @@ def replay_files(
     Time is the events' own. `moved` is called now and then. Raises FileError, RowsError, RiskEngineError;
     lines that cannot be used go to `rejects`.
     """
-    with Engine.open(definition) as engine, rows(engine.policy) as written:
+    with Engine.open(definition, model=NONE) as engine, rows(engine.policy) as written:
         moving = {f.label for f in definition.features.values() if f.label is not None}
         known = files.read_labels(labels, rejects, moving) if labels is not None and moving else []
         chunks = files.read_events(events, rejects, sort=sort, progress=progress)
@@ -127,8 +129,8 @@ def replay_journal(
     features are compared with those that were served. What the journal keeps only in part (`blurred`) gives
     features of its own. Raises RiskEngineError.
     """
-    with Engine.open(definition) as engine, rows(engine.policy) as written:
-        comparing = _Comparing(engine.policy, written.write)
+    with Engine.open(definition, model=NONE) as engine, rows(engine.policy) as written:
+        comparing = _Comparing(engine.policy, served_fingerprint(definition), written.write)
         for part in _batches(entries):
             if isinstance(part, list):
                 batch, now = _parse(engine.policy, part)
@@ -228,10 +230,11 @@ def _parse(policy: Policy, entries: list[Entry]) -> tuple[Batch, Any]:
 class _Comparing:
     """Passes rows on, and counts how many are what was served."""
 
-    def __init__(self, policy: Policy, write: Callable[[Touches], None]) -> None:
+    def __init__(self, policy: Policy, fingerprint: str, write: Callable[[Touches], None]) -> None:
         self.entries: list[Entry] = []
         self.found = Journaled(features={})
         self._policy = policy
+        self._fingerprint = fingerprint
         self._write = write
         self._names = _row_names(policy)
 
@@ -245,7 +248,7 @@ class _Comparing:
         served = {entry.event_id: entry for entry in self.entries}
         for event_id, row in zip(found.batch.ids, rows, strict=True):
             entry = served[event_id]
-            if entry.policy != policy.fingerprint:
+            if entry.policy != self._fingerprint:
                 self.found.incomparable += 1
                 continue
             differing = {

@@ -41,7 +41,7 @@ from riskengine.definition import (
     Table,
     Window,
 )
-from riskengine.errors import Finding, nearest
+from riskengine.errors import Finding, Place, nearest
 from riskengine.expression import Expression, Symbol, Type, parse_and_check, rfc3339_ms
 from riskengine.footprint import ENTITY_BYTES_MAX, counters, state_bytes
 from riskengine.scalars import (
@@ -59,7 +59,7 @@ from riskengine.scalars import (
 )
 from riskengine.source import Item, MappingNode, Node, ScalarNode, SequenceNode, Source, describe
 
-SETTINGS: Final = ("policy", "tenant", "timezone", "country", "lateness", "skew", "model")
+SETTINGS: Final = ("policy", "tenant", "timezone", "country", "lateness", "skew", "model", "challengers")
 SECTIONS: Final = ("events", "entities", "tables", "lists", "features", "limits", "rules", "decide")
 
 EVENT_KEYS: Final = ("required", "fields", "fail")
@@ -131,6 +131,7 @@ class Loader:
         self.findings: list[Finding] = []  # those of no source: of tables
         self.settings: dict[str, Entry] = {}
         self.model: str | None = None
+        self.model_places: dict[str, Place] = {}
         self.sections: dict[str, dict[str, Entry]] = {section: {} for section in SECTIONS}
         self.fields: dict[str, Field] = {}
         self.events: dict[str, EventType] = {}
@@ -221,7 +222,7 @@ class Loader:
         if "model" in self.settings:
             source, node = self._valued(self.settings["model"])
             if not source.is_null(node) and node.value != "none":
-                self.model = read_name(source, node, "the model")
+                self.model = self._model_name(source, node, "the model")
         return {
             "name": name or "",
             "tenant": tenant or "",
@@ -230,7 +231,35 @@ class Loader:
             "lateness_ms": self._setting_ms("lateness", 15 * 60 * SECOND_MS),
             "skew_ms": self._setting_ms("skew", 5 * 60 * SECOND_MS),
             "model": self.model,
+            "challengers": self._challengers(),
+            "model_places": self.model_places,
+            "folder": str(self.root),
         }
+
+    def _challengers(self) -> tuple[str, ...]:
+        if "challengers" not in self.settings:
+            return ()
+        source, node = self._valued(self.settings["challengers"])
+        names = [
+            self._model_name(source, item, "a challenger") for item in source.sequence(node, "`challengers`")
+        ]
+        return tuple(name for name in names if name is not None)
+
+    def _model_name(self, source: Source, node: Node, what: str) -> str | None:
+        name = read_name(source, node, what)
+        if name is None:
+            return None
+        first = self.model_places.setdefault(name, place := source.place(node))
+        if first is not place:
+            source.error(
+                node,
+                "duplicate-name",
+                f"model {name} is named twice",
+                found=f"first at {first}",
+                mend="remove one of them: a model is asked once",
+            )
+            return None
+        return name
 
     def _timezone(self) -> str:
         entry = self.settings.get("timezone")

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from riskengine import forest
 from riskengine.compiled import Policy
 from riskengine.decision import Verdict
 from riskengine.event import Batch
@@ -35,9 +36,10 @@ features: {visits: {count: visit, by: user, over: 1d}}
 """
 
 
-def is_cold() -> bool:
-    """Whether kernels will have to be compiled."""
-    return not is_cached(slabs.settle)
+def is_cold(policy: Policy) -> bool:
+    """Whether kernels will have to be compiled. Only a policy with a model needs those of models."""
+    walks = policy.champion is not None or bool(policy.challengers)
+    return not is_cached(slabs.settle) or (walks and not is_cached(forest.walk))
 
 
 @contextmanager

@@ -145,8 +145,10 @@ class Naive:
         tables: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
         event_hash: Callable[[str], int] | None = None,
         member_key: Callable[[str, str], object] | None = None,
+        model: Callable[[str, Mapping[str, Any]], float | None] | None = None,
     ) -> None:
-        """`event_hash` breaks ties on time; `member_key` is what a row shows of a previous entity value."""
+        """`event_hash` breaks ties on time; `member_key` is what a row shows of a previous entity value;
+        `model` is what the policy's model says (p) of a row, by event type."""
         self.policy = policy
         self.zone = ZoneInfo(policy.get("timezone", "UTC"))
         self.tables: dict[str, dict[str, dict[str, Value]]] = {}
@@ -159,6 +161,7 @@ class Naive:
         self.now: int | None = None
         self.event_hash = event_hash or plain_hash
         self.member_key = member_key or (lambda _name, value: value)
+        self.model = model or (lambda _type, _row: None)
         self._load(tables or {})
 
     # The doors.
@@ -375,7 +378,8 @@ class Naive:
     def _decide(self, seen: Seen, row: Row, flags: list[str]) -> dict[str, Any]:
         fired = [(name, rule) for name, rule in self._rules("live") if self._fires(name, rule, seen, row)]
         shadow = [name for name, rule in self._rules("shadow") if self._fires(name, rule, seen, row)]
-        risk = noisy_or(rule.get("risk", 0.0) for _, rule in fired)
+        p = row.p()
+        risk = noisy_or([p or 0.0, *(rule.get("risk", 0.0) for _, rule in fired)])
         features = row.features()  # before the limits: they never read features, and no feature reads them
         self._hand_over(seen)
         refused = self._reserve(seen, row)
@@ -395,6 +399,7 @@ class Naive:
             + [reason(name, limit, 0.0) for name, limit in refused_live],
             "fired": [name for name, _ in fired] + [name for name, _ in refused_live],
             "shadow": shadow + [name for name, _ in self._limits("shadow") if name in refused],
+            "model": None if p is None else {"name": self.policy["model"], "p": p},
             "flags": flags,
             "time": seen.time,
             "features": features,
@@ -564,6 +569,10 @@ class Row:
         """Every feature as plain JSON: durations in seconds, times in ms, missing as None."""
         return {name: self._plain(name) for name in self.naive.policy.get("features", {})}
 
+    def p(self) -> float | None:
+        """The model's answer."""
+        return self.naive.model(self.seen.type, self.features())
+
     def condition(self, source: object) -> bool:
         return self._evaluation().condition(source)
 
@@ -598,6 +607,8 @@ class Row:
         return own_value(self.seen, name)
 
     def _column(self, table: str, column: str) -> Value:
+        if table == "model":
+            return self.p()
         key = entity_key(self.naive.policy, self.naive.policy["tables"][table]["key"], self.seen.fields)
         if key is None:
             return None
@@ -711,7 +722,7 @@ def major(minor: float, digits: int) -> float:
 
 
 def noisy_or(risks: Iterable[float]) -> float:
-    """Risk with no model: 1 - product of (1 - risk) in policy order."""
+    """1 - product of (1 - risk), the model's first and then in policy order."""
     q = 1.0
     for risk in risks:
         q *= 1.0 - risk

@@ -443,7 +443,7 @@ def test_decisions_as_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = pq.read_table(path)
     assert found.column_names == [
         "event_id", "decision_id", "action", "risk", "challenge", "reasons", "fired", "shadow", "model",
-        "policy", "flags", "time", "features",
+        "policy", "flags", "time", "challengers", "features",
     ]  # fmt: skip
     rows = found.to_pylist()
     assert [row["event_id"] for row in rows] == ["e0", "e1", "e2", "e3", "e4"]

@@ -25,9 +25,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "scalars", "intake", "reading", "columns", "event", "files", "entries",
     ),
     # arithmetic on them
-    ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint"),
+    ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",
+     "shipped"),
     ("features", "rules", "forest", "calibration", "card", "stores", "journal", "masking"),
-    ("sections", "policy", "compiled", "served", "warming", "engine"),
+    ("sections", "policy", "models", "compiled", "served", "warming", "engine"),
     ("rows", "replay"),
     # consumers of the engine and of replay
     (

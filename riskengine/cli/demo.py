@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from riskengine.cli.compiling import compiling_told
-from riskengine.cli.folders import shipped
 from riskengine.cli.terminal import Style, bar, count, paint, say, show, show_json
 from riskengine.errors import RiskEngineError
+from riskengine.shipped import shipped
 
 if TYPE_CHECKING:
     from riskengine.demo import Report, Story

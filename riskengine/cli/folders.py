@@ -1,4 +1,4 @@
-"""Which policy a command means, and where the shipped one is."""
+"""Which policy a command means."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from riskengine.cli.terminal import say
+from riskengine.shipped import shipped
 
 RulesArgument = Annotated[
     Path | None,
@@ -36,10 +37,3 @@ def rules_folder(given: Path | None) -> Path:
         say("this folder has a policy.yaml: if you mean that policy, name its folder, which is . (a dot)")
     say(f"there is no ./rules: using the policy that ships with riskengine ({found})")
     return found
-
-
-def shipped(name: str) -> Path:
-    """A folder that an installed wheel carries inside the package, and a checkout beside it."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "_shipped" / name
-    return inside if inside.is_dir() else package.parent / name

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from riskengine.cli.folders import shipped
 from riskengine.cli.terminal import count, show, show_json
 from riskengine.errors import RiskEngineError
+from riskengine.shipped import shipped
 
 
 def init(

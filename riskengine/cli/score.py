@@ -35,6 +35,10 @@ def score(
         str | None,
         typer.Option(metavar="FILE", help="Labels; each goes in before the first later event."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another model than the policy's, or none.", show_default=False),
+    ] = None,
     store: Annotated[str, typer.Option(metavar="URL", help="Where counters are kept.")] = "memory://",
     journal: Annotated[
         str | None, typer.Option(metavar="URL", help="Keep a journal, as sqlite:///FILE.", show_default=False)
@@ -68,7 +72,7 @@ def score(
 
         progress = files.Progress()
         with (
-            Engine.open(folder, store=store, journal=journal) as engine,
+            Engine.open(folder, store=store, journal=journal, model=model) as engine,
             files.Rejects(rejects) as refused,
             files.open_output(output, _feature_types(engine) if features else None) as written,
             bar("scoring") as moved,

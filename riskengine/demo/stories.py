@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from riskengine.decision import Decision
 from riskengine.definition import Definition, Limit, Rule
+from riskengine.models import REASON
 from riskengine.simulate import ORDINARY
 
 NAME: Final = re.compile(r"[A-Za-z_]\w*")
@@ -96,7 +97,9 @@ def _adds_up(decision: Decision, definition: Definition) -> bool:
 def _reasons(event: Event, decision: Decision, definition: Definition) -> Iterator[Because]:
     for reason in decision.reasons:
         message = (reason.message and reason.message.en) or reason.rule
-        if reason.rule in definition.rules:
+        if reason.rule.startswith(REASON):
+            yield Because(reason.rule, f"{reason.risk:.2f} of the model's risk", message, "", "")
+        elif reason.rule in definition.rules:
             rule = definition.rules[reason.rule]
             yield Because(
                 reason.rule,
@@ -142,7 +145,10 @@ def _saw(rule: Rule, event: Event, decision: Decision, definition: Definition) -
 
 
 def _risk(event: Event, decision: Decision, definition: Definition) -> str:
-    parts = [reason.risk for reason in decision.reasons if reason.risk]
+    parts = [decision.model.p] if decision.model is not None else []
+    parts += [
+        reason.risk for reason in decision.reasons if reason.risk and not reason.rule.startswith(REASON)
+    ]
     if not parts:
         return "No rule added risk."
     product = " x ".join(f"(1 - {part:.2f})" for part in parts)

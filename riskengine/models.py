@@ -1,0 +1,256 @@
+"""The models a policy names: found in their folders, held against its features, and bound to its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine.calibration import Calibration
+from riskengine.card import MODEL_TYPES, Card, differences, load_model
+from riskengine.decision import Message, Reason
+from riskengine.definition import Definition
+from riskengine.errors import Finding, Place, PolicyError, nearest
+from riskengine.forest import Forest, ModelError
+from riskengine.policy import definition_fingerprint, feature_fingerprint
+from riskengine.shipped import shipped
+
+if TYPE_CHECKING:
+    from riskengine.features import FeatureSet
+
+Float64s = NDArray[np.float64]
+Int64s = NDArray[np.int64]
+
+NONE: Final = "none"  # where a policy or a person wants no model
+FOLDER: Final = "models"
+REASON: Final = "model:"  # before the feature in a reason's name; no rule or limit may have a colon
+REASONS_MAX: Final = 3
+REASON_RISK_MIN: Final = 0.05  # less than that of p is not worth a line
+WITHOUT: Final = "say `model: none`"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Model:
+    """A model's folder, read."""
+
+    card: Card
+    forest: Forest
+    calibration: Calibration
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Model:
+        """Raises ModelError."""
+        card, forest = load_model(folder)
+        return cls(card, forest, card.curve())
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what it answers, whatever its name."""
+        said = msgspec.json.encode([self.card.model, self.card.calibration, self.card.types], order="sorted")
+        return hashlib.blake2b(said, digest_size=8).hexdigest()
+
+
+def asked_for(definition: Definition, model: str | None) -> Definition:
+    """The policy with another model, as `--model` names it; "none" takes its challengers away too."""
+    if model is None:
+        return definition
+    if model == NONE:
+        return replace(definition, model=None, challengers=())
+    return replace(
+        definition, model=model, challengers=tuple(name for name in definition.challengers if name != model)
+    )
+
+
+def load_models(definition: Definition) -> dict[str, Model]:
+    """Every model that a policy names, the champion and its challengers.
+
+    Raises PolicyError, with what is wrong at its place in the files, where one is missing or does not fit;
+    ModelError where it is no file that names it.
+    """
+    models, findings = examine_models(definition)
+    if findings:
+        raise PolicyError(findings)
+    return models
+
+
+def examine_models(definition: Definition) -> tuple[dict[str, Model], list[Finding]]:
+    """`load_models`, which tells what is wrong with those that the files name, and goes on."""
+    models: dict[str, Model] = {}
+    findings = []
+    names = [name for name in (definition.model, *definition.challengers) if name is not None]
+    for name in names:
+        try:
+            models[name] = _load(name, definition)
+        except _UnfitError as error:
+            place = definition.model_places.get(name)
+            if place is None:
+                raise ModelError(f"{error}. {error.mend[0].upper()}{error.mend[1:]}.") from error
+            findings.append(
+                Finding(
+                    code="no-model",
+                    place=place,
+                    message=str(error),
+                    mend=error.mend,
+                    source_line=_line(place),
+                    length=len(name),
+                )
+            )
+    return models, findings
+
+
+def served_fingerprint(definition: Definition) -> str:
+    """The fingerprint that the policy's decisions carry, with its models as they are now."""
+    models, _ = examine_models(definition)
+    return definition_fingerprint(definition, {name: model.fingerprint for name, model in models.items()})
+
+
+def models_folders(rules: str | None) -> list[Path]:
+    """Where models are looked for: beside the policy's folder, in ./models, and among the shipped ones."""
+    beside = [] if rules is None else [Path(os.path.normpath(Path(rules) / ".." / FOLDER))]
+    found = {path.resolve(): path for path in (shipped(FOLDER), Path(FOLDER), *beside)}
+    return [*found.values()][::-1]
+
+
+class _UnfitError(Exception):
+    def __init__(self, message: str, mend: str) -> None:
+        super().__init__(message)
+        self.mend = mend
+
+
+def _load(name: str, definition: Definition) -> Model:
+    model = _read(name, definition)
+    fingerprints = {f.name: feature_fingerprint(f, definition) for f in definition.features.values()}
+    wrong = differences(model.card.fingerprints, fingerprints)
+    wrong += [
+        f"feature {feature} is a {definition.features[feature].type}, and a model is asked with numbers"
+        for feature in model.card.features
+        if feature in definition.features and definition.features[feature].type not in MODEL_TYPES
+    ]
+    if not set(model.card.types) & set(definition.events):
+        wrong.append(f"it was trained on {', '.join(model.card.types)}, which are no events of the policy")
+    if wrong:
+        raise _UnfitError(
+            f"model {name} does not fit this policy: {'; '.join(wrong)}",
+            f"train it again on rows of this policy (riskengine replay, then train), or {WITHOUT}",
+        )
+    return model
+
+
+def _read(name: str, definition: Definition) -> Model:
+    places = models_folders(definition.folder)
+    known: list[str] = []
+    for place in places:
+        here = sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+        if name in here:
+            try:
+                return Model.load(place / name)
+            except ModelError as error:
+                raise _UnfitError(
+                    f"model {name} cannot be used: {str(error).rstrip('.')}", WITHOUT
+                ) from error
+        known += here
+    near = nearest(name, known)
+    there = (
+        f"did you mean {near}?" if near else f"there are: {', '.join(known)}" if known else "there is none"
+    )
+    raise _UnfitError(
+        f"there is no model {name} in {', '.join(map(str, places))} ({there})",
+        f"train one (riskengine train --name {name}), name another, or {WITHOUT}",
+    )
+
+
+def _line(place: Place) -> str | None:
+    try:
+        return Path(place.file).read_text(encoding="utf-8").splitlines()[place.line - 1]
+    except (OSError, UnicodeDecodeError, IndexError):
+        return None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scorer:
+    """A model bound to the rows of a policy."""
+
+    name: str
+    forest: Forest
+    calibration: Calibration
+    columns: Int64s  # of cells, by feature of the model
+    kinds: tuple[str, ...]  # types of those features
+    strange: NDArray[np.bool_] | None  # by event type: not among those it was trained on; None: all were
+
+    @classmethod
+    def bind(cls, name: str, model: Model, features: FeatureSet, types: Sequence[str]) -> Scorer:
+        """Find the model's features among the policy's, whose event types are `types`."""
+        names = model.forest.features
+        strange = np.array([kind not in model.card.types for kind in types])
+        return cls(
+            name,
+            model.forest,
+            model.calibration,
+            np.array([features.columns[feature] for feature in names], np.int64),
+            tuple(features.types[feature] for feature in names),
+            strange if strange.any() else None,
+        )
+
+    def score(self, cells: Float64s, type_index: NDArray[np.int32], p: Float64s) -> None:
+        """Write each row's probability of fraud to `p` (n); NaN for types it was not trained on."""
+        self.forest.predict(cells, self.columns, p)
+        self.calibration.apply(p)
+        if self.strange is not None:
+            p[self.strange[type_index]] = np.nan
+
+    def reasons(self, cells: Float64s, rows: Sequence[int], p: Float64s) -> list[tuple[Reason, ...]]:
+        """Why the chosen rows have their `p` (n): the features that raised it, the one that did most first.
+
+        p is shared out among those that add to the raw score, by what each adds; others are left out.
+        """
+        shares = self.forest.contributions(cells, self.columns, np.array(rows, np.int64))
+        return [
+            self._reasons_of(share, cells, i, whole)
+            for share, i, whole in zip(shares, rows, p[rows].tolist(), strict=True)
+        ]
+
+    def _reasons_of(self, share: Float64s, cells: Float64s, i: int, p: float) -> tuple[Reason, ...]:
+        raised = float(share[share > 0].sum())
+        found = []
+        for feature in np.argsort(-share, kind="stable")[:REASONS_MAX].tolist():
+            risk = float(share[feature]) / raised * p if raised else 0.0
+            if risk < REASON_RISK_MIN:
+                break
+            name = self.forest.features[feature]
+            said = _said(float(cells[self.columns[feature], i]), self.kinds[feature])
+            message = (
+                Message(f"{name} 缺失", f"{name} is missing")
+                if said is None
+                else Message(f"{name} = {said}", f"{name} = {said}")
+            )
+            found.append(Reason(REASON + name, message, risk))
+        return tuple(found)
+
+
+def bind_all(
+    definition: Definition, models: Mapping[str, Model], features: FeatureSet, types: Sequence[str]
+) -> tuple[Scorer | None, tuple[Scorer, ...]]:
+    """The champion and the challengers of a policy, bound to its rows."""
+
+    def bound(name: str) -> Scorer:
+        return Scorer.bind(name, models[name], features, types)
+
+    champion = bound(definition.model) if definition.model is not None else None
+    return champion, tuple(bound(name) for name in definition.challengers)
+
+
+def _said(value: float, kind: str) -> str | None:
+    if math.isnan(value):
+        return None
+    if kind == "bool":
+        return "true" if value else "false"
+    said = f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"
+    return f"{said} s" if kind == "duration" else said
