@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from modelled import write_model
 from snapshot import SNAPSHOTS, matches_snapshot
 
 import riskengine
@@ -144,6 +145,7 @@ def test_a_feature_that_nothing_uses_is_told(tmp_path: Path) -> None:
     assert [code for code, _ in warned(tmp_path / "b", only_by_each_other)] == ["unused-feature"] * 3
     by_a_rule = only_by_each_other + "rules:\n  r: {when: same > 1}\n"
     assert warned(tmp_path / "c", by_a_rule) == []
+    write_model(tmp_path / "models" / "m", load_definition(tmp_path / "a"))
     assert warned(tmp_path / "d", SMALL + "model: m\n") == [], "a model may be made of any of them"
 
 
