@@ -24,7 +24,7 @@ from riskengine.entries import EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
-from riskengine.models import asked_for, load_models
+from riskengine.models import REASON_RISK_MIN, asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
@@ -639,7 +639,11 @@ class Engine:
         if champion is not None:
             scores = found.cells[policy.model_column].tolist()
             models = [ModelScore(champion.name, p) if p == p else None for p in scores]
-            blamed = [i for i, level in enumerate(severities) if level != ALLOW and models[i] is not None]
+            blamed = [
+                i
+                for i, level, p in zip(range(batch.n), severities, scores, strict=True)
+                if level != ALLOW and p >= REASON_RISK_MIN
+            ]
             if blamed:
                 for i, more in zip(blamed, champion.reasons(found.cells, blamed, verdict.p), strict=True):
                     reasons[i] += more

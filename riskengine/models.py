@@ -33,7 +33,8 @@ NONE: Final = "none"  # where a policy or a person wants no model
 FOLDER: Final = "models"
 REASON: Final = "model:"  # before the feature in a reason's name; no rule or limit may have a colon
 REASONS_MAX: Final = 3
-REASON_RISK_MIN: Final = 0.05  # less than that of p is not worth a line
+REASON_RISK_MIN: Final = 0.05  # less of p than that is not worth a line, nor p the walk that asks why
+TINY: Final = 1e-300  # what no feature raised is divided by, instead of 0
 WITHOUT: Final = "say `model: none`"
 
 
@@ -211,28 +212,28 @@ class Scorer:
 
         p is shared out among those that add to the raw score, by what each adds; others are left out.
         """
-        shares = self.forest.contributions(cells, self.columns, np.array(rows, np.int64))
+        places = np.array(rows, np.int64)
+        shares = self.forest.contributions(cells, self.columns, places)
+        np.maximum(shares, 0.0, out=shares)
+        shares *= (p[places] / np.maximum(shares.sum(axis=1), TINY))[:, None]
+        most = np.argsort(-shares, axis=1, kind="stable")[:, :REASONS_MAX]
+        parts = np.take_along_axis(shares, most, axis=1)
+        values = cells[self.columns[most], places[:, None]]
         return [
-            self._reasons_of(share, cells, i, whole)
-            for share, i, whole in zip(shares, rows, p[rows].tolist(), strict=True)
+            tuple(
+                self._reason(feature, value, part)
+                for feature, value, part in zip(*row, strict=True)
+                if part >= REASON_RISK_MIN
+            )
+            for row in zip(most.tolist(), values.tolist(), parts.tolist(), strict=True)
         ]
 
-    def _reasons_of(self, share: Float64s, cells: Float64s, i: int, p: float) -> tuple[Reason, ...]:
-        raised = float(share[share > 0].sum())
-        found = []
-        for feature in np.argsort(-share, kind="stable")[:REASONS_MAX].tolist():
-            risk = float(share[feature]) / raised * p if raised else 0.0
-            if risk < REASON_RISK_MIN:
-                break
-            name = self.forest.features[feature]
-            said = _said(float(cells[self.columns[feature], i]), self.kinds[feature])
-            message = (
-                Message(f"{name} 缺失", f"{name} is missing")
-                if said is None
-                else Message(f"{name} = {said}", f"{name} = {said}")
-            )
-            found.append(Reason(REASON + name, message, risk))
-        return tuple(found)
+    def _reason(self, feature: int, value: float, part: float) -> Reason:
+        name = self.forest.features[feature]
+        if math.isnan(value):
+            return Reason(REASON + name, Message(f"{name} 缺失", f"{name} is missing"), part)
+        said = f"{name} = {_said(value, self.kinds[feature])}"
+        return Reason(REASON + name, Message(said, said), part)
 
 
 def bind_all(
@@ -247,9 +248,7 @@ def bind_all(
     return champion, tuple(bound(name) for name in definition.challengers)
 
 
-def _said(value: float, kind: str) -> str | None:
-    if math.isnan(value):
-        return None
+def _said(value: float, kind: str) -> str:
     if kind == "bool":
         return "true" if value else "false"
     said = f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"

@@ -13,6 +13,7 @@ from riskengine.definition import Definition
 from riskengine.engine import Engine
 from riskengine.errors import RiskEngineError
 from riskengine.files import Chunk
+from riskengine.models import NONE
 from riskengine.replay import replay
 from riskengine.rows import RowsFile
 from riskengine.simulate import DAY_MS, simulate
@@ -41,7 +42,7 @@ def rehearse(
     """
     told: list[dict[str, Any]] = []
     written: RowsFile | None = None
-    with Engine.open(definition) as first:
+    with Engine.open(definition, model=NONE) as first:
         written = RowsFile(rows, first.policy, (by,) if by is not None else ())
     with written:
         for number in range(count):
@@ -52,7 +53,7 @@ def rehearse(
                 for name in _TIMES & record.keys():
                     record[name] -= earlier_ms
             told += traffic.labels
-            with Engine.open(definition) as engine:
+            with Engine.open(definition, model=NONE) as engine:
                 replay(engine, _chunks(traffic.events), written.write, _refuse)
             shown(number + 1, count)
     files.write_records(labels, told)

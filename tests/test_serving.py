@@ -171,13 +171,14 @@ def test_a_decision_that_is_not_allow_says_what_the_model_saw(rules: Path) -> No
         values = [np.nan if row[name] is None else float(row[name]) for name in MEASURED]
         every = np.arange(len(MEASURED))
         share = model.forest.contributions(np.array(values)[:, None], every, np.zeros(1, np.int64))[0]
-        raised = share[share > 0].sum()
-        order = sorted((name for name in MEASURED), key=lambda n: -share[MEASURED.index(n)])
-        expected = [
-            (f"model:{name}", share[MEASURED.index(name)] / raised * decision.model.p) for name in order
-        ]
-        expected = [(name, part) for name, part in expected if part >= REASON_RISK_MIN][:REASONS_MAX]
-        assert [(reason.rule, reason.risk) for reason in decision.reasons] == expected
+        raised = np.maximum(share, 0).sum()
+        parts = {
+            name: max(part, 0) * (decision.model.p / raised)
+            for name, part in zip(MEASURED, share, strict=True)
+        }
+        order = sorted(MEASURED, key=lambda name: -parts[name])
+        expected = [(f"model:{name}", parts[name]) for name in order if parts[name] >= REASON_RISK_MIN]
+        assert [(reason.rule, reason.risk) for reason in decision.reasons] == expected[:REASONS_MAX]
         assert sum(reason.risk for reason in decision.reasons) <= decision.model.p + 1e-12
         for reason in decision.reasons:
             assert reason.message is not None
