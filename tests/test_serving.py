@@ -16,14 +16,16 @@ import pytest
 from modelled import predicted, write_model
 from stage import DAY, HOUR, MINUTE, Stage, claim, payment, policy, write
 
-from riskengine import Decision, Engine, PolicyError, RiskEngineError, cli
+from riskengine import Decision, Engine, PolicyError, RiskEngineError, cli, warming
 from riskengine.check import check
+from riskengine.demo.stories import tell
 from riskengine.engine import Result
 from riskengine.files import open_output
-from riskengine.forest import ModelError
+from riskengine.forest import ModelError, walk
 from riskengine.models import REASON_RISK_MIN, REASONS_MAX, Model, served_fingerprint
 from riskengine.policy import definition_fingerprint, load_definition
 from riskengine.ruletest import run_tests
+from riskengine.simulate import ORDINARY
 
 FEATURES = {
     "claims_1d": {"count": "coupon_claim", "by": "user", "over": "1d"},
@@ -419,6 +421,30 @@ tests:
         encoding="utf-8",
     )
     assert run_tests(rules).ok
+
+
+def test_a_story_tells_of_the_model(rules: Path) -> None:
+    always = {"on": "any", "when": "true", "then": "review", "risk": 0.25, "mode": "live"}
+    with opened(rules, model="m1", rules={"always": always}) as stage:
+        decision = scored(stage)[-1]
+        story = tell("A payment", EVENTS[-1], decision, ORDINARY, stage.engine.definition)
+    assert decision.model is not None
+    p, risk = decision.model.p, decision.risk
+    assert story.risk == f"Risk = 1 - (1 - {p:.2f}) x (1 - 0.25) = {risk:.2f}."
+    assert [because.name for because in story.because] == [reason.rule for reason in decision.reasons]
+    assert story.because[1].does == f"{decision.reasons[1].risk:.2f} of the model's risk"
+    assert story.because[1].message.startswith(decision.reasons[1].rule.removeprefix("model:"))
+
+
+def test_only_a_policy_with_a_model_waits_for_its_kernels(
+    rules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(warming, "is_cached", lambda kernel: kernel is not walk)
+    monkeypatch.setattr(Engine, "_rehearse", lambda engine: asked.append(engine.definition.model))
+    for more in ({}, {"model": "m1"}, {"challengers": ["m2"]}):
+        opened(rules, **more).engine.close()
+    assert asked == ["m1", None]
 
 
 def test_a_journal_is_replayed_without_its_model(rules: Path, tmp_path: Path) -> None:

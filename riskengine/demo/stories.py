@@ -145,12 +145,12 @@ def _saw(rule: Rule, event: Event, decision: Decision, definition: Definition) -
 
 
 def _risk(event: Event, decision: Decision, definition: Definition) -> str:
-    parts = [decision.model.p] if decision.model is not None else []
+    parts = [decision.model.p] if decision.model is not None and decision.model.p >= 0.005 else []
     parts += [
         reason.risk for reason in decision.reasons if reason.risk and not reason.rule.startswith(REASON)
     ]
     if not parts:
-        return "No rule added risk."
+        return "No rule added risk." if decision.model is None else "Neither rule nor model added risk."
     product = " x ".join(f"(1 - {part:.2f})" for part in parts)
     thresholds = definition.decide.get(event["type"])
     said = f"Risk = 1 - {product} = {decision.risk:.2f}"
