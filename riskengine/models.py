@@ -116,8 +116,10 @@ def served_fingerprint(definition: Definition) -> str:
 def models_folders(rules: str | None) -> list[Path]:
     """Where models are looked for: beside the policy's folder, in ./models, and among the shipped ones."""
     beside = [] if rules is None else [Path(os.path.normpath(Path(rules) / ".." / FOLDER))]
-    found = {path.resolve(): path for path in (shipped(FOLDER), Path(FOLDER), *beside)}
-    return [*found.values()][::-1]
+    found: dict[Path, Path] = {}
+    for path in (*beside, Path(FOLDER), shipped(FOLDER)):
+        found.setdefault(path.resolve(), path)
+    return [*found.values()]
 
 
 class _UnfitError(Exception):

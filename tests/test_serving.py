@@ -22,9 +22,10 @@ from riskengine.demo.stories import tell
 from riskengine.engine import Result
 from riskengine.files import open_output
 from riskengine.forest import ModelError, walk
-from riskengine.models import REASON_RISK_MIN, REASONS_MAX, Model, served_fingerprint
+from riskengine.models import REASON_RISK_MIN, REASONS_MAX, Model, models_folders, served_fingerprint
 from riskengine.policy import definition_fingerprint, load_definition
 from riskengine.ruletest import run_tests
+from riskengine.shipped import shipped
 from riskengine.simulate import ORDINARY
 
 FEATURES = {
@@ -340,7 +341,11 @@ def test_models_are_looked_for_beside_the_rules_then_here(
     write_model(rules.parent / "models" / "m1", load_definition(rules), MEASURED, seed=9)
     with opened(rules, model="m1") as stage:
         assert stage.engine.score(claim("a")).model != beside, "beside the rules comes first"
+    assert models_folders(str(rules)) == [rules.parent / "models", Path("models"), shipped("models")]
+    assert models_folders(str(shipped("rules"))) == [shipped("models"), Path("models")]
+    assert models_folders(None) == [Path("models"), shipped("models")]
     monkeypatch.chdir(rules)
+    assert models_folders(".")[0] == Path("../models")
     with Engine.open(".", model="m1") as engine:
         assert engine.definition.model == "m1"
 
