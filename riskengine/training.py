@@ -25,7 +25,7 @@ Int64s = NDArray[np.int64]
 
 FOLDS: Final = 3
 FRAUDS_MIN: Final = 20  # fewer, and a figure says nothing
-ROUNDS_MAX: Final = 600
+TREES_MAX: Final = 300  # what a decision waits for
 PATIENCE: Final = 60  # rounds without a better mean over the folds
 THREADS: Final = 1  # LightGBM adds up in another order with others; two on a busy machine wait for each other
 
@@ -109,6 +109,7 @@ def train(
     monotone: Mapping[str, int] | None = None,
     more: Callable[[], bool] = lambda: True,
     shown: Callable[[int, int], None] = lambda done, total: None,
+    trees_max: int = TREES_MAX,
 ) -> Trained:
     """Train on all but the last `held_out_ms` of the rows and the `gap_ms` before it; judge by the last.
 
@@ -124,7 +125,7 @@ def train(
     _enough(samples, before, "to learn from", "give more history, or lower --hold-out or --gap")
     _enough(samples, held_out, "to judge by", "give more history, or raise --hold-out")
     folds = prequential(samples, before, train_end_ms, gap_ms)
-    found = search(samples, folds, monotone or {}, seed, trials, more, shown)
+    found = search(samples, folds, monotone or {}, seed, trials, more, shown, trees_max)
     earlier = [
         fit(samples, fold.train, found.parameters, found.rounds, monotone or {}, seed) for fold in folds
     ]
@@ -185,6 +186,7 @@ def search(
     trials: int,
     more: Callable[[], bool] = lambda: True,
     shown: Callable[[int, int], None] = lambda done, total: None,
+    trees_max: int = TREES_MAX,
 ) -> Found:
     """Draw parameters and keep those with the best mean average precision over the folds.
 
@@ -198,7 +200,7 @@ def search(
         if trial:
             chosen |= {name: values[int(draw.integers(len(values)))] for name, values in SPACE.items()}
             chosen["bagging_freq"] = int(chosen["bagging_fraction"] < 1.0)
-        rounds, score = _grow(pairs, _parameters(samples, chosen, monotone, seed))
+        rounds, score = _grow(pairs, _parameters(samples, chosen, monotone, seed), trees_max)
         if best is None or score > best.score:
             best = Found(chosen, rounds, score, trial + 1)
         best = Found(best.parameters, best.rounds, best.score, trial + 1)
@@ -304,7 +306,7 @@ def _datasets(samples: Samples, fold: Fold) -> tuple[lightgbm.Dataset, lightgbm.
 
 
 def _grow(
-    pairs: Sequence[tuple[lightgbm.Dataset, lightgbm.Dataset]], parameters: dict[str, Any]
+    pairs: Sequence[tuple[lightgbm.Dataset, lightgbm.Dataset]], parameters: dict[str, Any], trees_max: int
 ) -> tuple[int, float]:
     """Grow a model on each fold, side by side; the number of trees with the best mean, and that mean."""
     import lightgbm
@@ -315,7 +317,7 @@ def _grow(
         booster.add_valid(test, "test")
         boosters.append(booster)
     best, best_round = -1.0, 0
-    for at in range(1, ROUNDS_MAX + 1):
+    for at in range(1, trees_max + 1):
         for booster in boosters:
             booster.update()
         mean = float(np.mean([booster.eval_valid()[0][2] for booster in boosters]))

@@ -91,6 +91,7 @@ def train(
     ] = None,
     types: TypesOption = None,
     trials: Annotated[int, typer.Option(min=1, help="Parameters tried, at most.")] = 12,
+    trees: Annotated[int, typer.Option(min=1, help="At most; each is asked at every decision.")] = 300,
     minutes: Annotated[float, typer.Option(min=0, help="No further trial is begun after that.")] = 10.0,
     seed: Annotated[int, typer.Option(help="The same rows and seed give the same model.")] = 7,
     by: ByOption = None,
@@ -141,6 +142,7 @@ def train(
                 directions,
                 lambda: time.monotonic() < end,
                 moved,
+                trees,
             )
         if trained.found.tried < trials:
             say(
