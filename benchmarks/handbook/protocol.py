@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from riskengine.evaluation import precision_by_day
 from riskengine.samples import Samples
 
 DAY_MS = 86_400_000
@@ -21,7 +22,6 @@ TOP = 100
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 def date_ms(text: str) -> int:
@@ -83,33 +83,12 @@ def judge(samples: Samples, test: Int64s, scores: Float64s) -> Scores:
     keys = samples.rows.keys
     assert keys is not None
     fraud = samples.fraud[test]
+    daily = precision_by_day(samples.times[test] // DAY_MS, keys[test], scores, fraud, TOP)
     return Scores(
         float(roc_auc_score(fraud, scores)),
         float(average_precision_score(fraud, scores)),
-        card_precision(samples.times[test] // DAY_MS, keys[test], scores, fraud),
+        float(np.mean(list(daily.values()))),
     )
-
-
-def card_precision(days: Int64s, cards: NDArray[np.uint64], scores: Float64s, fraud: Bools) -> float:
-    """Each card by its highest score of the day; the share of frauds among the first TOP; mean of the days.
-
-    A card that was found is not looked at on later days.
-    """
-    found: set[int] = set()
-    precisions = []
-    for day in np.unique(days):
-        today = np.flatnonzero(days == day)
-        names, places = np.unique(cards[today], return_inverse=True)
-        highest = np.full(len(names), -np.inf)
-        np.maximum.at(highest, places, scores[today])
-        defrauded = np.zeros(len(names), bool)
-        np.logical_or.at(defrauded, places, fraud[today])
-        left = np.array([name not in found for name in names.tolist()], bool)
-        order = np.flatnonzero(left)[np.argsort(-highest[left], kind="stable")][:TOP]
-        hits = order[defrauded[order]]
-        precisions.append(len(hits) / TOP)
-        found.update(names[hits].tolist())
-    return float(np.mean(precisions))
 
 
 def mean(all_scores: Iterable[Scores]) -> Scores:
