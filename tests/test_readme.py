@@ -31,7 +31,8 @@ from riskengine.ruletest import render_report, run_tests
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}  # where a distribution is imported under another name
+# Distributions that are imported under another name.
+IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 
 
 def blocks(language: str) -> list[str]:
