@@ -43,6 +43,7 @@ Float64s = NDArray[np.float64]
 Result = Decision | EventError
 Clock = Callable[[], int]
 
+SHARED: Final = ("redis", "rediss", "unix")  # schemes of stores that engines share
 HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
 # State in memory never leaves the process unless it is exported or journaled, so a known key is no leak;
 # it makes runs repeatable. What leaves the process wants a key of its own.
@@ -69,6 +70,7 @@ class Engine:
         self._key = key
         self._model = model
         self._tables: TableSet | None = policy.tables(store.tables)  # None: edited since it was made
+        self._rows = store.tables  # those that `_tables` was made of
         self._lock = threading.RLock()
         self._warming: dict[str, int] = {}  # changed features, and until when
         self._serial = 0  # of the batch being judged
@@ -96,11 +98,19 @@ class Engine:
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,
         and either for a model that is not there or does not fit the features.
         """
-        size = size_of(store)
-        chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode() or HASH_KEY_IN_PROCESS
+        shared = store.partition(":")[0] in SHARED
+        size = 0 if shared else size_of(store)
+        chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode()
+        if shared and not chosen:
+            raise RiskEngineError(
+                "a shared store keeps hashes of personal values, and they need a key: set "
+                f"{HASH_KEY_VARIABLE} to the same random text for every engine (openssl rand -hex 32)"
+            )
+        chosen = chosen or HASH_KEY_IN_PROCESS
         policy = _compile(rules, chosen, model)
+        state = _open_shared(store, policy) if shared else MemoryStore(policy.features, size)
         opened = _open_journal(journal) if journal is not None else None
-        engine = cls(policy, MemoryStore(policy.features, size), opened, clock or _wall_clock, chosen, model)
+        engine = cls(policy, state, opened, clock or _wall_clock, chosen, model)
         if opened is not None:
             opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
         if warming.is_cold(policy):
@@ -456,8 +466,12 @@ class Engine:
                     if results[i] is None:
                         undecided.append(i)
                 elif answer == "conflict":
-                    for j in range(batch.n):
-                        results[j] = _conflict() if entered[j] is entered[i] else results[j]
+                    del store.claims[keys[16 * i : 16 * i + 16]]
+                    results[i] = _conflict()
+                    for j in range(i + 1, batch.n):  # others of this event_id may be the event that is known
+                        if entered[j] is entered[i]:
+                            own = batch.take(np.array([j]))
+                            results[j] = self._decide(own, arrived[j], features)[0]
                 else:
                     entered[i].decision = answer
         answers = [
@@ -518,6 +532,8 @@ class Engine:
         for trace in followed.chain if followed is not None else ():
             exclude(policy.features, touches, trace)
         met = store.observe(touches, counted, followed)
+        if store.tables is not self._rows:  # another engine has changed some
+            touches = self._see_rows(touches)
         found = policy.features.rows(touches)
         if self._shown is not None:
             self._shown(found)
@@ -552,6 +568,12 @@ class Engine:
                 if value == value:
                     said[i][challenger.name] = value
         return said
+
+    def _see_rows(self, touches: Touches) -> Touches:
+        """Take in live rows that others changed, for this batch too."""
+        self._rows = self._store.tables
+        self._tables = self._policy.tables(self._rows)
+        return self._policy.features.refill(touches, self._tables)
 
     def _fire(self, found: Touches, verdict: Verdict) -> None:
         """Which rules fire for which event; the columns of limits are filled later."""
@@ -857,6 +879,12 @@ def _conflict() -> EventError:
             )
         ]
     )
+
+
+def _open_shared(url: str, policy: Policy) -> Store:
+    from riskengine.stores.address import open_store  # and with it redis-py, which takes 0.14 s
+
+    return open_store(url, policy.features, policy.definition.tenant)
 
 
 def _open_journal(url: str) -> Journal:

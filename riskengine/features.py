@@ -201,6 +201,17 @@ class FeatureSet:
             batch, keys, room.records, room.masks, cells, room.bits, room.texts, strings, tables, read_at
         )
 
+    def refill(self, touches: Touches, tables: TableSet) -> Touches:
+        """The same batch with the rows of other tables in it."""
+        for _, _, is_text, column in tables.columns.tolist():
+            if is_text:
+                touches.strings.len[:, column] = -1
+            else:
+                touches.cells[column] = np.nan
+        strings = touches.strings
+        tables.fill(touches.keys, touches.cells, strings.off, strings.len, strings.hash)
+        return msgspec.structs.replace(touches, tables=tables)
+
     def rows(self, found: Touches) -> Touches:
         """Complete the rows of a batch that the store has answered: remembered strings, value features."""
         if self.texts:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from riskengine.engine import Engine, Result
 from riskengine.errors import EventError
+from riskengine.stores.memory import MemoryStore
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 T0 = 1_794_362_400_000  # 2026-11-11T10:00:00+08:00, a Wednesday
@@ -85,3 +86,9 @@ class Stage:
 def action(result: Result) -> str:
     """The action decided, or the code of the first problem."""
     return result.problems[0].code if isinstance(result, EventError) else result.action
+
+
+def memory(engine: Engine) -> MemoryStore:
+    """The in-process store of an engine, to be looked into."""
+    assert isinstance(engine._store, MemoryStore)
+    return engine._store

@@ -134,7 +134,7 @@ def one_by_one(records: list[dict[str, Any]], features: bool = False) -> list[di
 # -- help, version, usage
 
 
-COMMANDS = ("demo", "init", "check", "test", "score", "simulate", "replay")
+COMMANDS = ("demo", "init", "check", "test", "score", "simulate", "replay", "store")
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

@@ -592,7 +592,7 @@ def test_a_closed_engine_says_so(clock: Clock, write: Callable[..., Path]) -> No
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://h", "memory://x", "memory://?size=much", "memory://?side=1", "memory://?size=5"]
+    "url", ["rodis://h", "memory://x", "memory://?size=much", "memory://?side=1", "memory://?size=5"]
 )
 def test_a_store_that_is_none_is_explained(url: str, write: Callable[..., Path]) -> None:
     with pytest.raises(RiskEngineError, match="memory"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stage import memory
 from strategies import World, worlds
 from test_parity import write_policy
 
@@ -118,7 +119,7 @@ def test_an_entity_filled_to_its_bounds_stays_within_its_footprint(case: str, tm
             engine.score_many(events)
             for event in events[::2]:
                 engine.label(event["event_id"], "fraud")
-            sizes = [len(value) for _, entity, value in engine._store.values() if entity == "user"]
+            sizes = [len(value) for _, entity, value in memory(engine).values() if entity == "user"]
             assert len(sizes) == 1
             largest = max(largest, *sizes)
     assert largest <= bound

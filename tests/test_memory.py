@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive import floor_minor
 from numpy.typing import NDArray
-from stage import DAY, HOUR, KEY, MINUTE, SECOND, T0, Stage, claim, payment, policy, write
+from stage import DAY, HOUR, KEY, MINUTE, SECOND, T0, Stage, claim, memory, payment, policy, write
 
 from riskengine.compiled import Policy
 from riskengine.errors import RiskEngineError
@@ -194,7 +194,7 @@ def test_no_entity_outgrows_what_check_says_it_may_cost(tmp_path: Path) -> None:
             for event in events:
                 stage.now = max(T0, event["time"])
                 stage.engine.score(event)
-        sizes = {entity: len(value) for _, entity, value in stage.engine._store.values()}
+        sizes = {entity: len(value) for _, entity, value in memory(stage.engine).values()}
         assert sizes["user"] <= bound
 
 
@@ -411,13 +411,13 @@ def test_memory_stays_whole_whatever_comes(tmp_path: Path) -> None:
             if step % 40 == 20:
                 stage.reload(wide if step % 80 == 20 else plain)
             if step % 10 == 0:
-                check_blocks(stage.engine._store)
+                check_blocks(memory(stage.engine))
         info = stage.engine.info()
         assert info.evictions > 5_000
         assert info.lost == 0
-        check_blocks(stage.engine._store)
-        stage.engine._store._finish()
-        check_blocks(stage.engine._store)
+        check_blocks(memory(stage.engine))
+        memory(stage.engine)._finish()
+        check_blocks(memory(stage.engine))
 
 
 def test_memory_of_the_forgotten_is_joined_for_who_needs_more(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_memory_of_the_forgotten_is_joined_for_who_needs_more(tmp_path: Path) ->
             assert busy == {"devices": min(k + 2.0, 2_000.0)}
         info = stage.engine.info()
         assert (info.entities, info.evictions, info.lost) == (1, calm.evictions, 0)
-        check_blocks(stage.engine._store)
+        check_blocks(memory(stage.engine))
 
 
 @pytest.mark.parametrize("staying", [0, 1, 50, 98, 99])
@@ -530,11 +530,11 @@ def test_a_long_list_is_entered_one_by_one() -> None:
         if key % 2:
             assert store.list_delete("blocked", "user", key)
             assert not store.list_delete("blocked", "user", key)
-    assert len(store.lists) == np.count_nonzero(store._entries[1::2] > 0) == 10_000
-    assert len(store._entries) <= 2 * 8 * 10_000, "what was taken out leaves no trace"
+    assert len(store.lists) == np.count_nonzero(store.lists.entries[1::2] > 0) == 10_000
+    assert len(store.lists.entries) <= 2 * 8 * 10_000, "what was taken out leaves no trace"
     for key in range(2, 20_001, 2):
         store.list_delete("blocked", "user", key)
-    assert not np.any(store._entries[1::2] > 0)
+    assert not np.any(store.lists.entries[1::2] > 0)
 
 
 # ---- out and back ---------------------------------------------------------------------------------------
@@ -576,7 +576,7 @@ def test_an_exported_state_reads_the_same(tmp_path: Path) -> None:
 
 
 def values_in(stage: Stage) -> list[tuple[int, str, bytes]]:
-    return sorted(stage.engine._store.values())
+    return sorted(memory(stage.engine).values())
 
 
 def test_a_damaged_state_is_refused_whole(tmp_path: Path) -> None:
@@ -616,7 +616,7 @@ def test_a_value_of_nobody_is_told_by_its_place(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with Stage(tmp_path / "one", policy(features=COUNTED)) as one, one.engine._lock:
         one.row(claim("e1"))
-        store = one.engine._store
+        store = memory(one.engine)
         ((key, entity, value),) = [v for v in store.values() if v[1] == "user"]
         head = statefile.Head(store.features.fingerprint, [], {})
         for bad, message in (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from riskengine.cli import check, demo, evaluate, init, replay, ruletests, score, simulate, train
+from riskengine.cli import check, demo, evaluate, init, replay, ruletests, score, simulate, store, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,3 +46,4 @@ app.command("simulate")(simulate.simulate)
 app.command("replay")(replay.replay)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(store.store, name="store")

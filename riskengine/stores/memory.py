@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import re
 import sys
@@ -22,6 +21,7 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, statefile
 from riskengine.stores import slabs as kernels
+from riskengine.stores.lists import Lists
 from riskengine.stores.statefile import Row, Value
 from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces, exclude_all
 from riskengine.stores.transition import Transition, translate
@@ -31,7 +31,6 @@ SIZE_MIN: Final = 1 << 20
 UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 NO_RESERVE: Final = 0x4000 if sys.platform == "linux" else 0  # mmap names it from Python 3.13 on
 TABLE_SLOTS_MIN: Final = 1 << 10
-LIST_SLOTS_MIN: Final = 16
 LOAD_MAX: Final = 0.7
 SWEEP_EVENTS: Final = 64  # between looks for entities to forget
 SWEEP_BLOCKS: Final = 4  # looked at for each event
@@ -40,7 +39,6 @@ TRACES_MAX: Final = (
     1_000_000  # events that can be labelled, released or followed, 1 KB each; the oldest go first
 )
 GENERATIONS_MAX: Final = 0xFFFF
-NEVER: Final = 2**63 - 1
 NO_TABLE: Final = np.zeros(2, np.int64)
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
@@ -63,13 +61,11 @@ class MemoryStore:
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:
         self.features = features
         self.claims: dict[bytes, Claim] = {}
-        self.lists: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self.lists = Lists(features)
         self.tables: dict[str, dict[int, Row]] = {}  # live rows, by entity key
         self._begin(_reserve(size))
-        self._scratch, self._salts = _beside(features)
+        self._scratch = np.zeros(features.scratch_words, np.int64)
         self._traces = [Traces(features, 0)]
-        self._entries = np.zeros(2 * LIST_SLOTS_MIN, np.int64)  # of lists, as `slabs.find` reads them
-        self._entered = 0  # slots of these in use
         self._fresh: deque[bytes] = deque()  # claims whose decision is kept, and then the others
         self._aged: deque[bytes] = deque()
         self._unswept = 0  # events since the last sweep
@@ -107,10 +103,7 @@ class MemoryStore:
             self._scratch,
             touches.texts,
         )
-        if len(self._salts):
-            kernels.look_up(
-                features.listed, self._salts, self._entries, touches.keys, touches.batch.time, touches.cells
-            )
+        self.lists.look_up(touches)
         return NONE_MET
 
     def settle(
@@ -363,34 +356,15 @@ class MemoryStore:
 
     def list_put(self, name: str, entity: str, key: int, entry: Mapping[str, Any]) -> None:
         """Enter or replace an entry; `entry['expires']` is ms or None."""
-        self.lists[name, entity, key] = dict(entry)
-        self._enter(name, entity, key)
+        self.lists.put((name, entity, key), entry)
 
     def list_get(self, name: str, entity: str, key: int) -> dict[str, Any] | None:
         """An entry, or None."""
-        entry = self.lists.get((name, entity, key))
-        return None if entry is None else dict(entry)
+        return self.lists.get((name, entity, key))
 
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
-        there = self.lists.pop((name, entity, key), None) is not None
-        if there:
-            self._enter(name, entity, key)
-        return there
-
-    def _enter(self, name: str, entity: str, key: int) -> None:
-        """Bring the table that events are looked up in to what `lists` says of an entry."""
-        expires: int | None = self.lists.get((name, entity, key), {"expires": 0})["expires"]
-        until = NEVER if expires is None else expires if expires > 0 else kernels.TOMBSTONE
-        self._entered += kernels.enter(self._entries, key ^ _salt(name, entity), until)
-        if 4 * self._entered > len(self._entries):  # half full: make it anew, without those taken out
-            slots = LIST_SLOTS_MIN
-            while slots < 4 * len(self.lists):
-                slots *= 2
-            self._entries = np.zeros(2 * slots, np.int64)
-            self._entered = 0
-            for other in self.lists:
-                self._enter(*other)
+        return self.lists.delete((name, entity, key))
 
     def table_put(self, name: str, key: int, row: Row) -> None:
         """Enter or replace a live row."""
@@ -415,7 +389,8 @@ class MemoryStore:
         newest = self._traces[-1]
         self._traces.append(Traces(features, newest.next))
         self._traces = [t for t in self._traces[:-1] if t.first < t.next] + self._traces[-1:]
-        self._scratch, self._salts = _beside(features)
+        self._scratch = np.zeros(features.scratch_words, np.int64)
+        self.lists.reload(features)
 
     # -- growing
 
@@ -643,14 +618,3 @@ def _reserve(size: int) -> Int64s:
     if hasattr(mmap, "MADV_HUGEPAGE"):  # slabs are met at random: fewer pages are found faster
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.int64, size // 8)
-
-
-def _beside(features: FeatureSet) -> tuple[Int64s, Int64s]:
-    """What the kernels need beside the plan: scratch words, and a salt for each (list, entity)."""
-    pairs = [(features.lists[row[0]], features.entities[row[1]]) for row in features.listed.tolist()]
-    return np.zeros(features.scratch_words, np.int64), np.array([_salt(*pair) for pair in pairs], np.int64)
-
-
-def _salt(name: str, entity: str) -> int:
-    digest = hashlib.blake2b(f"{name}\0{entity}".encode(), digest_size=8, person=b"riskengine.list").digest()
-    return int.from_bytes(digest, "little", signed=True)

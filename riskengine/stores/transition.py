@@ -5,14 +5,43 @@ What keeps its definition keeps its history, wherever the new plan lays it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from riskengine import ledger
-from riskengine.features import FeatureSet
+from riskengine.features import CellSpec
 from riskengine.ledger import NONE, Int64s, Plan
+
+
+class LaidOut(Protocol):
+    """What of a plan tells where its cells are: a features.FeatureSet, or one that was kept in a store."""
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """Names of entities, in plan order."""
+
+    @property
+    def entity_fields(self) -> Mapping[str, tuple[object, ...]]:
+        """What each entity is made of."""
+
+    @property
+    def entity_slots(self) -> tuple[Mapping[tuple[int, str], int], ...]:
+        """Of each entity, the word of each slot of its record."""
+
+    @property
+    def specs(self) -> tuple[tuple[CellSpec, ...], ...]:
+        """Of each entity, its cells by name."""
+
+    @property
+    def plan(self) -> Plan:
+        """The arrays."""
+
+    @property
+    def record_words(self) -> int:
+        """Words of the records of all entities."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -25,7 +54,7 @@ class Transition:
     spans: Sequence[tuple[int, int]]  # of each new cell, where its columns begin and end
 
     @classmethod
-    def between(cls, old: FeatureSet, new: FeatureSet) -> Transition:
+    def between(cls, old: LaidOut, new: LaidOut) -> Transition:
         """From one plan to another."""
         entities = [new.entities.index(name) if name in new.entities else -1 for name in old.entities]
         cells = np.full(len(new.plan.cells), -1, np.int64)
@@ -69,7 +98,7 @@ class Transition:
 
 
 def translate(
-    old: FeatureSet, new: FeatureSet, e: int, record: Int64s, mask: int
+    old: LaidOut, new: LaidOut, e: int, record: Int64s, mask: int
 ) -> tuple[Int64s, int, int] | None:
     """A record of an old plan's entity as the new plan has it: record, mask, entity; None if it is gone."""
     name = old.entities[e]

@@ -1,0 +1,48 @@
+-- Keep the decisions of a batch with what each event moved, and give back what denied events hold.
+--
+-- KEYS  epoch, n claims, entities that something is given back to
+-- ARGV  epoch expected, n, r, ms that a trace lives, ms that a decision lives, n times (claim's value with its
+--       trace, decision), r times (number of the event, number of the entity, records)
+--
+-- The first decision of an event stands: of a second one nothing is kept, and nothing is given back. What is
+-- given back is marked (p), so that it is given back once, even where a decision is lost and made again; what
+-- was given back before the decision has a mark of its own (q).
+-- Answers how many stood, or -1 where the epoch is not the one expected.
+
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return -1
+end
+
+local n = tonumber(ARGV[2])
+local stood = {}
+local count = 0
+local at = 5
+for i = 1, n do
+  local claim = KEYS[1 + i]
+  local decision = string.sub(claim, 1, -24) .. 'd' .. string.sub(claim, -22)
+  if redis.call('SET', decision, ARGV[at + 2], 'PX', ARGV[5], 'NX') then
+    redis.call('SET', claim, ARGV[at + 1], 'PX', ARGV[4])
+    stood[i] = true
+    count = count + 1
+  end
+  at = at + 2
+end
+
+local settled = {}
+for _ = 1, tonumber(ARGV[3]) do
+  local i = tonumber(ARGV[at + 1])
+  local entity = KEYS[1 + n + tonumber(ARGV[at + 2])]
+  if stood[i] then
+    if settled[i] == nil then
+      local claim = KEYS[1 + i]
+      local start, name = string.sub(claim, 1, -24), string.sub(claim, -22)
+      settled[i] = redis.call('EXISTS', start .. 'q' .. name) == 0
+        and redis.call('SET', start .. 'p' .. name, 'denied', 'PX', ARGV[5], 'NX') and true or false
+    end
+    if settled[i] and redis.call('EXISTS', entity) == 1 then
+      redis.call('APPEND', entity, ARGV[at + 3])
+    end
+  end
+  at = at + 3
+end
+return count

@@ -1,0 +1,1136 @@
+"""The store that many engines share: entities as snapshots and records in Redis, folded here.
+
+Redis keeps bytes and their order; every number is computed by the kernels of the in-process store, over
+slabs made of the values that one call answers. See DESIGN.md, ideas 2 and 5, for why it is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from riskengine import ledger, packing
+from riskengine.decision import Decision, Verdict
+from riskengine.errors import RiskEngineError
+from riskengine.features import FeatureSet, Touches
+from riskengine.ledger import (
+    E_CELLS,
+    E_RECORD,
+    E_RETENTION,
+    E_WIDTH,
+    FRAUD,
+    L_CELL,
+    L_ENTITY,
+    LEGIT,
+    NONE,
+    RECORD_HASH,
+    RECORD_MASK,
+    RECORD_SLOTS,
+    RECORD_TIME,
+    SIGN_BIT,
+    Int64s,
+)
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, Row, slabs, wire
+from riskengine.stores.link import Item, Link, Reply, StoreError
+from riskengine.stores.lists import Lists
+from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
+from riskengine.stores.resp import Bytes, command
+from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces
+from riskengine.stores.transition import translate
+
+UNDECIDED_MS: Final = 7 * 86_400_000
+TAIL_RECORDS: Final = 64
+LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+NOTHING_HELD: Final = np.empty((0, 2), np.int64)
+NO_KEYS: Final = np.empty(0, np.int64)
+NO_CLAIMS: Final = np.empty((0, 2), np.int64)
+BY_DENIAL: Final = b"denied"
+BY_RELEASE: Final = b"released"
+
+LOG_EDITS: Final = 1000  # edits of lists and tables that are learned one by one; as edit.lua has it
+
+_Name = tuple[str, str, str, int]  # list or table, its name, entity, key
+_Change = tuple[_Name, dict[str, Any] | None]
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Decision)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a store's data is: names begin with `prefix`, and `epoch` says which life of it this is."""
+
+    prefix: str
+    epoch: bytes
+
+    @property
+    def epoch_key(self) -> bytes:
+        """The key that holds the epoch."""
+        return f"{self.prefix}epoch".encode()
+
+    @property
+    def data(self) -> bytes:
+        """What the names of all data of this epoch begin with."""
+        return f"{self.prefix}{self.epoch.decode()}:".encode()
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """What a batch asked of Redis, kept from `observe` to `conclude`."""
+
+    touches: Touches
+    asked: Bytes  # (n, L)
+    amounts: Int64s
+    mosts: Int64s
+    granted: Bytes
+    give_back: Bytes
+    buckets: Int64s
+    handed: Bytes  # (L)
+    met: Met
+    entities: Int64s  # (K, 4)
+    resumed: bool = False  # an event that was entered before, and not decided
+    forgotten: bool = False  # one that was decided, but the decision is not kept any more
+    follows: Int64s = field(default_factory=NO_CLAIMS.copy)
+    traces: Int64s = field(default_factory=NO_CLAIMS.copy)
+
+
+class RedisStore:
+    """State shared through one Redis (6.2 or later) or Valkey server. Not locked: the engine locks."""
+
+    batch_max: Final = 128  # a script holds up the server for as long as its batch takes
+
+    def __init__(self, features: FeatureSet, link: Link, place: Place) -> None:
+        self.claims: dict[bytes, Claim] = {}  # those of the batch at hand
+        self.tables: dict[str, dict[int, Row]] = {}
+        self.lists = Lists(features)
+        self.place = place
+        self._link = link
+        self._edits_there = 0
+        self._edits = -1  # how many edits of lists and tables are known
+        self._work = _Workspace()
+        self._out = np.empty(1 << 16, np.uint8)
+        self._asked: _Asked | None = None
+        self._plans = Plans(self._plan_bytes)
+        self._serve(features)
+
+    def _serve(self, features: FeatureSet) -> None:
+        self.features = features
+        self.fingerprint = int.from_bytes(bytes.fromhex(features.fingerprint), "little", signed=True)
+        self.tag = self.fingerprint & 0xFF_FFFF_FFFF
+        self._plan = LaidOut.of(features)
+        self._plans.add(self._plan)
+        plan = features.plan
+        if len(plan.entities) and int(plan.entities[:, E_WIDTH].max()) > wire.WORDS_MAX:
+            raise RiskEngineError(
+                f"a record of this policy has more than {wire.WORDS_MAX} words: use fewer fields by entity"
+            )
+        self._traces = Traces(features, 0)
+        self._scratch = np.zeros(features.scratch_words, np.int64)
+        self._kinds = np.frombuffer(b"".join(kind_of(name) for name in features.entities) + b"\0", np.uint8)
+        self._lives_ms = [2 * int(row[E_RETENTION]) + plan.slack_ms for row in plan.entities]
+        self._fresh_ms = max(plan.slack_ms, 1000)
+        self._prefix = as_array(self.place.data)
+        scripts = self._link.names
+        self._opening = {n: as_array(b"$7\r\nEVALSHA\r\n" + bulk(sha.encode())) for n, sha in scripts.items()}
+        self._epoch_key = as_array(bulk(self.place.epoch_key))
+        self._shared = as_array(bulk(self.place.epoch_key) + bulk(self.place.data + b"edits"))
+        self._epoch = as_array(bulk(self.place.epoch))
+        self._lives = b"%d" % UNDECIDED_MS, b" ".join(b"%d" % ms for ms in self._lives_ms)
+        self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), self._plan.encode())
+
+    def _plan_name(self, tag: str) -> bytes:
+        return self.place.data + b"plan." + tag.encode()
+
+    def _plan_bytes(self, tag: str) -> bytes | None:
+        data = self._link.call("GET", self._plan_name(tag))[0]
+        return data if isinstance(data, bytes) else None
+
+    # -- the wait
+
+    def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
+        """Enter a new event, as far as this process knows. The next `observe` finds out."""
+        claim = self.claims[key] = Claim(content, time, -1, serial)
+        return claim
+
+    def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
+        """The one wait: claim events, append records, fold what is known, and read each event's row."""
+        try:
+            asked = self._ask(touches, followed)
+            reply = self._exchange(asked)
+            values_at = self._read_marks(asked, reply, counted)
+            self._fold(asked, reply, values_at)
+            if self._edits_there != self._edits:
+                self._catch_up()
+        except BaseException:
+            self.claims.clear()
+            raise
+        self._asked = asked
+        work, features = self._work, self.features
+        slabs.observe(
+            features.flat,
+            *work.arrays,
+            touches.keys,
+            touches.records,
+            touches.read_at,
+            touches.cells,
+            touches.bits,
+            self._scratch,
+            touches.texts,
+        )
+        self.lists.look_up(touches)
+        return asked.met
+
+    def _ask(self, touches: Touches, followed: Followed | None) -> _Asked:
+        """What each event wants of limits; of the event that is followed, what can be is taken over first."""
+        batch, limits = touches.batch, len(self.features.limit_names)
+        shape = batch.n, limits
+        asked = _Asked(
+            touches,
+            *(np.zeros(shape, np.uint8), np.zeros(shape, np.int64), np.zeros(shape, np.int64)),
+            *(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.int64)),
+            np.zeros(limits, np.uint8),
+            NONE_MET,
+            np.empty((touches.keys.size + 1, 4), np.int64),
+        )
+        if followed is not None:
+            asked.follows = np.frombuffer(followed.claim, np.int64).reshape(1, 2)
+        self._want(asked, NOTHING_HELD, NO_KEYS)
+        if followed is not None and not batch.late[0] and followed.chain[0].holds:
+            self._take_over(asked, followed)
+        return asked
+
+    def _want(self, asked: _Asked, prior: Int64s, prior_keys: Int64s) -> None:
+        touches = asked.touches
+        wire.ask(
+            self.features.flat,
+            touches.batch.type_index,
+            touches.batch.late,
+            touches.keys,
+            touches.cells,
+            prior,
+            prior_keys,
+            asked.asked,
+            asked.amounts,
+            asked.mosts,
+        )
+
+    def _exchange(self, asked: _Asked) -> Reply:
+        """Write the request, wait for the answer; StoreError where there is none to work with."""
+        touches, features = asked.touches, self.features
+        batch = touches.batch
+        size = touches.keys.size
+        slots = 4
+        while slots < 4 * size + 4:
+            slots *= 2
+        work = self._work
+        work.prepare(slots)
+        sizes, pieces = np.empty(size + 1, np.int64), np.empty(size + 1, np.int64)
+        after = np.empty(touches.keys.shape, np.int64)
+        count, total = wire.gather(
+            features.flat, touches.keys, touches.records, asked.asked, work.slots, asked.entities, sizes,
+            pieces, after,
+        )  # fmt: skip
+        asked.entities = asked.entities[:count]
+        lives = as_array(bulk(self._lives[0]) + bulk(self._lives[1]))
+        names = len(self._prefix) + 40
+        needed = 400 + len(lives) + batch.n * (names + 64) + count * (names + 40) + total + 4 * size
+        out = self._room(needed)
+        end = wire.write_observe(
+            out,
+            features.flat,
+            self.tag,
+            self._prefix,
+            self._kinds,
+            self._opening["observe"],
+            self._shared,
+            self._epoch,
+            lives,
+            batch.claim.view(np.int64),
+            batch.content.view(np.int64),
+            batch.time,
+            batch.event_hash.view(np.int64),
+            touches.records,
+            asked.asked,
+            asked.amounts,
+            asked.mosts,
+            count,
+            asked.entities,
+            sizes,
+            pieces,
+            after,
+        )
+        return self._answer(out[:end].data)
+
+    def _answer(self, request: bytes | memoryview) -> Reply:
+        """Ask, and look at the epoch and the number of edits that every answer begins with."""
+        reply = self._link.ask(request)
+        if reply.item(0) != self.place.epoch:
+            raise StoreError("epoch", missing_epoch(self.place))
+        self._edits_there = int(reply.item(1) or b"0")
+        return reply
+
+    def _room(self, size: int) -> Bytes:
+        if len(self._out) < size:
+            self._out = np.empty(2 * size, np.uint8)
+        return self._out
+
+    def _read_marks(self, asked: _Asked, reply: Reply, counted: bool) -> int:
+        """Find out which events are not new, and void what was planned for them; return the first value."""
+        marks = reply.item(2)
+        if not marks:
+            return 3
+        assert isinstance(marks, bytes), "observe.lua answers marks as a string"
+        met: dict[int, Any] = {}
+        at = 3
+        for i, mark in enumerate(marks):
+            if mark != ord("1"):
+                continue
+            claim, decision = reply.item(at), reply.item(at + 1)
+            at += 2
+            assert isinstance(claim, bytes), "a claim that is known has a value"
+            if claim[:16] != asked.touches.batch.content[i].tobytes():
+                met[i] = "conflict"
+            elif isinstance(decision, bytes):
+                met[i] = _DECODER.decode(decision)
+            elif counted:
+                met[i] = "undecided"
+            elif len(claim) > wire.CLAIM_BYTES:
+                asked.forgotten = True
+            else:
+                asked.resumed = True
+                self._first_stamp(asked.touches, int.from_bytes(claim[16:24], "little", signed=True))
+        if met or asked.forgotten:
+            self._void(asked, list(met) if met else range(len(marks)))
+        asked.met = met
+        return at
+
+    def _first_stamp(self, touches: Touches, time: int) -> None:
+        """An event that came without a time was stamped when it first came, and that is its time."""
+        if touches.batch.stamped[0]:
+            touches.batch.time[0] = time
+            touches.cells[0, 0] = time
+            for row in self.features.plan.entities:
+                if row[E_WIDTH]:
+                    touches.records[0, row[E_RECORD] + RECORD_TIME] = time
+
+    def _void(self, asked: _Asked, rows: Iterable[int]) -> None:
+        """Let events move nothing and ask for nothing."""
+        touches = asked.touches
+        for i in rows:
+            asked.asked[i] = 0
+            touches.masks[i] = 0
+            for row in self.features.plan.entities:
+                if row[E_WIDTH]:
+                    touches.records[i, row[E_RECORD] + RECORD_MASK] = 0
+
+    def _fold(self, asked: _Asked, reply: Reply, values_at: int) -> None:
+        """Fold the values that came into the workspace, and write long tails back as snapshots."""
+        features, work, touches = self.features, self._work, asked.touches
+        count = len(asked.entities)
+        lengths = reply.lengths[values_at : values_at + count]
+        offsets = reply.offsets[values_at : values_at + count]
+        work.begin(features, asked.entities, lengths, touches.batch.n)
+        tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
+        event, time = 0, 0
+        if asked.resumed:
+            event, time = int(touches.batch.event_hash.view(np.int64)[0]), int(touches.batch.time[0])
+        wire.take_in(
+            features.flat,
+            self.tag,
+            self.fingerprint,
+            *work.arrays,
+            reply.data,
+            offsets,
+            lengths,
+            count,
+            asked.entities,
+            work.row,
+            event,
+            time,
+            tails,
+            outcome,
+        )
+        for k in np.flatnonzero(outcome != wire.FOLDED).tolist():
+            if outcome[k] == wire.BROKEN:
+                raise StoreError(
+                    "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
+                )
+        foreign = [
+            (k, reply.item(values_at + k), *self._write_back_of(reply, values_at, k))
+            for k in np.flatnonzero(outcome == wire.FOREIGN).tolist()
+        ]
+        if not asked.resumed:
+            self._compact(asked, reply, values_at, tails, outcome)
+        for k, value, head, length in foreign:
+            self._take_in_foreign(asked, k, value, head, length, (event, time), outcome)
+        if asked.resumed:
+            self._keep_found(asked, outcome)
+
+    def _take_in_foreign(
+        self,
+        asked: _Asked,
+        k: int,
+        value: Item,
+        head: bytes,
+        length: int,
+        stop: tuple[int, int],
+        outcome: Int64s,
+    ) -> None:
+        """Fold a value that other policies wrote, too, and put what it is by each of them in its place."""
+        assert isinstance(value, bytes), "a value of another plan is a value"
+        key, e = int(asked.entities[k, 0]), int(asked.entities[k, 1])
+        name, work = self.features.entities[e], self._work
+        own = self._plans.converted(value, name, self._plan)
+        tails, state = np.empty((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
+        flat, fingerprint = self.features.flat, self.fingerprint
+        wire.take_in(
+            flat, self.tag, fingerprint, *work.arrays, as_array(own), np.zeros(1, np.int64),
+            np.array([len(own) if own else -1]), 1, asked.entities[k : k + 1], work.row, *stop, tails, state,
+        )  # fmt: skip
+        outcome[k] = state[0]
+        if state[0] == wire.BROKEN:
+            raise StoreError("broken", f"the state of a {name} is broken: rebuild the store")
+        if asked.resumed:
+            return
+        s = slabs.locate(*work.arrays[1:], key)
+        sections = [packed(self._plan, work.words, s, e)] if s else []
+        sections += self._plans.others(value, name, self._plan)
+        self._write_back(e, key, head, length, b"".join(sections))
+
+    def _entity(self, asked: _Asked, k: int) -> str:
+        return self.features.entities[int(asked.entities[k, 1])]
+
+    def _keep_found(self, asked: _Asked, outcome: Int64s) -> None:
+        """Of an event that was entered before: where its record has been folded already, it moves no more."""
+        touches, plan = asked.touches, self.features.plan
+        found = {
+            int(e) for e, state in zip(asked.entities[:, 1], outcome, strict=True) if state == wire.STOPPED
+        }
+        for e, row in enumerate(plan.entities):
+            if row[E_WIDTH] and e not in found:
+                touches.records[0, row[E_RECORD] + RECORD_MASK] = 0
+        for limit, row in enumerate(plan.limits):
+            if int(row[L_ENTITY]) not in found:
+                asked.asked[0, limit] = 0
+
+    def _compact(self, asked: _Asked, reply: Reply, values_at: int, tails: Int64s, outcome: Int64s) -> None:
+        """Write back what has a long tail, or a snapshot so old that it may soon be forgotten."""
+        features, work = self.features, self._work
+        newest = int(asked.touches.batch.time.max()) if asked.touches.batch.n else 0
+        keeps = features.plan.entities[asked.entities[:, 1], E_RETENTION]
+        bytes_in = tails[:, wire.TAIL_BYTES]
+        long = (tails[:, wire.RECORDS] > TAIL_RECORDS) & (bytes_in > tails[:, wire.SNAPSHOT_BYTES])
+        old = (bytes_in > 0) & (newest - tails[:, wire.SINCE] > keeps)
+        for k in np.flatnonzero((long | old) & (outcome == wire.FOLDED)).tolist():
+            key, e = int(asked.entities[k, 0]), int(asked.entities[k, 1])
+            s = slabs.locate(*work.arrays[1:], key)
+            if s == 0:
+                continue
+            self._write_back(
+                e, key, *self._write_back_of(reply, values_at, k), packed(self._plan, work.words, s, e)
+            )
+
+    def _write_back_of(self, reply: Reply, values_at: int, k: int) -> tuple[bytes, int]:
+        """The first bytes of a value, which compact.lua looks for, and how many were read."""
+        at, length = int(reply.offsets[values_at + k]), int(reply.lengths[values_at + k])
+        return reply.data[at : at + packing.HEADER].tobytes(), length
+
+    def _write_back(self, e: int, key: int, head: bytes, length: int, sections: bytes) -> None:
+        """Put snapshots in the place of what was read; they are counted: no two values begin alike."""
+        if not sections:
+            return
+        count = int.from_bytes(head[2:4], "little") + 1 if head[:2] == MAGIC else 1
+        value = sections[:2] + (count & 0xFFFF).to_bytes(2, "little") + sections[4:]
+        self._link.tell(
+            command(
+                ("EVALSHA", self._link.names["compact"], 1, self._entity_name(e, key), head, length, value,
+                 self._lives_ms[e])
+            )
+        )  # fmt: skip
+
+    # -- limits
+
+    def settle(
+        self, touches: Touches, verdict: Verdict, counted: bool = True, followed: Followed | None = None
+    ) -> int:
+        """Find what the log granted, decide as the in-process store does, and see where the two differ.
+
+        They differ where an event that was denied held for a moment what a later one of the batch was refused
+        for: that one asks again, which is a second wait.
+        """
+        asked, work, features = self._asked, self._work, self.features
+        assert asked is not None, "what is settled has been observed"
+        batch = touches.batch
+        try:
+            slots = np.empty((batch.n, self._traces.width), np.int64)
+            asked.traces = slots
+            where = (features.flat, *work.arrays, touches.keys, batch.time)
+            wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
+            self._place_buckets(asked)
+            if asked.resumed or asked.forgotten:
+                asked.granted[:, asked.handed != 0] = 1
+                self._settle_given(asked, verdict)
+                return 0
+            wire.give_back_all(*where, asked.granted, asked.amounts)
+            asked.granted[:, asked.handed != 0] = 1
+            prior, prior_keys = NOTHING_HELD, NO_KEYS
+            if asked.handed.any():
+                assert followed is not None, "what is handed over is held by an event that is followed"
+                prior, prior_keys = self._prior(followed.chain[0])
+                prior[asked.handed == 0] = NONE
+            late = batch.late
+            if asked.met:
+                late = late.copy()
+                late[list(asked.met)] = True
+            slabs.settle(
+                features.flat,
+                *work.arrays,
+                batch.type_index,
+                batch.time,
+                late,
+                counted,
+                touches.keys,
+                touches.cells,
+                verdict.base,
+                prior,
+                prior_keys,
+                verdict.hits,
+                verdict.severity,
+                batch.event_hash,
+                touches.masks,
+                touches.records,
+                self._traces.labelled,
+                slots,
+                self._traces.at_holds,
+            )
+            again = np.zeros_like(asked.granted)
+            if wire.compare(slots, self._traces.at_holds, asked.granted, again, asked.give_back):
+                self._ask_again(asked, verdict, again)
+        except BaseException:
+            self.claims.clear()
+            raise
+        return 0
+
+    def _place_buckets(self, asked: _Asked) -> None:
+        """Where each event holds what it asks for; what is handed over stays where it is."""
+        own = asked.handed == 0
+        buckets = np.empty_like(asked.buckets)
+        wire.place_buckets(self.features.flat, asked.touches.batch.time, buckets)
+        asked.buckets[:, own] = buckets[:, own]
+
+    def _settle_given(self, asked: _Asked, verdict: Verdict) -> None:
+        """Decide by what was granted, and note what is to be given back."""
+        touches = asked.touches
+        wire.settle_given(
+            self.features.flat,
+            touches.batch.type_index,
+            touches.batch.time,
+            touches.keys,
+            touches.cells,
+            asked.amounts,
+            asked.buckets,
+            asked.granted,
+            verdict.base,
+            verdict.hits,
+            verdict.severity,
+            asked.traces,
+            self._traces.at_holds,
+        )
+        again = np.zeros_like(asked.granted)
+        wire.compare(asked.traces, self._traces.at_holds, asked.granted, again, asked.give_back)
+
+    def _ask_again(self, asked: _Asked, verdict: Verdict, again: Bytes) -> None:
+        """Give back what denied events hold, and reserve anew what others were refused for it."""
+        touches, plan = asked.touches, self.features.plan
+        spots = {self._spot(touches, i, limit) for i, limit in pairs(again)}
+        events = {i for i, limit in pairs(asked.give_back) if self._spot(touches, i, limit) in spots}
+        released = [(i, limit) for i, limit in pairs(asked.give_back) if i in events]
+        claims: dict[tuple[bytes, int], _Entry] = {}
+        pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+        numbers = []
+        for letter, kind, lasts, wanted in (
+            (b"q", wire.RELEASE, asked.buckets, released),
+            (b"b", wire.RESERVE, asked.mosts, pairs(again)),
+        ):
+            for i, limit in wanted:
+                claims.setdefault((letter, i), _Entry(letter, touches.batch.claim[i].tobytes(), BY_DENIAL))
+                numbers.append(list(claims).index((letter, i)))
+                amount, last = int(asked.amounts[i, limit]), int(lasts[i, limit])
+                cell = int(plan.limits[limit, L_CELL])
+                time, event = int(touches.batch.time[i]), int(touches.batch.event_hash.view(np.int64)[i])
+                record = self._booking(kind, limit, time, event, amount, last)
+                spot = self._spot(touches, i, limit)
+                pieces.setdefault(spot, []).append((numbers[-1], record))
+        moved = self._move(list(claims.values()), pieces)
+        self._fold_again(moved)
+        work, lost = self._work, False
+        for number, (i, limit) in zip(numbers, [*released, *pairs(again)], strict=True):
+            e, key = self._spot(touches, i, limit)
+            cell, amount = int(plan.limits[limit, L_CELL]), int(asked.amounts[i, limit])
+            new = moved.new[number]
+            if asked.give_back[i, limit]:
+                asked.granted[i, limit] = asked.give_back[i, limit] = 0
+                if new:
+                    bucket = int(asked.buckets[i, limit])
+                    slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
+                continue
+            time, most = int(touches.batch.time[i]), int(asked.mosts[i, limit])
+            granted = new and wire.book(self.features.flat, *work.arrays, e, cell, key, time, amount, most)
+            asked.granted[i, limit] = granted
+            lost = lost or not granted
+        if lost:  # others came in between: what they left is what there is
+            self._settle_given(asked, verdict)
+
+    def _spot(self, touches: Touches, i: int, limit: int) -> tuple[int, int]:
+        """Entity and key that an event asks a limit of."""
+        e = int(self.features.plan.limits[limit, L_ENTITY])
+        return e, int(touches.keys[i, e])
+
+    def _booking(self, kind: int, limit: int, time: int, event: int, amount: int, last: int) -> bytes:
+        e = int(self.features.plan.limits[limit, L_ENTITY])
+        cell = int(self.features.plan.limits[limit, L_CELL] - self.features.plan.entities[e, E_CELLS])
+        out = np.empty(wire.BOOKING, np.uint8)
+        wire.put_booking(out, 0, kind, cell, self.tag, time, event, amount, last)
+        return out.tobytes()
+
+    def _move(
+        self, claims: Sequence[_Entry], pieces: Mapping[tuple[int, int], Sequence[tuple[int, bytes]]]
+    ) -> _Moved:
+        """Call observe.lua off the hot path: enter claims, and append to entities what is of new ones."""
+        spots = list(pieces)
+        recipe, records = b"", []
+        for spot in spots:
+            parts = pieces[spot]
+            recipe += len(parts).to_bytes(2, "little")
+            for number, part in parts:
+                recipe += (number + 1).to_bytes(2, "little") + len(part).to_bytes(2, "little")
+            records.append(b"".join(part for _, part in parts))
+        request = command(
+            ("EVALSHA", self._link.names["observe"], 2 + len(claims) + len(spots),
+             self.place.epoch_key, self.place.data + b"edits",
+             *(self._claim_name(c.letter, c.key) + c.end for c in claims),
+             *(self._entity_name(*spot) for spot in spots),
+             self.place.epoch, len(claims), *self._lives, bytes(e for e, _ in spots), recipe,
+             *(c.value for c in claims), *records)
+        )  # fmt: skip
+        items = self._answer(request).items()
+        marks = items[2]
+        assert isinstance(marks, bytes), "observe.lua answers marks as a string"
+        new = [not marks or marks[i] == ord("0") for i in range(len(claims))]
+        known = iter(items[3 : 3 + 2 * new.count(False) : 2])
+        values = items[3 + 2 * new.count(False) :]
+        return _Moved(new, [None if n else next(known) for n in new], spots, values)
+
+    def _fold_again(self, moved: _Moved) -> None:
+        """Fold the values that a call off the hot path has answered."""
+        values = [value if isinstance(value, bytes) else b"" for value in moved.values]
+        count = len(values)
+        lengths = np.array([len(v) if v else -1 for v in values], np.int64)
+        offsets = np.concatenate(([0], np.cumsum([len(v) for v in values])[:-1])).astype(np.int64)
+        entities = np.array([(key, e, 0, 0) for e, key in moved.spots], np.int64).reshape(-1, 4)
+        work = self._work
+        work.begin(self.features, entities, lengths, count + 64)
+        tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
+        wire.take_in(
+            self.features.flat, self.tag, self.fingerprint, *work.arrays, as_array(b"".join(values)), offsets,
+            lengths, count, entities, work.row, 0, 0, tails, outcome,
+        )  # fmt: skip
+        if np.any(outcome != wire.FOLDED):
+            raise StoreError("broken", "the state of an entity is broken: rebuild the store")
+
+    # -- after the decision
+
+    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
+        """Send decisions and what the events moved, and do not wait: a retry finds them, or decides again."""
+        asked, features = self._asked, self.features
+        assert asked is not None, "what is concluded has been settled"
+        self._asked = None
+        batch = touches.batch
+        rows = [i for i in range(batch.n) if i not in asked.met]
+        if asked.forgotten:  # what it moved is known from when it was decided
+            name = self._claim_name(b"d", batch.claim[0].tobytes())
+            answer = _ENCODER.encode(decisions[0])
+            self._link.tell(command(("SET", name, answer, "PX", self._fresh_ms, "NX")))
+            return
+        if not rows:
+            return
+        answers = [_ENCODER.encode(decisions[i]) for i in rows]
+        trace = 64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
+        back = int(np.count_nonzero(asked.give_back))
+        sizes = [len(answer) for answer in answers]
+        names = len(self._prefix) + 40
+        out = self._room(400 + len(rows) * (names + trace + 96) + sum(sizes) + back * (names + 96))
+        lives = as_array(bulk(b"%d" % horizon_ms) + bulk(b"%d" % self._fresh_ms))
+        end = wire.write_conclude(
+            out,
+            features.flat,
+            self.tag,
+            self.fingerprint,
+            self._traces.labelled,
+            self._prefix,
+            self._kinds,
+            self._opening["conclude"],
+            self._epoch_key,
+            self._epoch,
+            lives,
+            np.array(rows, np.int64),
+            batch.claim.view(np.int64),
+            batch.content.view(np.int64),
+            batch.time,
+            batch.event_hash.view(np.int64),
+            touches.keys,
+            touches.masks,
+            touches.records,
+            asked.traces,
+            self._traces.at_holds,
+            asked.follows,
+            asked.give_back,
+            asked.amounts,
+            asked.buckets,
+            as_array(b"".join(answers)),
+            np.cumsum(sizes),
+            np.empty(trace, np.uint8),
+        )
+        self._link.tell(out[:end].data)
+
+    def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
+        """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""
+        self.claims.clear()
+
+    # -- what comes after an event
+
+    def followed(self, key: bytes) -> Followed | None:
+        """What an event moved that another follows; None where nothing is known of it any more."""
+        chain: list[Trace] = []
+        at: bytes | None = key
+        while at is not None and len(chain) < FOLLOWS_MAX:
+            known = self._recall(at)
+            if known is None:
+                break
+            chain.append(known.trace(self.features))
+            at = known.follows
+        return Followed(key, tuple(chain)) if chain else None
+
+    def _recall(self, key: bytes) -> _Known | None:
+        """What is kept of a decided event."""
+        items = self._link.call(
+            "MGET", self.place.epoch_key, self._claim_name(b"c", key), self._claim_name(b"r", key)
+        )
+        epoch, claim, settled = items
+        if epoch != self.place.epoch:
+            raise StoreError("epoch", missing_epoch(self.place))
+        if not isinstance(claim, bytes) or len(claim) <= wire.CLAIM_BYTES:
+            return None
+        return _Known.read(claim, key, settled, self._plans)
+
+    def _prior(self, prior: Trace) -> tuple[Int64s, Int64s]:
+        """What a followed event holds, in this plan's order of limits and entities."""
+        held = np.full((len(self.features.limit_names), 2), NONE, np.int64)
+        for i, name in enumerate(self.features.limit_names):
+            if name in prior.holds:
+                held[i] = prior.holds[name]
+        return held, np.array([prior.keys.get(name, 0) for name in self.features.entities], np.int64)
+
+    def _take_over(self, asked: _Asked, followed: Followed) -> None:
+        """Take over what the followed event holds, and give back what this one does not ask for.
+
+        Once only: whoever comes second, a release or another follow-up, finds the mark.
+        """
+        touches, own = asked.touches, asked.touches.batch.claim[0].tobytes()
+        trace = followed.chain[0]
+        claim = self._link.call("GET", self._claim_name(b"c", own))[0]
+        if isinstance(claim, bytes) and (
+            len(claim) > wire.CLAIM_BYTES or claim[:16] != touches.batch.content[0].tobytes()
+        ):
+            return  # decided already, or another event: `observe` finds out
+        prior, prior_keys = self._prior(trace)
+        self._want(asked, prior, prior_keys)
+        handed = asked.asked[0] == wire.HANDED
+        pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+        for limit in np.flatnonzero((prior[:, 1] != NONE) & ~handed).tolist():
+            e = int(self.features.plan.limits[limit, L_ENTITY])
+            bucket, amount = prior[limit].tolist()
+            record = self._booking(wire.RELEASE, limit, int(touches.batch.time[0]), 0, amount, bucket)
+            pieces.setdefault((e, int(prior_keys[e])), []).append((0, record))
+        moved = self._move([_Entry(b"r", followed.claim, own)], pieces)
+        if moved.new[0] or moved.known[0] == own:
+            asked.handed[:] = handed
+            asked.granted[0, handed] = 1
+            asked.asked[0, handed] = 0
+            asked.buckets[0, handed] = prior[handed, 0]
+        else:
+            self._want(asked, NOTHING_HELD, NO_KEYS)
+
+    def release(self, key: bytes) -> bool:
+        """Return every grant that an event still holds; whether there was any."""
+        known = self._recall(key)
+        if known is None or known.settled is not None or not known.holds:
+            return False
+        trace = known.trace(self.features)
+        pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+        for name, (bucket, amount) in trace.holds.items():
+            if name in self.features.limit_names:
+                limit = self.features.limit_names.index(name)
+                e = int(self.features.plan.limits[limit, L_ENTITY])
+                at = trace.keys.get(self.features.entities[e], 0)
+                record = self._booking(wire.RELEASE, limit, known.time, 0, amount, bucket)
+                pieces.setdefault((e, at), []).append((0, record))
+        return self._move([_Entry(b"r", key, BY_RELEASE)], pieces).new[0]
+
+    def label(self, key: bytes, label: str, time: int) -> bool:
+        """Let a label count for the event's entities, in the place of the one it had; False when too old.
+
+        The labels of an event are a chain of claims: the next one is entered where nobody was faster.
+        """
+        known = self._recall(key)
+        if known is None:
+            return False
+        before: str | None = None
+        number = 0
+        while True:
+            said = self._link.call("GET", self._claim_name(b"l", key) + b".%d" % number)[0]
+            if said is None:
+                pieces = self._label_pieces(known, before, label)
+                value = msgspec.msgpack.encode((label, time))
+                moved = self._move([_Entry(b"l", key, value, b".%d" % number)], pieces)
+                if moved.new[0]:
+                    return True
+                said = moved.known[0]
+            assert isinstance(said, bytes), "a label has a value"
+            before, before_time = msgspec.msgpack.decode(said, type=tuple[str, int])
+            if time < before_time or (label, time) == (before, before_time):
+                return True
+            number += 1
+
+    def _label_pieces(
+        self, known: _Known, before: str | None, label: str
+    ) -> dict[tuple[int, int], list[tuple[int, bytes]]]:
+        """Records that take away what the label before counted, and add what this one does."""
+        pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+        if before == label:
+            return pieces
+        for name, sign in ((before, 1 << SIGN_BIT), (label, 0)):
+            if name is None:
+                continue
+            for e, key, record in known.labelled(self._plan, FRAUD if name == "fraud" else LEGIT, sign):
+                first, width = (int(self.features.plan.entities[e, at]) for at in (E_RECORD, E_WIDTH))
+                head = bytes((wire.RECORD, width, 0)) + self.tag.to_bytes(5, "little")
+                words = record[first : first + width].astype("<i8").tobytes()
+                pieces.setdefault((e, key), []).append((0, head + words))
+        return pieces
+
+    # -- lists and live tables
+
+    def list_put(self, name: str, entity: str, key: int, entry: Mapping[str, Any]) -> None:
+        """Enter or replace an entry; `entry['expires']` is ms or None."""
+        self._edit(("list", name, entity, key), dict(entry))
+
+    def list_get(self, name: str, entity: str, key: int) -> dict[str, Any] | None:
+        """An entry, or None."""
+        self._catch_up()
+        return self.lists.get((name, entity, key))
+
+    def list_delete(self, name: str, entity: str, key: int) -> bool:
+        """Remove an entry; whether it was there."""
+        return self._edit(("list", name, entity, key), None)
+
+    def table_put(self, name: str, key: int, row: Row) -> None:
+        """Enter or replace a live row."""
+        self._edit(("table", name, "", key), dict(row))
+
+    def table_delete(self, name: str, key: int) -> bool:
+        """Remove a live row; whether it was there."""
+        return self._edit(("table", name, "", key), None)
+
+    def _edit(self, name: _Name, entry: dict[str, Any] | None) -> bool:
+        """Make an edit and learn of those of others; whether there was an entry before."""
+        data = self.place.data
+        field = msgspec.msgpack.encode(name)
+        value = msgspec.msgpack.encode(entry) if entry is not None else b""
+        answer = self._link.call(
+            "EVALSHA", self._link.names["edit"], 4, self.place.epoch_key, data + b"edits", data + b"entries",
+            data + b"log", self.place.epoch, field, value, msgspec.msgpack.encode((name, entry)),
+        )[0]  # fmt: skip
+        if answer == -1:
+            raise StoreError("epoch", missing_epoch(self.place))
+        self._catch_up()
+        return answer == 1
+
+    def _catch_up(self) -> None:
+        """Learn of edits made since the last look: from the log of the latest, else from all entries."""
+        data = self.place.data
+        epoch, edits = self._link.call("MGET", self.place.epoch_key, data + b"edits")
+        if epoch != self.place.epoch:
+            raise StoreError("epoch", missing_epoch(self.place))
+        there = int(edits or b"0")
+        if there == self._edits:
+            return
+        missed = there - self._edits if self._edits >= 0 else LOG_EDITS + 1
+        if missed <= LOG_EDITS:
+            # Edits made meanwhile may come along: to take one in twice changes nothing.
+            log = self._link.call("LRANGE", data + b"log", -missed, -1)
+            changes = [msgspec.msgpack.decode(item, type=_Change) for item in log if isinstance(item, bytes)]
+        else:
+            items = self._link.call("HGETALL", data + b"entries")
+            self.lists.clear()
+            self.tables = {}
+            changes = [
+                (msgspec.msgpack.decode(field, type=_Name), msgspec.msgpack.decode(value))
+                for field, value in zip(items[::2], items[1::2], strict=True)
+                if isinstance(field, bytes) and isinstance(value, bytes)
+            ]
+        self._edits = there
+        for (kind, name, entity, key), entry in changes:
+            if kind == "list" and entry is not None:
+                self.lists.put((name, entity, key), entry)
+            elif kind == "list":
+                self.lists.delete((name, entity, key))
+            else:
+                rows = {k: row for k, row in self.tables.get(name, {}).items() if k != key}
+                self.tables = {**self.tables, name: rows if entry is None else {**rows, key: entry}}
+
+    # -- plans
+
+    def reload(self, features: FeatureSet) -> None:
+        """Serve another plan. Cells of equal definition keep what they know."""
+        self._serve(features)
+        self.lists.reload(features)
+
+    # -- looking in, out and back
+
+    def info(self) -> Info:
+        """Sizes and losses, as the server tells them: entities are the keys of its database."""
+        memory = self._link.call("INFO", "memory")[0]
+        size = self._link.call("DBSIZE")[0]
+        assert isinstance(memory, bytes), "INFO answers a string"
+        facts = facts_of(memory)
+        return Info(
+            entities=size if isinstance(size, int) else 0,
+            bytes=int(facts.get("used_memory", 0)),
+            reserved=int(facts.get("maxmemory", 0)),
+            evictions=0,
+            expired=0,
+            lost=0,
+            claims=0,
+        )
+
+    def export(self, path: Path) -> int:
+        """Write entities, lists and live tables to a file; return the number of entities."""
+        raise RiskEngineError("the state of a Redis store cannot be exported yet: copy its database")
+
+    def take_in(self, path: Path) -> int:
+        """Read a file written by `export` under the same plan; return the number of entities."""
+        raise RiskEngineError("a state cannot be taken into a Redis store yet: rebuild it from the journal")
+
+    def close(self) -> None:
+        """Hang up."""
+        self.claims.clear()
+        self._link.close()
+
+    # -- names
+
+    def _claim_name(self, letter: bytes, key: bytes) -> bytes:
+        words = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+        return self.place.data + letter + spelled(words[0]) + spelled(words[1])
+
+    def _entity_name(self, e: int, key: int) -> bytes:
+        return self.place.data + b"e" + kind_of(self.features.entities[e]) + spelled(key & (2**64 - 1))
+
+
+class _Workspace:
+    """Memory that values are unfolded in, laid out as that of the in-process store, and used again."""
+
+    def __init__(self) -> None:
+        self.words = np.zeros(1 << 16, np.int64)
+        self.meta = np.zeros(slabs.META_SIZE, np.int64)
+        self.table = np.zeros(8, np.int64)
+        self.old_table = np.zeros(2, np.int64)
+        self.slots = np.zeros(8, np.int64)
+        self.row = np.zeros((1, 1), np.int64)
+
+    @property
+    def arrays(self) -> tuple[Int64s, Int64s, Int64s, Int64s]:
+        """What the kernels of slabs.py share."""
+        return self.words, self.meta, self.table, self.old_table
+
+    def prepare(self, slots: int) -> None:
+        """Empty the tables that find `slots` keys."""
+        if len(self.slots) != 2 * slots:
+            self.slots, self.table = np.zeros(2 * slots, np.int64), np.zeros(2 * slots, np.int64)
+        else:
+            self.slots[:] = 0
+
+    def begin(self, features: FeatureSet, entities: Int64s, lengths: Int64s, events: int) -> None:
+        """Know of nothing, with room for values of these lengths and what a batch adds to them."""
+        needed = int(np.maximum(lengths, 0).sum())
+        plan = features.plan.entities
+        fixed = int(
+            (plan[:, ledger.E_FIXED] + plan[:, ledger.E_FIXED_N] + 2 * plan[:, ledger.E_GROWTH]).max(
+                initial=8
+            )
+        )
+        needed = 4 * (
+            needed
+            + (len(entities) + 16) * (fixed + 64) * 2
+            + events * 2 * int(plan[:, ledger.E_GROWTH].sum())
+        )
+        if len(self.words) < needed:
+            self.words = np.zeros(2 * needed, np.int64)
+        slots = 8
+        while slots < 4 * len(entities):
+            slots *= 2
+        if len(self.table) < 2 * slots:
+            self.table = np.zeros(2 * slots, np.int64)
+        self.table[:] = 0
+        self.meta[:] = 0
+        slabs.lay_out(self.words, self.meta)
+        if self.row.shape[1] != features.record_words:
+            self.row = np.zeros((1, features.record_words), np.int64)
+
+
+class _Entry(NamedTuple):
+    """A claim to be entered: the letter of its name, the event's, its value, and what its name ends with."""
+
+    letter: bytes
+    key: bytes
+    value: bytes
+    end: bytes = b""
+
+
+class _Moved(NamedTuple):
+    """What a call off the hot path came to: which claims were new, the values of others, entities before."""
+
+    new: list[bool]
+    known: list[Item]
+    spots: list[tuple[int, int]]
+    values: list[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is kept of a decided event (wire.put_trace), by the plan it was written under."""
+
+    plan: LaidOut
+    time: int
+    event: int
+    keys: Mapping[int, int]
+    masks: Mapping[int, int]
+    slots: Mapping[int, list[int]]
+    holds: Sequence[tuple[int, int, int]]  # limit, bucket, amount
+    follows: bytes | None
+    settled: Item  # by whom its holds are: a release, or an event that follows it
+
+    @classmethod
+    def read(cls, claim: bytes, key: bytes, settled: Item, plans: Plans) -> _Known | None:
+        """Read a claim's value; None where its plan is not known."""
+        data = as_array(claim)
+        end = len(claim)
+        laid_out = plans.of(packing.get_raw(data, wire.CLAIM_BYTES, 5))
+        if laid_out is None:
+            return None
+        labelled = bool(laid_out.plan.kinds[FRAUD:].any())
+        at = wire.CLAIM_BYTES + 8
+        keys: dict[int, int] = {}
+        masks: dict[int, int] = {}
+        slots: dict[int, list[int]] = {}
+        for _ in range(claim[at]):
+            e = claim[at + 1]
+            keys[e] = packing.get_raw(data, at + 2, 8)
+            masks[e], at = packing.get_varint(data, at + 10, end)
+            slots[e] = []
+            if labelled and masks[e]:
+                for _ in range(RECORD_SLOTS, int(laid_out.plan.entities[e, E_WIDTH])):
+                    word, at = packing.get_varint(data, at, end)
+                    slots[e].append(word)
+            at -= 1
+        at += 1
+        holds = []
+        count = claim[at]
+        at += 1
+        for _ in range(count):
+            limit = claim[at]
+            bucket, at = packing.get_varint(data, at + 1, end)
+            amount, at = packing.get_varint(data, at, end)
+            holds.append((limit, bucket, amount))
+        return cls(
+            laid_out,
+            int.from_bytes(claim[16:24], "little", signed=True),
+            int.from_bytes(key[:8], "little", signed=True),
+            keys, masks, slots, holds, claim[at : at + 16] or None, settled,
+        )  # fmt: skip
+
+    def trace(self, features: FeatureSet) -> Trace:
+        """The same in the names of another plan: of the cells moved those that it has too."""
+        old = self.plan
+        moved = {}
+        for e in self.keys:
+            name = old.entities[e]
+            texts = {str(s.key[0]) for c, s in enumerate(old.specs[e]) if (self.masks[e] >> c) & 1}
+            own = features.specs[features.entities.index(name)] if name in features.entities else ()
+            moved[name] = frozenset(spec.key for spec in own if repr(spec.key) in texts)
+        return Trace(
+            {old.entities[e]: key for e, key in self.keys.items()},
+            moved,
+            {old.limit_names[limit]: (bucket, amount) for limit, bucket, amount in self.holds},
+        )
+
+    def labelled(self, new: LaidOut, kind: int, sign: int) -> Iterator[tuple[int, int, Int64s]]:
+        """The records that a label of a kind moves: entity, key, record, by another plan."""
+        old = self.plan
+        for e, key in self.keys.items():
+            mask = self.masks[e] & int(old.plan.kinds[kind, e])
+            if not mask:
+                continue
+            record = np.full(old.record_words, NONE, np.int64)
+            first = int(old.plan.entities[e, E_RECORD])
+            record[first + RECORD_TIME], record[first + RECORD_HASH] = self.time, self.event
+            record[first + RECORD_SLOTS : first + RECORD_SLOTS + len(self.slots[e])] = self.slots[e]
+            changed = translate(old, new, e, record, mask)
+            if changed is not None:
+                out, moved, now = changed
+                out[int(new.plan.entities[now, E_RECORD]) + RECORD_MASK] = moved | sign
+                yield now, key, out
+
+
+def pairs(table: Bytes) -> list[tuple[int, int]]:
+    """Rows and columns of what is not 0, in order."""
+    return [(int(i), int(j)) for i, j in zip(*np.nonzero(table), strict=True)]
+
+
+def bulk(data: bytes) -> bytes:
+    """A string of RESP."""
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def as_array(data: bytes) -> Bytes:
+    """Bytes as kernels take them."""
+    return np.frombuffer(bytearray(data) + b"\0", np.uint8)[:-1]
+
+
+def spelled(word: int) -> bytes:
+    """64 bits in 11 characters, as wire.put_word writes them."""
+    return "".join([*(LETTERS[(word >> (58 - 6 * k)) & 63] for k in range(10)), LETTERS[word & 15]]).encode()
+
+
+def kind_of(entity: str) -> bytes:
+    """Two characters that tell an entity's kind in the names of keys."""
+    digest = hashlib.blake2b(entity.encode(), digest_size=2, person=b"riskengine.kind").digest()
+    return (LETTERS[digest[0] & 63] + LETTERS[digest[1] & 63]).encode()
+
+
+def facts_of(info: bytes) -> dict[str, str]:
+    """What INFO says, by name."""
+    lines = info.decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def missing_epoch(place: Place) -> str:
+    """What is wrong where the epoch is not the one that was there when the store was opened."""
+    return (
+        f"the store at {place.prefix} is empty or begins anew: it was emptied, or lost its data. Counters "
+        "would start from nothing: rebuild them (riskengine rebuild), or begin empty (riskengine store init)"
+    )

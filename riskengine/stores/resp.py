@@ -1,0 +1,170 @@
+"""The wire of Redis in numba: requests written into one buffer, replies found in another, nothing copied.
+
+RESP2, as the protocol specification of Redis has it (https://redis.io/docs/latest/develop/reference/protocol-spec).
+A reply is one item or one flat array of items, which is all that our scripts answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine.kernel import jit
+
+Bytes = NDArray[np.uint8]
+Int64s = NDArray[np.int64]
+
+NIL: Final = -1  # lengths of items that are no string
+INTEGER: Final = -2  # its value stands where other items have their offset
+ERROR: Final = -3  # offset is where its text begins, which CR ends
+BROKEN: Final = -1  # instead of a position: this is no RESP2
+DIGITS_MAX: Final = 19
+
+STAR, DOLLAR, COLON, MINUS, PLUS, CR, LF = (ord(mark) for mark in "*$:-+\r\n")
+ZERO: Final = ord("0")
+
+
+@jit
+def put_int(out: Bytes, at: int, value: int) -> int:
+    """Write a number that is not negative in decimal digits; return the position behind it."""
+    digits = 1
+    rest = value // 10
+    while rest > 0:
+        digits += 1
+        rest //= 10
+    for k in range(digits):
+        out[at + digits - 1 - k] = ZERO + value % 10
+        value //= 10
+    return at + digits
+
+
+@jit
+def put_line(out: Bytes, at: int, mark: int, value: int) -> int:
+    """Write a header: STAR before an array's size, DOLLAR before a string's."""
+    out[at] = mark
+    at = put_int(out, at + 1, value)
+    out[at] = CR
+    out[at + 1] = LF
+    return at + 2
+
+
+@jit
+def put_end(out: Bytes, at: int) -> int:
+    """End a string."""
+    out[at] = CR
+    out[at + 1] = LF
+    return at + 2
+
+
+@jit
+def put_bytes(out: Bytes, at: int, data: Bytes, start: int, size: int) -> int:
+    """Write data[start : start + size] as it is."""
+    for k in range(size):
+        out[at + k] = data[start + k]
+    return at + size
+
+
+@jit
+def put_bulk(out: Bytes, at: int, data: Bytes, start: int, size: int) -> int:
+    """Write data[start : start + size] as a string of RESP."""
+    at = put_line(out, at, DOLLAR, size)
+    return put_end(out, put_bytes(out, at, data, start, size))
+
+
+@jit
+def number_at(data: Bytes, at: int, end: int) -> tuple[int, int]:
+    """The number on the line from data[at] on, and where the next line begins.
+
+    0 there says that the line has not come whole, BROKEN that it holds no number.
+    """
+    sign = 1
+    if at < end and data[at] == MINUS:
+        sign = -1
+        at += 1
+    value = 0
+    digits = 0
+    while at < end and data[at] != CR:
+        digit = int(data[at]) - ZERO
+        if digit < 0 or digit > 9 or digits == DIGITS_MAX:
+            return 0, BROKEN
+        value = value * 10 + digit
+        digits += 1
+        at += 1
+    if at + 1 >= end:
+        return 0, 0
+    if digits == 0 or data[at + 1] != LF:
+        return 0, BROKEN
+    return sign * value, at + 2
+
+
+@jit
+def scan(
+    data: Bytes, at: int, end: int, offsets: Int64s, lengths: Int64s, done: int, total: int
+) -> tuple[int, int, int]:
+    """Find the items of one reply in data[at:end]; return how far it was read, how many, of how many.
+
+    Called again with what it returned when more has come. A `total` of -1 says that the reply has not begun;
+    one larger than the tables have room for is returned at once, to be called again with larger ones.
+    """
+    while total < 0 or done < total:
+        if total > len(offsets):
+            return at, done, total
+        if at >= end:
+            break
+        mark = data[at]
+        if mark == MINUS or mark == PLUS:
+            stop = at + 1
+            while stop < end and data[stop] != CR:
+                stop += 1
+            if stop + 1 >= end:
+                break
+            if data[stop + 1] != LF:
+                return BROKEN, done, total
+            total = max(total, 1)
+            if total > len(offsets):
+                return at, done, total
+            offsets[done] = at + 1
+            lengths[done] = ERROR if mark == MINUS else stop - at - 1
+            done += 1
+            at = stop + 2
+            continue
+        value, after = number_at(data, at + 1, end)
+        if after == BROKEN:
+            return BROKEN, done, total
+        if after == 0:
+            break
+        if mark == STAR and total < 0:
+            total = max(value, 0)
+            at = after
+            continue
+        total = max(total, 1)
+        if total > len(offsets):
+            return at, done, total
+        if mark == COLON:
+            offsets[done] = value
+            lengths[done] = INTEGER
+        elif mark == DOLLAR and value < 0:
+            offsets[done] = after
+            lengths[done] = NIL
+        elif mark == DOLLAR:
+            if after + value + 2 > end:
+                break
+            if data[after + value] != CR or data[after + value + 1] != LF:
+                return BROKEN, done, total
+            offsets[done] = after
+            lengths[done] = value
+            after += value + 2
+        else:
+            return BROKEN, done, total
+        done += 1
+        at = after
+    return at, done, total
+
+
+def command(words: Iterable[bytes | str | int]) -> bytes:
+    """A command off the hot path."""
+    parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)

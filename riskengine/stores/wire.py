@@ -1,0 +1,791 @@
+"""A batch as one request to Redis, and the values it answers as slabs: the kernels of the Redis store.
+
+value     sections, tail
+section   header (24 bytes) and snapshot of one plan, as in packing.py; bytes 2-3 count the snapshots
+tail      records not folded in yet, in the order of the log
+record    kind (1), words (1), cell (1), plan (5), words (8 each)
+
+The words are those of the entity's record (RECORD), or time, event hash, amount, and maximum (RESERVE) or
+bucket (RELEASE) of what an event wants of a limit. A reservation is granted when what is held where it stands
+in the log leaves room for it: every reader finds the same.
+
+Names of keys are the prefix, a letter, and 64 bits of hash in 11 characters: `e` and two characters that tell
+the kind for an entity; `c` twice 64 bits for a claim, `d` for its decision, `r` for who settled its holds.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine import ledger, packing
+from riskengine.cells import HOLDS
+from riskengine.decision import DENY
+from riskengine.kernel import jit
+from riskengine.ledger import (
+    E_CELLS,
+    E_RECORD,
+    E_WIDTH,
+    L_CELL,
+    L_DIGITS,
+    L_ENTITY,
+    L_FIELD,
+    L_LIVE,
+    L_MAX,
+    L_SEVERITY,
+    L_WHERE,
+    NONE,
+    P_LIMIT_TYPES,
+    P_LIMITS_N,
+    P_TYPES_N,
+    RECORD_MASK,
+    Float64s,
+    Int64s,
+    cell_of,
+    entity_of,
+    limit_of,
+)
+from riskengine.packing import Bytes, get_raw, put_raw, put_varint
+from riskengine.stores import slabs
+from riskengine.stores.resp import DOLLAR, NIL, STAR, put_bulk, put_bytes, put_end, put_int, put_line
+
+RECORD, RESERVE, RELEASE = 1, 2, 3
+HEAD: Final = 8  # bytes before a record's words
+BOOKING: Final = HEAD + 32  # bytes of a reservation, and of its release
+WORDS_MAX: Final = 255
+MAGIC_0, MAGIC_1 = packing.MAGIC & 0xFF, packing.MAGIC >> 8
+CLAIM_BYTES: Final = 24  # of a claim's value before its trace: content, time
+FOLDED, FOREIGN, BROKEN, STOPPED = range(4)  # what became of a value
+HANDED: Final = 2  # what a limit is asked for has been held by the event that is followed
+RECORDS, SNAPSHOT_BYTES, TAIL_BYTES, SINCE, TAIL_SIZE = range(5)  # columns of what is told of values
+KEY_CHARS: Final = 11
+
+ALPHABET: Final = np.frombuffer(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8
+).copy()
+
+
+# ---- names ------------------------------------------------------------------------------------------
+
+
+@jit
+def put_word(out: Bytes, at: int, word: int) -> int:
+    """Write 64 bits in 11 characters of base64url."""
+    for k in range(10):
+        out[at + k] = ALPHABET[(word >> (58 - 6 * k)) & 63]
+    out[at + 10] = ALPHABET[word & 15]
+    return at + KEY_CHARS
+
+
+@jit
+def put_claim_name(out: Bytes, at: int, prefix: Bytes, letter: int, high: int, low: int) -> int:
+    """Write the name of a claim's key as a string of RESP."""
+    at = put_line(out, at, DOLLAR, len(prefix) + 1 + 2 * KEY_CHARS)
+    at = put_bytes(out, at, prefix, 0, len(prefix))
+    out[at] = letter
+    at = put_word(out, at + 1, high)
+    return put_end(out, put_word(out, at, low))
+
+
+@jit
+def put_entity_name(out: Bytes, at: int, prefix: Bytes, kinds: Bytes, e: int, key: int) -> int:
+    """Write the name of an entity's key as a string of RESP."""
+    at = put_line(out, at, DOLLAR, len(prefix) + 3 + KEY_CHARS)
+    at = put_bytes(out, at, prefix, 0, len(prefix))
+    out[at] = 101  # e
+    out[at + 1] = kinds[2 * e]
+    out[at + 2] = kinds[2 * e + 1]
+    return put_end(out, put_word(out, at + 3, key))
+
+
+@jit
+def put_number(out: Bytes, at: int, value: int) -> int:
+    """Write a number that is not negative as a string of RESP."""
+    digits = 1
+    rest = value // 10
+    while rest > 0:
+        digits += 1
+        rest //= 10
+    at = put_line(out, at, DOLLAR, digits)
+    return put_end(out, put_int(out, at, value))
+
+
+# ---- before the wait --------------------------------------------------------------------------------
+
+
+@jit
+def ask(
+    plan: Int64s,
+    type_index: NDArray[np.int32],
+    late: NDArray[np.bool_],
+    keys: Int64s,
+    cells: Float64s,
+    prior: Int64s,
+    prior_keys: Int64s,
+    asked: Bytes,
+    amounts: Int64s,
+    mosts: Int64s,
+) -> None:
+    """What every event of a batch wants of which limit: asked uint8 (n, L), amounts and maxima (n, L).
+
+    `prior` (L, 2) is what a lone event takes over, as in slabs.settle; where it does, asked is HANDED.
+    """
+    for i in range(keys.shape[0]):
+        for limit in range(plan[P_LIMITS_N]):
+            digits = limit_of(plan, limit, L_DIGITS)
+            where = limit_of(plan, limit, L_WHERE)
+            field = limit_of(plan, limit, L_FIELD)
+            key = keys[i, limit_of(plan, limit, L_ENTITY)]
+            on_type = plan[plan[P_LIMIT_TYPES] + limit * plan[P_TYPES_N] + type_index[i]]
+            wants = key != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
+            amount = 1
+            if field >= 0:
+                amount = 0 if np.isnan(cells[field, i]) else max(0, ledger.minor_of(cells[field, i], digits))
+            most = slabs.amount_of(digits, cells[limit_of(plan, limit, L_MAX), i])
+            amounts[i, limit] = amount
+            mosts[i, limit] = most
+            handed = (
+                len(prior) > 0
+                and prior[limit, 1] == amount
+                and prior_keys[limit_of(plan, limit, L_ENTITY)] == key
+            )
+            asked[i, limit] = 0
+            if wants and not late[i]:
+                asked[i, limit] = HANDED if handed else most != NONE
+
+
+@jit
+def gather(
+    plan: Int64s,
+    keys: Int64s,
+    records: Int64s,
+    asked: Bytes,
+    slots: Int64s,
+    entities: Int64s,
+    sizes: Int64s,
+    pieces: Int64s,
+    after: Int64s,
+) -> tuple[int, int]:
+    """The distinct entities of a batch: how many, and how many bytes their records take.
+
+    `slots` (2 S, zeros, S a power of two) finds their places; `entities` (K, 4) are key, entity, first and
+    last event of each; `sizes` and `pieces` (K) what is appended to each; `after` (n, E) the next event of
+    the same entity, -1 behind the last.
+    """
+    count = 0
+    total = 0
+    mask = (len(slots) >> 1) - 1
+    for i in range(keys.shape[0]):
+        for e in range(keys.shape[1]):
+            key = keys[i, e]
+            if key == 0 or entity_of(plan, e, E_WIDTH) == 0:
+                continue
+            size = piece_size(plan, records, asked, i, e)
+            at = key & mask
+            while slots[2 * at + 1] != 0 and slots[2 * at] != key:
+                at = (at + 1) & mask
+            place = slots[2 * at + 1] - 1
+            if place < 0:
+                place = count
+                slots[2 * at] = key
+                slots[2 * at + 1] = place + 1
+                entities[place, 0] = key
+                entities[place, 1] = e
+                entities[place, 2] = -1
+                sizes[place] = 0
+                pieces[place] = 0
+                count += 1
+            if size == 0:
+                continue
+            after[i, e] = -1
+            if entities[place, 2] < 0:
+                entities[place, 2] = i
+            else:
+                after[entities[place, 3], e] = i
+            entities[place, 3] = i
+            sizes[place] += size
+            pieces[place] += 1
+            total += size
+    return count, total
+
+
+@jit
+def piece_size(plan: Int64s, records: Int64s, asked: Bytes, i: int, e: int) -> int:
+    """Bytes that an event appends to one of its entities."""
+    size = 0
+    if records[i, entity_of(plan, e, E_RECORD) + RECORD_MASK] != 0:
+        size = HEAD + 8 * entity_of(plan, e, E_WIDTH)
+    for limit in range(plan[P_LIMITS_N]):
+        if asked[i, limit] and limit_of(plan, limit, L_ENTITY) == e:
+            size += BOOKING
+    return size
+
+
+@jit
+def put_piece(
+    out: Bytes,
+    at: int,
+    plan: Int64s,
+    tag: int,
+    records: Int64s,
+    asked: Bytes,
+    amounts: Int64s,
+    mosts: Int64s,
+    time: Int64s,
+    event_hash: Int64s,
+    i: int,
+    e: int,
+) -> int:
+    """Write what an event appends to one of its entities: its record, and what it wants of limits."""
+    first = entity_of(plan, e, E_RECORD)
+    if records[i, first + RECORD_MASK] != 0:
+        width = entity_of(plan, e, E_WIDTH)
+        at = put_head(out, at, RECORD, width, 0, tag)
+        for k in range(width):
+            at = put_raw(out, at, records[i, first + k], 8)
+    for limit in range(plan[P_LIMITS_N]):
+        if asked[i, limit] and limit_of(plan, limit, L_ENTITY) == e:
+            cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
+            at = put_booking(
+                out,
+                at,
+                RESERVE,
+                cell,
+                tag,
+                time[i],
+                event_hash[i],
+                amounts[i, limit],
+                mosts[i, limit],
+            )
+    return at
+
+
+@jit
+def put_head(out: Bytes, at: int, kind: int, size: int, cell: int, tag: int) -> int:
+    """Write a record's first eight bytes."""
+    out[at] = kind
+    out[at + 1] = size
+    out[at + 2] = cell
+    return put_raw(out, at + 3, tag, 5)
+
+
+@jit
+def put_booking(
+    out: Bytes, at: int, kind: int, cell: int, tag: int, time: int, event: int, amount: int, last: int
+) -> int:
+    """Write a reservation (`last` is the maximum) or a release (`last` is the bucket)."""
+    at = put_head(out, at, kind, 4, cell, tag)
+    at = put_raw(out, at, time, 8)
+    at = put_raw(out, at, event, 8)
+    at = put_raw(out, at, amount, 8)
+    return put_raw(out, at, last, 8)
+
+
+@jit
+def write_observe(
+    out: Bytes,
+    plan: Int64s,
+    tag: int,
+    prefix: Bytes,
+    kinds: Bytes,
+    opening: Bytes,
+    shared: Bytes,
+    epoch: Bytes,
+    lives: Bytes,
+    claims: Int64s,
+    contents: Int64s,
+    time: Int64s,
+    event_hash: Int64s,
+    records: Int64s,
+    asked: Bytes,
+    amounts: Int64s,
+    mosts: Int64s,
+    count: int,
+    entities: Int64s,
+    sizes: Int64s,
+    pieces: Int64s,
+    after: Int64s,
+) -> int:
+    """Write the call of observe.lua for a batch (claims (m, 2), none to read only); return its bytes.
+
+    `opening`, `shared` (two keys), `epoch` and `lives` (two arguments) are strings of RESP made beforehand.
+    """
+    n = len(claims)
+    at = put_line(out, 0, STAR, 11 + 2 * n + 2 * count)
+    at = put_bytes(out, at, opening, 0, len(opening))
+    at = put_number(out, at, 2 + n + count)
+    at = put_bytes(out, at, shared, 0, len(shared))
+    for i in range(n):
+        at = put_claim_name(out, at, prefix, 99, claims[i, 0], claims[i, 1])
+    for k in range(count):
+        at = put_entity_name(out, at, prefix, kinds, entities[k, 1], entities[k, 0])
+    at = put_bytes(out, at, epoch, 0, len(epoch))
+    at = put_number(out, at, n)
+    at = put_bytes(out, at, lives, 0, len(lives))
+    at = put_line(out, at, DOLLAR, count)
+    for k in range(count):
+        out[at + k] = entities[k, 1]
+    at = put_end(out, at + count)
+    total = 0
+    for k in range(count):
+        total += 2 + 4 * pieces[k]
+    at = put_line(out, at, DOLLAR, total)
+    for k in range(count):
+        at = put_raw(out, at, pieces[k], 2)
+        i = entities[k, 2]
+        while i >= 0:
+            at = put_raw(out, at, i + 1, 2)
+            at = put_raw(out, at, piece_size(plan, records, asked, i, entities[k, 1]), 2)
+            i = after[i, entities[k, 1]]
+    at = put_end(out, at)
+    for i in range(n):
+        at = put_line(out, at, DOLLAR, CLAIM_BYTES)
+        at = put_raw(out, at, contents[i, 0], 8)
+        at = put_raw(out, at, contents[i, 1], 8)
+        at = put_end(out, put_raw(out, at, time[i], 8))
+    for k in range(count):
+        at = put_line(out, at, DOLLAR, sizes[k])
+        i = entities[k, 2]
+        while i >= 0:
+            at = put_piece(
+                out, at, plan, tag, records, asked, amounts, mosts, time, event_hash, i, entities[k, 1]
+            )
+            i = after[i, entities[k, 1]]
+        at = put_end(out, at)
+    return at
+
+
+# ---- after it ---------------------------------------------------------------------------------------
+
+
+@jit
+def take_in(
+    plan: Int64s,
+    tag: int,
+    fingerprint: int,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    data: Bytes,
+    offsets: Int64s,
+    lengths: Int64s,
+    count: int,
+    entities: Int64s,
+    row: Int64s,
+    stop_event: int,
+    stop_time: int,
+    tails: Int64s,
+    outcome: Int64s,
+) -> None:
+    """Fold values (item k of `offsets`, `lengths` for entity k of `entities`) into slabs of the workspace.
+
+    `row` (1, W) is room for a record. A value is folded up to the first record of event `stop_event` at
+    `stop_time` (STOPPED), where that is not 0. Writes of each value what its columns say (tails
+    (K, TAIL_SIZE); SINCE is the time of its snapshot, else of its first record), and what became of it
+    (outcome (K)). Of one that is FOREIGN, that is of another plan, or BROKEN, no slab is made.
+    """
+    for k in range(count):
+        for column in range(TAIL_SIZE):
+            tails[k, column] = 0
+        outcome[k] = FOLDED
+        if lengths[k] != NIL:
+            outcome[k] = take_in_one(
+                plan, tag, fingerprint, words, meta, table, old_table, data, offsets[k],
+                offsets[k] + lengths[k], entities[k, 0], entities[k, 1], row, stop_event, stop_time, tails, k,
+            )  # fmt: skip
+
+
+@jit
+def take_in_one(
+    plan: Int64s,
+    tag: int,
+    fingerprint: int,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    data: Bytes,
+    at: int,
+    end: int,
+    key: int,
+    e: int,
+    row: Int64s,
+    stop_event: int,
+    stop_time: int,
+    tails: Int64s,
+    k: int,
+) -> int:
+    """`take_in` of one value, data[at:end]."""
+    judged = survey(plan, tag, fingerprint, data, at, end, e)
+    if judged != FOLDED:
+        return judged
+    s = 0
+    start = at
+    tails[k, SINCE] = NONE
+    while end - at >= packing.HEADER and data[at] == MAGIC_0 and data[at + 1] == MAGIC_1:
+        size = get_raw(data, at + 4, 4)
+        if get_raw(data, at + 8, 8) == fingerprint:
+            s = slabs.create(plan, words, meta, table, old_table, key, e, size)
+            if (
+                packing.unpack(
+                    plan,
+                    data,
+                    at + packing.HEADER,
+                    at + packing.HEADER + size,
+                    words,
+                    s,
+                    e,
+                    slabs.room_in(words, s),
+                )
+                < 0
+            ):
+                slabs.forget(words, meta, table, old_table, s)
+                return BROKEN
+            tails[k, SINCE] = words[s]
+        at += packing.HEADER + size
+    tails[k, SNAPSHOT_BYTES] = at - start
+    tails[k, TAIL_BYTES] = end - at
+    if tails[k, SINCE] == NONE and at < end:
+        tails[k, SINCE] = get_raw(data, at + HEAD, 8)
+    first = entity_of(plan, e, E_RECORD)
+    while at < end:
+        size = int(data[at + 1])
+        time = get_raw(data, at + HEAD, 8)
+        event = get_raw(data, at + HEAD + 8, 8)
+        if stop_event != 0 and event == stop_event and time == stop_time and data[at] != RELEASE:
+            return STOPPED
+        if data[at] == RECORD:
+            for j in range(size):
+                row[0, first + j] = get_raw(data, at + HEAD + 8 * j, 8)
+            s = slabs.fold(plan, words, meta, table, old_table, key, s, e, row, 0)
+        else:
+            cell = entity_of(plan, e, E_CELLS) + int(data[at + 2])
+            amount = get_raw(data, at + HEAD + 16, 8)
+            last = get_raw(data, at + HEAD + 24, 8)
+            if data[at] == RESERVE:
+                book(plan, words, meta, table, old_table, e, cell, key, time, amount, last)
+            else:
+                slabs.give_hold_back(plan, words, meta, table, old_table, e, cell, key, last, amount)
+            s = slabs.locate(meta, table, old_table, key)
+        tails[k, RECORDS] += 1
+        at += HEAD + 8 * size
+    return FOLDED
+
+
+@jit
+def survey(plan: Int64s, tag: int, fingerprint: int, data: Bytes, at: int, end: int, e: int) -> int:
+    """Whether a value is whole, and all of this plan: FOLDED, FOREIGN or BROKEN."""
+    sections = 0
+    own = 0
+    while end - at >= packing.HEADER and data[at] == MAGIC_0 and data[at + 1] == MAGIC_1:
+        sections += 1
+        own += get_raw(data, at + 8, 8) == fingerprint
+        at += packing.HEADER + get_raw(data, at + 4, 4)
+    foreign = sections > 0 and own == 0
+    while at < end:
+        if at + HEAD > end or at + HEAD + 8 * int(data[at + 1]) > end:
+            return BROKEN
+        if get_raw(data, at + 3, 5) != tag:
+            foreign = True
+        elif data[at] == RECORD:
+            if data[at + 1] != entity_of(plan, e, E_WIDTH):
+                return BROKEN
+        elif data[at] == RESERVE or data[at] == RELEASE:
+            cell = int(data[at + 2])
+            if data[at + 1] != 4 or cell >= entity_of(plan, e, ledger.E_CELLS_N):
+                return BROKEN
+            if cell_of(plan, entity_of(plan, e, E_CELLS) + cell, ledger.C_KIND) != HOLDS:
+                return BROKEN
+        else:
+            return BROKEN
+        at += HEAD + 8 * int(data[at + 1])
+    if at != end:
+        return BROKEN
+    return FOREIGN if foreign else FOLDED
+
+
+@jit
+def book(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    e: int,
+    cell: int,
+    key: int,
+    time: int,
+    amount: int,
+    most: int,
+) -> bool:
+    """Hold an amount of a limit where there is room for it; whether there was."""
+    s = slabs.locate(meta, table, old_table, key)
+    already = ledger.held(plan, words, s, e, cell, time) if s != 0 else 0
+    if already + amount > most:
+        return False
+    if amount != 0:
+        if s == 0:
+            s = slabs.create(plan, words, meta, table, old_table, key, e, 2)
+        else:
+            s = slabs.make_room(plan, words, meta, table, old_table, key, s, e, 2)
+        ledger.advance(plan, words, s, e, time)
+        bucket = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time)
+        ledger.hold(plan, words, s, e, cell, bucket, amount)
+    return True
+
+
+@jit
+def book_all(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    keys: Int64s,
+    time: Int64s,
+    asked: Bytes,
+    amounts: Int64s,
+    mosts: Int64s,
+    granted: Bytes,
+) -> None:
+    """What the log grants a batch: granted uint8 (n, L). The workspace holds it afterwards."""
+    for i in range(asked.shape[0]):
+        for limit in range(asked.shape[1]):
+            e = limit_of(plan, limit, L_ENTITY)
+            granted[i, limit] = asked[i, limit] and book(
+                plan, words, meta, table, old_table, e, limit_of(plan, limit, L_CELL), keys[i, e], time[i],
+                amounts[i, limit], mosts[i, limit],
+            )  # fmt: skip
+
+
+@jit
+def give_back_all(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    keys: Int64s,
+    time: Int64s,
+    granted: Bytes,
+    amounts: Int64s,
+) -> None:
+    """Undo `book_all`."""
+    for i in range(granted.shape[0]):
+        for limit in range(granted.shape[1]):
+            if granted[i, limit]:
+                e = limit_of(plan, limit, L_ENTITY)
+                cell = limit_of(plan, limit, L_CELL)
+                bucket = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i])
+                slabs.give_hold_back(
+                    plan, words, meta, table, old_table, e, cell, keys[i, e], bucket, amounts[i, limit]
+                )
+
+
+@jit
+def place_buckets(plan: Int64s, time: Int64s, buckets: Int64s) -> None:
+    """The bucket in which each event holds what it asks of each limit: buckets (n, L)."""
+    for i in range(buckets.shape[0]):
+        for limit in range(buckets.shape[1]):
+            window = cell_of(plan, limit_of(plan, limit, L_CELL), ledger.C_WINDOWS)
+            buckets[i, limit] = ledger.bucket_of(plan, window, time[i])
+
+
+@jit
+def compare(traces: Int64s, at_holds: int, granted: Bytes, again: Bytes, give_back: Bytes) -> int:
+    """Where what stays held (as traces say) is not what the log granted.
+
+    again: held, but the log refused it; how many these are is returned. give_back: granted, and not held.
+    """
+    count = 0
+    for i in range(granted.shape[0]):
+        for limit in range(granted.shape[1]):
+            held = traces[i, at_holds + 2 * limit + 1] != NONE
+            again[i, limit] = held and not granted[i, limit]
+            give_back[i, limit] = granted[i, limit] and not held
+            count += again[i, limit]
+    return count
+
+
+@jit
+def settle_given(
+    plan: Int64s,
+    type_index: NDArray[np.int32],
+    time: Int64s,
+    keys: Int64s,
+    cells: Float64s,
+    amounts: Int64s,
+    buckets: Int64s,
+    granted: Bytes,
+    base: Int64s,
+    hits: Bytes,
+    final: Int64s,
+    traces: Int64s,
+    at_holds: int,
+) -> None:
+    """Decide by what was granted: what slabs.settle writes, where no limit is tried any more."""
+    limits = plan[P_LIMITS_N]
+    for i in range(len(time)):
+        worst = base[i]
+        for limit in range(limits):
+            e = limit_of(plan, limit, L_ENTITY)
+            where = limit_of(plan, limit, L_WHERE)
+            on_type = plan[plan[P_LIMIT_TYPES] + limit * plan[P_TYPES_N] + type_index[i]]
+            wants = keys[i, e] != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
+            refused = wants and not granted[i, limit]
+            hits[i, hits.shape[1] - limits + limit] = refused
+            if refused and limit_of(plan, limit, L_LIVE):
+                worst = max(worst, limit_of(plan, limit, L_SEVERITY))
+        final[i] = worst
+        for limit in range(limits):
+            held = granted[i, limit] and worst != DENY
+            traces[i, at_holds + 2 * limit] = buckets[i, limit] if held else 0
+            traces[i, at_holds + 2 * limit + 1] = amounts[i, limit] if held else NONE
+
+
+# ---- concluding -------------------------------------------------------------------------------------
+
+
+@jit
+def put_trace(
+    out: Bytes,
+    at: int,
+    plan: Int64s,
+    fingerprint: int,
+    labelled: bool,
+    keys: Int64s,
+    masks: Int64s,
+    records: Int64s,
+    traces: Int64s,
+    at_holds: int,
+    follows: Int64s,
+    i: int,
+) -> int:
+    """Write what an event moved and holds: what a label, a release or a follow-up needs to know of it.
+
+    Plan (8), number of entities, and of each its number, key (8), cells moved and, where labels may count,
+    the slots of its record; number of holds, and of each limit, bucket, amount; the claim it follows (16, or
+    nothing).
+    """
+    at = put_raw(out, at, fingerprint, 8)
+    counted_at = at
+    out[at] = 0
+    at += 1
+    for e in range(keys.shape[1]):
+        width = entity_of(plan, e, E_WIDTH)
+        if keys[i, e] == 0 or width == 0:
+            continue
+        out[counted_at] += 1
+        out[at] = e
+        at = put_raw(out, at + 1, keys[i, e], 8)
+        at = put_varint(out, at, masks[i, e])
+        if labelled and masks[i, e] != 0:
+            first = entity_of(plan, e, E_RECORD)
+            for k in range(ledger.RECORD_SLOTS, width):
+                at = put_varint(out, at, records[i, first + k])
+    counted_at = at
+    out[at] = 0
+    at += 1
+    for limit in range(plan[P_LIMITS_N]):
+        if traces[i, at_holds + 2 * limit + 1] != NONE:
+            out[counted_at] += 1
+            out[at] = limit
+            at = put_varint(out, at + 1, traces[i, at_holds + 2 * limit])
+            at = put_varint(out, at, traces[i, at_holds + 2 * limit + 1])
+    if len(follows) > 0 and (follows[i, 0] != 0 or follows[i, 1] != 0):
+        at = put_raw(out, at, follows[i, 0], 8)
+        at = put_raw(out, at, follows[i, 1], 8)
+    return at
+
+
+@jit
+def write_conclude(
+    out: Bytes,
+    plan: Int64s,
+    tag: int,
+    fingerprint: int,
+    labelled: bool,
+    prefix: Bytes,
+    kinds: Bytes,
+    opening: Bytes,
+    epoch_key: Bytes,
+    epoch: Bytes,
+    lives: Bytes,
+    rows: Int64s,
+    claims: Int64s,
+    contents: Int64s,
+    time: Int64s,
+    event_hash: Int64s,
+    keys: Int64s,
+    masks: Int64s,
+    records: Int64s,
+    traces: Int64s,
+    at_holds: int,
+    follows: Int64s,
+    give_back: Bytes,
+    amounts: Int64s,
+    buckets: Int64s,
+    decisions: Bytes,
+    ends: Int64s,
+    room: Bytes,
+) -> int:
+    """Write the call of conclude.lua for the events `rows` of a batch; return its bytes.
+
+    Decision j of `decisions` ends at ends[j]. `room` has room for the largest trace.
+    """
+    n = len(rows)
+    limits = plan[P_LIMITS_N]
+    back = 0
+    for i in rows:
+        for limit in range(limits):
+            back += give_back[i, limit]
+    at = put_line(out, 0, STAR, 3 + 1 + n + back + 5 + 2 * n + 3 * back)
+    at = put_bytes(out, at, opening, 0, len(opening))
+    at = put_number(out, at, 1 + n + back)
+    at = put_bytes(out, at, epoch_key, 0, len(epoch_key))
+    for i in rows:
+        at = put_claim_name(out, at, prefix, 99, claims[i, 0], claims[i, 1])
+    for i in rows:
+        for limit in range(limits):
+            if give_back[i, limit]:
+                e = limit_of(plan, limit, L_ENTITY)
+                at = put_entity_name(out, at, prefix, kinds, e, keys[i, e])
+    at = put_bytes(out, at, epoch, 0, len(epoch))
+    at = put_number(out, at, n)
+    at = put_number(out, at, back)
+    at = put_bytes(out, at, lives, 0, len(lives))
+    start = 0
+    for j in range(n):
+        i = rows[j]
+        size = put_trace(
+            room, 0, plan, fingerprint, labelled, keys, masks, records, traces, at_holds, follows, i
+        )
+        at = put_line(out, at, DOLLAR, CLAIM_BYTES + size)
+        at = put_raw(out, at, contents[i, 0], 8)
+        at = put_raw(out, at, contents[i, 1], 8)
+        at = put_raw(out, at, time[i], 8)
+        at = put_end(out, put_bytes(out, at, room, 0, size))
+        at = put_bulk(out, at, decisions, start, ends[j] - start)
+        start = ends[j]
+    place = 0
+    for j in range(n):
+        i = rows[j]
+        for limit in range(limits):
+            if give_back[i, limit]:
+                place += 1
+                e = limit_of(plan, limit, L_ENTITY)
+                cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
+                at = put_number(out, at, j + 1)
+                at = put_number(out, at, place)
+                at = put_line(out, at, DOLLAR, BOOKING)
+                at = put_end(
+                    out,
+                    put_booking(
+                        out, at, RELEASE, cell, tag, time[i], event_hash[i], amounts[i, limit],
+                        buckets[i, limit],
+                    ),
+                )  # fmt: skip
+    return at

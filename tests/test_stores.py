@@ -1,0 +1,192 @@
+"""One contract, every store: what the in-process store answers, the shared one answers too, with ==."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from servers import apart, valkey
+from stage import T0, Stage, claim, payment, policy
+from strategies import Step, World
+from test_naive import SCENARIOS, Scenario, a_feature_taken_out_and_put_back_starts_empty
+from test_parity import KEY, EngineSubject, Tables, comparable, singly, stories, take, write_policy
+
+from riskengine.engine import Engine
+from riskengine.stores.address import begin
+from riskengine.stores.redis import RedisStore
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with valkey() as url:
+        yield url
+
+
+class SharedSubject(EngineSubject):
+    """An engine on a store of its own on a real server."""
+
+    def __init__(
+        self, folder: Path, policy: Mapping[str, Any], *, tables: Tables | None = None, url: str
+    ) -> None:
+        self.folder, self.now = folder, 0
+        write_policy(folder, policy, tables or {})
+        store = apart(url)
+        begin(store, policy["policy"])
+        self.engine = Engine.open(folder, store=store, clock=lambda: self.now, key=KEY)
+
+
+# Where many engines share a store, one that takes a feature out cannot know that all have: its cells stay.
+SHARED = [play for play in SCENARIOS if play is not a_feature_taken_out_and_put_back_starts_empty]
+
+
+@pytest.mark.parametrize("play", SHARED, ids=lambda play: play.__name__)
+def test_a_shared_store_plays(play: Scenario, server: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        opened = 0
+
+        def open_subject(policy: Mapping[str, Any], *, tables: Tables | None = None) -> SharedSubject:
+            nonlocal opened
+            opened += 1
+            folder = tmp_path / f"policy-{opened}"
+            folder.mkdir()
+            return stack.enter_context(SharedSubject(folder, policy, tables=tables, url=server))
+
+        play(open_subject)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], max_examples=25)
+@given(story=stories())
+def test_shared_and_in_process_stores_agree(story: tuple[World, list[Step]], server: str) -> None:
+    world, steps = story
+    with (
+        tempfile.TemporaryDirectory() as one,
+        tempfile.TemporaryDirectory() as two,
+        tempfile.TemporaryDirectory() as three,
+        EngineSubject(Path(one), world.policy, tables=world.tables) as in_process,
+        SharedSubject(Path(two), world.policy, tables=world.tables, url=server) as in_batches,
+        SharedSubject(Path(three), world.policy, tables=world.tables, url=server) as one_by_one,
+    ):
+        for number, step in enumerate(steps):
+            expected = comparable(take(in_process, step))
+            assert comparable(take(in_batches, step)) == expected, f"in batches, at step {number}"
+            lone = [part for single in singly(step) for part in take(one_by_one, single)]
+            assert comparable(lone) == expected, f"one by one, at step {number}"
+
+
+def test_engines_that_share_a_limit_never_pass_it(server: str, tmp_path: Path) -> None:
+    """Three engines in turns and in batches: of 60 claims on a budget of 25, 25 are granted."""
+    budget = {"budget": {"count": "coupon_claim", "by": "campaign", "per": "day", "max": 25, "then": "deny"}}
+    store = apart(server)
+    begin(store, "stage")
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(Stage(tmp_path / str(i), policy(limits=budget), store=store))
+            for i in range(3)
+        ]
+        said: list[str] = []
+        for turn in range(20):
+            events = [claim(f"e{turn}-{i}", campaign_id="c1") for i in range(3)]
+            said += engines[turn % 3].actions(events)
+    assert (said.count("allow"), said.count("deny")) == (25, 35)
+    assert said[:25] == ["allow"] * 25
+
+
+def test_what_many_wrote_is_compacted_and_counts_the_same(server: str, tmp_path: Path) -> None:
+    """Two engines write one user's state by turns, past many compactions; nothing is lost or doubled."""
+    features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    store = apart(server)
+    begin(store, "stage")
+    with (
+        Stage(tmp_path / "one", policy(features=features), store=store) as one,
+        Stage(tmp_path / "two", policy(features=features), store=store) as two,
+    ):
+        for n in range(300):
+            stage = (one, two)[n % 2]
+            assert stage.row(claim(f"e{n}", n))["claims"] == n + 1
+        shared = one.engine._store
+        assert isinstance(shared, RedisStore)
+        (name,) = [key for key in keys_of(store) if key.startswith(shared.place.data + b"e")]
+        value = shared._link.call("GET", name)[0]
+        assert isinstance(value, bytes)
+        assert len(value) < 4000, "300 records are 9,600 bytes"
+
+
+def test_two_policies_in_turns_keep_the_counters_of_both(server: str, tmp_path: Path) -> None:
+    """While a new policy is rolled out both write: what they define alike counts for both."""
+    both = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    old = {**both, "devices": {"distinct": "device", "on": "coupon_claim", "by": "user", "over": "1h"}}
+    new = {**both, "spent": {"sum": "amount", "on": "payment", "by": "user", "over": "1h"}}
+    store = apart(server)
+    begin(store, "stage")
+    with (
+        Stage(tmp_path / "old", policy(features=old), store=store) as before,
+        Stage(tmp_path / "new", policy(features=new), store=store) as after,
+    ):
+        for n in range(100):
+            row = before.row(claim(f"o{n}", 4 * n, device_id=f"d{n}"))
+            assert (row["claims"], row["devices"]) == (2 * n + 1, n + 1)
+            assert after.row(claim(f"n{n}", 4 * n + 1))["claims"] == 2 * n + 2
+            assert after.row(payment(f"p{n}", 4 * n + 2, 2.5))["spent"] == 2.5 * (n + 1)
+
+
+def test_an_event_whose_engine_died_before_it_decided_counts_once(server: str, tmp_path: Path) -> None:
+    features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    one_a_day = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
+    store = apart(server)
+    begin(store, "stage")
+    sections = policy(features=features, limits=one_a_day)
+    with (
+        Stage(tmp_path / "one", sections, store=store) as one,
+        Stage(tmp_path / "two", sections, store=store) as two,
+    ):
+        event = claim("e1", device_id="d1")
+        dying = one.engine._store
+        assert isinstance(dying, RedisStore)
+        dying.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed after the wait
+        one.engine.score(event)
+        late = two.engine.score(claim("e2", 1000, device_id="d1"), features=True)
+        assert (late.action, late.features) == ("deny", {"claims": 2.0})
+        again = two.engine.score(event, features=True)
+        assert (again.action, again.features, again.flags) == ("allow", {"claims": 1.0}, ("redecided",))
+        assert two.engine.score(event) == again
+        assert two.engine.release("e1")
+        assert two.engine.score(claim("e3", 2000, device_id="d1")).action == "allow"
+
+
+def test_what_others_list_and_tabulate_is_seen_at_once(server: str, tmp_path: Path) -> None:
+    sections = policy(
+        lists={"blocked": {"of": ["user"]}},
+        tables={"campaigns": {"key": "campaign", "columns": {"ends": "time"}}},
+        rules={
+            "listed": {"on": "any", "when": "listed('blocked', user)", "then": "deny", "mode": "live"},
+            "over": {"on": "any", "when": "time > campaigns.ends", "then": "review", "mode": "live"},
+        },
+    )
+    store = apart(server)
+    begin(store, "stage")
+    with (
+        Stage(tmp_path / "one", sections, store=store) as one,
+        Stage(tmp_path / "two", sections, store=store) as two,
+    ):
+        assert one.engine.score(claim("e1", campaign_id="c1")).action == "allow"
+        two.engine.table_put("campaigns", "c1", {"ends": T0 - 1})
+        assert one.engine.score(claim("e2", campaign_id="c1")).action == "review"
+        two.engine.list_put("blocked", "user", "u1")
+        assert one.engine.score(claim("e3", campaign_id="c1")).action == "deny"
+        assert one.engine.list_delete("blocked", "user", "u1")
+        two.engine.table_delete("campaigns", "c1")
+        assert two.engine.score(claim("e4", campaign_id="c1")).action == "allow"
+        for n in range(1100):  # more than the log of edits holds
+            two.engine.list_put("blocked", "user", f"v{n}")
+        assert one.engine.score(claim("e5", user_id="v0")).action == "deny"
+
+
+def keys_of(url: str) -> list[bytes]:
+    with redis.Redis.from_url(url.partition("?")[0]) as client:
+        return list(client.keys())
