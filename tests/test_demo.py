@@ -148,6 +148,15 @@ def test_the_command_tells_the_day(room: Path, capfd: pytest.CaptureFixture[str]
     assert [path.name for path in room.iterdir()] == ["riskengine-demo.html"]
 
 
+def test_the_day_with_the_shipped_model(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def stopped(*more: str) -> int:
+        assert cli.run(["demo", "--users", "300", "--json", *more]) == 0
+        sys.stdout.flush()
+        return int(json.loads(capfd.readouterr().out)["stopped"]["events"])
+
+    assert stopped("--model", "campaign-v1") > stopped()
+
+
 def test_the_command_for_programs(
     room: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,19 @@ def test_the_handbook_rules_do_what_they_say() -> None:
     assert report.ok, render_report(report)
 
 
+def test_every_shipped_model_fits() -> None:
+    names = [path.name for path in (ROOT / "models").iterdir() if path.is_dir()]
+    assert names
+    for name in names:
+        with Engine.open(RULES, model=name) as engine:
+            decision = engine.score(
+                {"event_id": "e", "type": "qr_scan", "user_id": "u", "code_id": "c", "device_id": "d"}
+            )
+        assert decision.model is not None
+        assert decision.model.name == name
+        assert 0 <= decision.model.p <= 1
+
+
 def test_what_acts_says_why_in_both_languages(shipped: Definition) -> None:
     """A customer or an agent reads these; a rule in shadow will act one day."""
     silent = [

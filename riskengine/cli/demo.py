@@ -32,6 +32,10 @@ def demo(
             "--rules", metavar="DIR", help="Your policy instead of the shipped one.", show_default=False
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another model than the policy's, or none.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed is another day.")] = 7,
     users: Annotated[int, typer.Option(min=100, max=100_000, help="Ordinary customers.")] = 10_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
@@ -47,12 +51,14 @@ def demo(
         from riskengine.engine import Engine
         from riskengine.simulate import simulate
 
-        with Engine.open(folder) as engine:  # first: what is wrong with the rules is told before anyone waits
+        with Engine.open(folder, model=model) as engine:  # what is wrong is told before anyone waits
             if not as_json:
                 say(f"simulating a campaign day of {users:,} customers, and scoring it ...")
             with bar("simulating") as moved:
                 traffic = simulate(seed, users=users, shown=moved)
-            with Engine.open(folder) as practice:  # kernels are compiled or loaded before the clock runs
+            with Engine.open(
+                folder, model=model
+            ) as practice:  # kernels are compiled or loaded before the clock runs
                 day.play(practice, traffic.events[:PRACTICE_EVENTS], lambda done: None)
             with bar("scoring") as moved:
                 total = len(traffic.events)
