@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from stage import DAY, HOUR, KEY, MINUTE, T0, claim, payment, policy, write
 
 from riskengine.cli import run
 from riskengine.engine import Engine
@@ -19,7 +20,6 @@ from riskengine.journal import Journal
 from riskengine.policy import load_definition
 from riskengine.replay import blurred, replay_files, replay_journal
 from riskengine.rows import Rows, RowsError, RowsFile, read_head, read_rows
-from tests.stage import DAY, HOUR, KEY, MINUTE, T0, claim, payment, policy, write
 
 POLICY = policy(
     entities={

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from stage import DAY, HOUR, T0, payment, policy, write
 
 from riskengine import training
 from riskengine.calibration import Calibration
@@ -22,7 +23,6 @@ from riskengine.publishing import PLOTS, spread
 from riskengine.replay import replay_files
 from riskengine.rows import RowsFile, read_rows
 from riskengine.samples import NEVER, Samples, TrainingError, join
-from tests.stage import DAY, HOUR, T0, payment, policy, write
 
 POLICY = policy(
     features={
