@@ -152,6 +152,11 @@ class Engine:
         """Fingerprint of the policy now serving, as decisions carry it."""
         return self._policy.fingerprint
 
+    @property
+    def journal(self) -> Journal | None:
+        """Where decisions are kept, to be read; None where they are not."""
+        return self._journal
+
     # -- scoring
 
     def score(self, event: Event, features: bool = False) -> Decision:

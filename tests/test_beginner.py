@@ -6,6 +6,7 @@ import io
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,14 +51,20 @@ def edit(name: str, old: str, new: str) -> None:
     Path(name).write_text(text.replace(old, new), encoding="utf-8")
 
 
-def says(name: str, capfd: pytest.CaptureFixture[str], *arguments: str, code: int) -> None:
-    """A command ends with this code, and prints what tests/snapshots/beginner/NAME.txt says."""
+def says(
+    name: str, capfd: pytest.CaptureFixture[str], *arguments: str, code: int, hidden: str | None = None
+) -> None:
+    """A command ends with this code, and prints what tests/snapshots/beginner/NAME.txt says.
+
+    `hidden` differs from run to run, and is shown as PORT.
+    """
     capfd.readouterr()
     found = cli.run(arguments)
     sys.stdout.flush()
     told = capfd.readouterr()
     command = f"$ riskengine {' '.join(arguments)}\n"
     text = f"{command}{told.out}{told.err}".replace(str(ROOT), "...")
+    text = text if hidden is None else text.replace(hidden, "PORT")
     text = re.sub(r"in [\d.]+ s \([\d,]+/s\)", "in ... s", text)
     text = re.sub(r"^(first use of some kernels|compiled [\d,]+ kernel).*\n", "", text, flags=re.MULTILINE)
     assert "Traceback" not in text
@@ -144,6 +151,16 @@ def test_no_permission(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.TemporaryDirectory", refused)
         says("permission-init", capfd, "init", "mine", code=2)
+    assert sorted(path.name for path in Path().iterdir()) == ["events.jsonl", "rules"]
+
+
+def test_a_sidecar_that_cannot_be(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        says("serve-port-taken", capfd, "serve", "--port", str(port), code=2, hidden=str(port))
+    says("serve-workers", capfd, "serve", "--workers", "2", code=2)
+    says("serve-without-keys", capfd, "serve", "--host", "0.0.0.0", code=2)
+    says("serve-no-such-port", capfd, "serve", "--port", "70000", code=2)
     assert sorted(path.name for path in Path().iterdir()) == ["events.jsonl", "rules"]
 
 

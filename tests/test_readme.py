@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Distributions that are imported under another name.
-IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+IMPORTED_AS = {"prometheus-client": "prometheus_client", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 
 
 def blocks(language: str) -> list[str]:

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from riskengine.cli import check, demo, evaluate, init, replay, ruletests, score, simulate, store, train
+from riskengine.cli import (
+    check,
+    demo,
+    evaluate,
+    init,
+    replay,
+    ruletests,
+    score,
+    serve,
+    simulate,
+    store,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,3 +59,4 @@ app.command("replay")(replay.replay)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(store.store, name="store")
+app.command("serve")(serve.serve)

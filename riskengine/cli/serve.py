@@ -1,0 +1,73 @@
+"""`riskengine serve`: the sidecar, which answers over HTTP."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from riskengine.cli.compiling import compiling_told
+from riskengine.cli.folders import RulesOption, rules_folder
+from riskengine.cli.terminal import say
+from riskengine.errors import RiskEngineError
+
+
+def serve(
+    rules: RulesOption = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where counters are kept.", show_default="memory://")
+    ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where decisions are kept; none keeps none.",
+            show_default="sqlite:///journal.db",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The port; 0 takes any that is free.", show_default="8080")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; the memory store has one.", show_default="1")
+    ] = None,
+) -> None:
+    """Answer over HTTP, until Ctrl-C or SIGTERM.
+
+    Every option has a variable too: --port is RISKENGINE_PORT. The routes are at /docs.
+    """
+    from riskengine.service.settings import Settings
+
+    folder = str(rules_folder(rules)) if rules is not None or not os.environ.get("RISKENGINE_RULES") else None
+    settings = Settings.read(
+        os.environ, rules=folder, store=store, journal=journal, host=host, port=port, workers=workers
+    )
+    settings.check()
+    if not settings.on_loopback:
+        raise RiskEngineError(
+            f"{settings.host} can be reached from other machines, and there are no API keys yet: anybody "
+            "could score, label and edit lists. Listen on 127.0.0.1, behind a proxy that knows its callers."
+        )
+    with compiling_told():
+        from riskengine.engine import Engine
+        from riskengine.service import server
+        from riskengine.service.rehearsal import rehearse
+
+        listening = server.take_port(settings)
+        with (
+            listening,
+            Engine.open(settings.rules, store=settings.store, journal=settings.journal_url) as engine,
+        ):
+            rehearse(engine.definition)
+            place = f"{settings.host}:{listening.getsockname()[1]}"
+
+            def ready() -> None:
+                say(f"serving {engine.definition.name} at http://{place} (docs at http://{place}/docs)")
+                say("without API keys: whoever can reach this machine's loopback may do everything")
+
+            server.serve(engine, settings, listening, ready)
+    say("stopped: everything that was under way is answered and journaled")

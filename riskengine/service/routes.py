@@ -1,0 +1,379 @@
+"""Everything but scoring, as FastAPI routes. Bodies are read and answers written by msgspec, as elsewhere."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, cast
+
+import msgspec
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+
+from riskengine import check
+from riskengine.decision import Decision
+from riskengine.engine import Engine
+from riskengine.entries import LabelEntry
+from riskengine.errors import EventError, Problem, RiskEngineError
+from riskengine.event import Label
+from riskengine.journal import JournalError
+from riskengine.policy import examine
+from riskengine.reading import WrongError, read_time
+from riskengine.service import document
+from riskengine.service.bodies import read_body
+from riskengine.service.document import operation
+from riskengine.service.front import told
+from riskengine.service.gathering import Gatherer
+from riskengine.service.metrics import Metrics
+from riskengine.service.problems import RefusedError, refusal
+from riskengine.service.settings import BATCH_EVENTS_MAX, Settings
+from riskengine.service.shapes import (
+    CheckReport,
+    LabelDone,
+    LabelRecord,
+    ListEntry,
+    ListEntryShown,
+    PolicyFiles,
+    PolicyShown,
+    Readiness,
+    Recorded,
+    Released,
+    Removed,
+    RuleShown,
+)
+
+FILES_MAX: Final = 500  # of a policy sent to be checked
+
+
+async def _read(request: Request) -> Any:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RefusedError("media-type", "send application/json, and say so in Content-Type")
+    return read_body(await request.body())
+
+
+Body = Annotated[Any, Depends(_read)]
+
+
+def application(engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: Settings) -> FastAPI:
+    """The routes, on this engine."""
+    app = FastAPI(title="riskengine", docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.redirect_slashes = False
+    app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(RiskEngineError, _failed)
+    for status in (400, 404, 405):  # what FastAPI raises by itself
+        app.add_exception_handler(status, _unrouted)
+    app.add_exception_handler(RequestValidationError, _misasked)
+    _follow_up(app, engine)
+    _lists(app, engine)
+    _tables(app, engine)
+    _policy(app, engine)
+    _operating(app, engine, gatherer, metrics, settings)
+    return app
+
+
+def _follow_up(app: FastAPI, engine: Engine) -> None:
+    @app.post(
+        "/v1/labels", **operation(LabelRecord | list[LabelRecord], LabelDone | list[LabelDone], 404, 422)
+    )
+    def label(body: Body) -> Response:
+        """Say what became known of events: one label or an array of up to 1,000."""
+        if not isinstance(body, list):
+            done = _label(engine, body)
+            if isinstance(done, RefusedError):
+                raise done
+            return _reply(done)
+        if len(body) > BATCH_EVENTS_MAX:
+            raise RefusedError("too-large", f"at most {BATCH_EVENTS_MAX:,} labels at once")
+        answers = [_label(engine, record, i) for i, record in enumerate(body)]
+        return _reply([a.details if isinstance(a, RefusedError) else a for a in answers])
+
+    @app.post("/v1/decisions/{event_id:path}/release", **operation(None, Released, 422))
+    def release(event_id: str) -> Response:
+        """Give back what an event holds of limits: its order was cancelled."""
+        return _reply(Released(event_id, engine.release(event_id)))
+
+    @app.get("/v1/decisions/{event_id:path}", **operation(None, Recorded, 404, 409))
+    def recorded(event_id: str) -> Response:
+        """What the journal holds of an event: its decision, the event (masked), its labels."""
+        if engine.journal is None:
+            raise RefusedError("conflict", "this sidecar keeps no journal, so it can show no decision")
+        entry = engine.journal.decision(event_id)
+        if entry is None:
+            raise RefusedError("not-found", "the journal has no event of this id")
+        return _reply(
+            Recorded(
+                decision=msgspec.json.decode(entry.decision, type=Decision),
+                event=dict(entry.event),
+                labels=[_shown_label(found) for found in engine.journal.labels(event_id)],
+            )
+        )
+
+
+def _label(engine: Engine, record: Any, at: int | None = None) -> LabelDone | RefusedError:
+    try:
+        label = Label.parse(record)
+        known = engine.label(label.event_id, label.label, label.time, label.source)
+    except EventError as error:
+        return refusal(error, at)
+    if known:
+        return LabelDone(label.event_id, True)
+    pointer = "/event_id" if at is None else f"/{at}/event_id"
+    message = "no event of this id is known (any more)"
+    return RefusedError("not-found", message, [Problem(pointer, "unknown-event", message)])
+
+
+def _lists(app: FastAPI, engine: Engine) -> None:
+    path = "/v1/lists/{name}/{entity}/{value:path}"
+
+    @app.get(path, **operation(None, ListEntryShown, 404, 422))
+    def get_entry(name: str, entity: str, value: str) -> Response:
+        """The entry of a value. Of a composite entity, its values with slashes between them."""
+        found = engine.list_get(name, entity, _member(engine, name, entity, value))
+        if found is None:
+            raise RefusedError("not-found", f"it is not on the list {name}")
+        return _reply(found)
+
+    @app.put(path, **operation(ListEntry, ListEntryShown, 404, 422))
+    def put_entry(name: str, entity: str, value: str, body: Body) -> Response:
+        """Enter a value into a list, or replace its entry; in effect from the next batch on."""
+        entry = _typed(body, ListEntry)
+        member = _member(engine, name, entity, value)
+        try:
+            expires = read_time(entry.expires)
+        except WrongError:
+            message = "expires is an RFC 3339 time or milliseconds since 1970"
+            raise RefusedError("invalid", message, [Problem("/expires", "wrong-type", message)]) from None
+        engine.list_put(name, entity, member, expires, entry.reason, entry.author)
+        return _reply(engine.list_get(name, entity, member))
+
+    @app.delete(path, **operation(None, Removed, 404, 422))
+    def delete_entry(name: str, entity: str, value: str) -> Response:
+        """Take a value off a list; whether it was on it."""
+        return _reply(Removed(engine.list_delete(name, entity, _member(engine, name, entity, value))))
+
+
+def _member(engine: Engine, name: str, entity: str, value: str) -> str | list[str]:
+    """The value as the engine takes it, once there is such a list of such an entity."""
+    definition = engine.definition
+    known = definition.lists.get(name)
+    if known is None or entity not in known.of:
+        what = f"no list {name}" if known is None else f"nothing of {entity} on the list {name}"
+        raise RefusedError("not-found", f"the policy has {what}" if _plain(name, entity) else "no such list")
+    fields = definition.entities[entity].fields
+    if len(fields) == 1:
+        return value
+    values = value.split("/")
+    if len(values) != len(fields):
+        raise RefusedError("invalid", f"{entity} is made of {' and '.join(fields)}: give {'/'.join(fields)}")
+    return values
+
+
+def _tables(app: FastAPI, engine: Engine) -> None:
+    path = "/v1/tables/{name}/{key:path}"
+
+    @app.get(path, **operation(None, dict[str, Any], 404))
+    def get_row(name: str, key: str) -> Response:
+        """A row of a table; times are in milliseconds."""
+        _known_table(engine, name)
+        row = engine.table_get(name, key)
+        if row is None:
+            raise RefusedError("not-found", f"table {name} has no such row")
+        return _reply(row)
+
+    @app.put(path, **operation(dict[str, Any], dict[str, Any], 404, 409, 422))
+    def put_row(name: str, key: str, body: Body) -> Response:
+        """Enter or replace a row of a live table; in effect from the next batch on."""
+        _live_table(engine, name)
+        engine.table_put(name, key, _typed(body, dict[str, Any]))
+        return _reply(engine.table_get(name, key))
+
+    @app.delete(path, **operation(None, Removed, 404, 409))
+    def delete_row(name: str, key: str) -> Response:
+        """Remove a row of a live table; whether it was there."""
+        _live_table(engine, name)
+        return _reply(Removed(engine.table_delete(name, key)))
+
+
+def _known_table(engine: Engine, name: str) -> None:
+    if name not in engine.definition.tables:
+        raise RefusedError(
+            "not-found", f"the policy has no table {name}" if _plain(name) else "no such table"
+        )
+
+
+def _live_table(engine: Engine, name: str) -> None:
+    _known_table(engine, name)
+    if engine.definition.tables[name].rows is not None:
+        raise RefusedError(
+            "conflict", f"table {name} comes from a file of the policy: edit the file, then reload"
+        )
+
+
+def _policy(app: FastAPI, engine: Engine) -> None:
+    @app.get("/v1/policy", **operation(None, PolicyShown))
+    def show() -> Response:
+        """The policy that is serving."""
+        policy = engine.policy
+        definition = policy.definition
+        return _reply(
+            PolicyShown(
+                policy=definition.name,
+                fingerprint=policy.fingerprint,
+                events=list(definition.events),
+                features=list(definition.features),
+                limits=[
+                    RuleShown(x.name, list(x.types), x.then, x.mode, 0.0, x.owner)
+                    for x in definition.limits.values()
+                ],
+                rules=[
+                    RuleShown(x.name, list(x.types), x.then, x.mode, x.risk, x.owner)
+                    for x in definition.rules.values()
+                ],
+            )
+        )
+
+    @app.post("/v1/policy/check", **operation(PolicyFiles, CheckReport, 422))
+    def check_policy(body: Body) -> Response:
+        """Lint the files of a policy, as `riskengine check` does. Nothing of them is kept."""
+        files = _typed(body, PolicyFiles).files
+        with tempfile.TemporaryDirectory(prefix="riskengine-check-") as folder:
+            _lay_out(files, Path(folder))
+            findings = check.findings_of(examine(folder))
+        shown = [
+            msgspec.structs.replace(
+                finding,
+                place=msgspec.structs.replace(
+                    finding.place, file=finding.place.file.removeprefix(folder).lstrip("/") or "."
+                ),
+            )
+            for finding in findings
+        ]
+        return _reply(CheckReport(not any(f.severity == "error" for f in shown), shown))
+
+
+def _lay_out(files: dict[str, str], folder: Path) -> None:
+    """Write the files of a policy. A name that would lead out of the folder is refused."""
+    if len(files) > FILES_MAX:
+        raise RefusedError("too-large", f"a policy has at most {FILES_MAX} files")
+    for name, text in files.items():
+        path = PurePosixPath(name)
+        if (
+            not name.isprintable()
+            or path.is_absolute()
+            or ".." in path.parts
+            or not path.parts
+            or "\\" in name
+        ):
+            message = "a file's name is a path below the policy's folder, such as coupon.yaml"
+            raise RefusedError("invalid", message, [Problem("/files", "file-name", message)])
+        try:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(text.encode())
+        except OSError:
+            message = "these names cannot be files of one folder"
+            raise RefusedError("invalid", message, [Problem("/files", "file-name", message)]) from None
+
+
+def _operating(
+    app: FastAPI, engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: Settings
+) -> None:
+    @app.get("/livez", **operation(None, Readiness))
+    async def livez() -> Response:
+        """Whether the process answers at all."""
+        return _reply(Readiness(True))
+
+    @app.get("/readyz", **operation(None, Readiness, 503))
+    def readyz(verbose: Annotated[str | None, Query()] = None) -> Response:
+        """Whether traffic should come here. With `?verbose`, how each part fares, a line each."""
+        checks = {
+            "policy": f"{engine.definition.name} {engine.fingerprint}",
+            "store": f"{settings.store.partition(':')[0]}, {engine.info().entities:,} entities",
+            "journal": "none",
+            "backlog": f"{gatherer.held:,} of {settings.queue_events:,} events",
+        }
+        ready = gatherer.is_open
+        if engine.journal is not None:
+            status = engine.journal.status
+            ready = ready and status["failure"] is None
+            checks["journal"] = (
+                f"{status['queued']:,} entries to write" if status["failure"] is None else "failing"
+            )
+        found = Readiness(ready, checks if verbose is not None else {})
+        return Response(msgspec.json.encode(found), 200 if ready else 503, media_type="application/json")
+
+    @app.get("/metrics", include_in_schema=True, **document.plain("text/plain", "Metrics for Prometheus."))
+    def show_metrics() -> Response:
+        """Everything that is counted, in Prometheus' text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> Response:
+        return _reply(document.describe(app))
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> Response:
+        return HTMLResponse(document.page(document.describe(app)))
+
+
+def _typed(body: Any, type: type[Any]) -> Any:
+    """The body as this type. What msgspec finds wrong is told with its pointer, never with the value."""
+    try:
+        return msgspec.convert(body, type)
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `$")
+        pointer = place.rstrip("`").replace(".", "/").replace("[", "/").replace("]", "")
+        if "..." in place:  # a key of a map: msgspec does not say which
+            pointer = pointer.partition("/...")[0]
+        raise RefusedError("invalid", said, [Problem(pointer, "wrong-type", said)]) from None
+
+
+def _shown_label(entry: LabelEntry) -> LabelRecord:
+    return LabelRecord(entry.event_id, cast(Any, entry.label), entry.time_ms, entry.source)
+
+
+def _plain(*names: str) -> bool:
+    """Whether names may be repeated in a message: long or strange ones may be somebody's data."""
+    return all(name.isidentifier() and len(name) <= 64 for name in names)
+
+
+def _reply(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _problem(refused: RefusedError) -> Response:
+    status, headers, body = told(refused)
+    names: Sequence[tuple[str, str]] = [(name.decode(), value.decode()) for name, value in headers]
+    return Response(body, status, headers=dict(names))
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return _problem(error)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    if isinstance(error, EventError):
+        return _problem(refusal(error))
+    if isinstance(error, JournalError):
+        return _problem(RefusedError("journal", str(error), headers=((b"retry-after", b"1"),)))
+    return _problem(RefusedError("invalid", str(error)))
+
+
+async def _unrouted(_: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 400)
+    if status == 405:
+        allow = (getattr(error, "headers", None) or {}).get("Allow", "")
+        return _problem(
+            RefusedError("method", f"allowed here: {allow}", headers=((b"allow", allow.encode()),))
+        )
+    if status == 404:
+        return _problem(RefusedError("not-found", "there is no such route: /docs lists them"))
+    return _problem(RefusedError("malformed", "the request cannot be read"))
+
+
+async def _misasked(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    places = ", ".join(".".join(map(str, found["loc"])) for found in error.errors())
+    return _problem(RefusedError("invalid", f"not as the route has it: {places}"))

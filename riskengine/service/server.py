@@ -1,0 +1,110 @@
+"""Runs the sidecar: takes the port, opens the engine, serves until asked to stop, leaves nothing undone."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from riskengine.engine import Engine
+from riskengine.errors import RiskEngineError
+from riskengine.service.front import Front
+from riskengine.service.gathering import Gatherer
+from riskengine.service.metrics import Metrics
+from riskengine.service.routes import application
+from riskengine.service.settings import Settings
+
+CONNECTIONS_WAITING = 2_048  # to be accepted: a campaign opens with a burst
+
+
+def take_port(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say (port 0: any). RiskEngineError where it cannot be had."""
+    where = f"port {settings.port} of {settings.host}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, protocol)
+    except OSError:
+        raise RiskEngineError(
+            f"there is no address {settings.host}: give --host an address of this machine"
+        ) from None
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        taken.listen(CONNECTIONS_WAITING)
+    except OSError as error:
+        taken.close()
+        if error.errno == errno.EADDRINUSE:
+            message = f"{where} is taken, maybe by another sidecar: stop that, or choose another with --port"
+        elif error.errno == errno.EACCES:
+            message = f"{where} may not be used by this user: choose one above 1023 with --port"
+        else:
+            message = f"{where} cannot be used ({error.strerror}): choose another with --host and --port"
+        raise RiskEngineError(message) from None
+    return taken
+
+
+def build(engine: Engine, settings: Settings) -> Front:
+    """The whole application on an engine, which it does not close."""
+    metrics = Metrics(engine)
+    gatherer = Gatherer(
+        lambda events, features: engine.score_many(events, features), settings.queue_events, metrics.batch
+    )
+    metrics.watch(gatherer)
+    rest = application(engine, gatherer, metrics, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gatherer.start()
+        try:
+            yield
+        finally:
+            await gatherer.close()
+
+    rest.router.lifespan_context = lifespan
+    return Front(engine, gatherer, metrics, rest, settings)
+
+
+def serve(engine: Engine, settings: Settings, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C: then take nothing new, answer what is under way, and return."""
+    config = uvicorn.Config(
+        build(engine, settings),
+        lifespan="on",
+        log_config=None,
+        access_log=False,  # paths hold values of lists: they are nobody's to log
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=65_536,
+    )
+    _Server(config, ready).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, ending in peace: its own raises the signal again after the drain, and dies by it."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,88 @@
+"""What the sidecar may be told: by flags, else by RISKENGINE_* in the environment, else as it stands here."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from riskengine.errors import RiskEngineError
+
+PREFIX: Final = "RISKENGINE_"
+BATCH_EVENTS_MAX: Final = 1_000  # events of one request to /v1/score/batch
+DEPTH_MAX: Final = 32  # objects and arrays in each other; an event has 2, a policy's files 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The sidecar's settings. Each has a variable: that of `queue_events` is RISKENGINE_QUEUE_EVENTS."""
+
+    rules: str = "rules"
+    store: str = "memory://"
+    journal: str = "sqlite:///journal.db"  # none: keeps no journal
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    queue_events: int = 4_000  # waiting or being scored; what comes past it is refused with 503
+    body_bytes: int = 1_048_576
+    body_seconds: int = 5  # to send a request's body in
+    deadline_ms: int = 50  # where a request brings no X-Deadline-Ms
+    drain_seconds: int = 10  # for requests under way when it is asked to stop
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str], **flags: Any) -> Self:
+        """Flags that are not None, else the environment, else the defaults. May raise RiskEngineError."""
+        chosen: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            name = f"{PREFIX}{field.name.upper()}"
+            given = environment.get(name)
+            if flags.get(field.name) is not None:
+                chosen[field.name] = flags[field.name]
+            elif given:
+                chosen[field.name] = _number(name, given) if field.type == "int" else given
+        settings = cls(**chosen)
+        for field in dataclasses.fields(cls):
+            least = 0 if field.name in ("port", "drain_seconds") else 1
+            value = getattr(settings, field.name)
+            if field.type == "int" and value < least:
+                raise RiskEngineError(f"{field.name} is {value}: give {least} or more")
+        if settings.port > 65_535:
+            raise RiskEngineError(f"port is {settings.port}: ports end at 65535")
+        return settings
+
+    @property
+    def journal_url(self) -> str | None:
+        """The journal's URL, or None for none."""
+        return None if self.journal == "none" else self.journal
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is opened. Raises RiskEngineError with the reason."""
+        if self.workers > 1 and self.store.startswith("memory:"):
+            raise RiskEngineError(
+                f"{self.workers} workers cannot share the store {self.store}: it lives in one process, so "
+                "each worker would count for itself and grant every limit again. Use one worker."
+            )
+        if self.workers > 1:
+            raise RiskEngineError(
+                f"{self.workers} workers cannot be started by one command yet: start as many sidecars, each "
+                "on a port of its own, on the one store"
+            )
+
+
+def _number(name: str, given: str) -> int:
+    try:
+        return int(given)
+    except ValueError:
+        raise RiskEngineError(f"{name} is not a whole number") from None

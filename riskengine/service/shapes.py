@@ -1,0 +1,106 @@
+"""The bodies of requests and answers that are no decision: as OpenAPI says and as they are read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from riskengine.decision import Decision
+from riskengine.errors import Finding
+
+
+class LabelRecord(msgspec.Struct, frozen=True):
+    """What became known of an event, at `time` (RFC 3339 or ms; now unless said)."""
+
+    event_id: str
+    label: Literal["fraud", "legit"]
+    time: int | str | None = None
+    source: str | None = None
+
+
+class LabelDone(msgspec.Struct, frozen=True):
+    """A label was taken."""
+
+    event_id: str
+    known: bool
+
+
+class Released(msgspec.Struct, frozen=True):
+    """Whether the event held anything that was given back."""
+
+    event_id: str
+    released: bool
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """Whether there was something to remove."""
+
+    removed: bool
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What the journal holds of an event; everything personal in `event` is a keyed hash."""
+
+    decision: Decision
+    event: dict[str, Any]
+    labels: list[LabelRecord]
+
+
+class ListEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a value is on a list, and until when (RFC 3339 or ms; for good unless said)."""
+
+    expires: int | str | None = None
+    reason: str | None = None
+    author: str | None = None
+
+
+class ListEntryShown(msgspec.Struct, frozen=True):
+    """The entry of a value; times in ms."""
+
+    expires: int | None
+    reason: str | None
+    author: str | None
+    time: int
+
+
+class PolicyFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The files of a policy folder: names, and what they say."""
+
+    files: dict[str, str]
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """Whether a policy may be used, and everything there is to say about it."""
+
+    ok: bool
+    findings: list[Finding]
+
+
+class RuleShown(msgspec.Struct, frozen=True):
+    """A rule or a limit of the policy that serves."""
+
+    name: str
+    on: list[str]
+    then: str
+    mode: str
+    risk: float
+    owner: str | None
+
+
+class PolicyShown(msgspec.Struct, frozen=True):
+    """The policy that serves."""
+
+    policy: str
+    fingerprint: str
+    events: list[str]
+    features: list[str]
+    limits: list[RuleShown]
+    rules: list[RuleShown]
+
+
+class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether it is ready; `checks` tells of each part where that was asked for."""
+
+    ready: bool
+    checks: dict[str, str] = {}

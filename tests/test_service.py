@@ -1,0 +1,537 @@
+"""The sidecar over real HTTP: a server on a free port answers, refuses, gathers, and ends in peace."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from stage import policy, write
+
+from riskengine.errors import RiskEngineError
+from riskengine.service.bodies import read_batch, read_body
+from riskengine.service.gathering import FullError, Gatherer
+from riskengine.service.problems import RefusedError
+from riskengine.service.settings import DEPTH_MAX, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+JSON = {"content-type": "application/json"}
+POLICY = policy(
+    entities={
+        "user": "user_id", "device": "device_id", "campaign": "campaign_id",
+        "pair": ["user_id", "device_id"],
+    },
+    lists={"blocked": {"of": ["device", "pair"]}},
+    tables={
+        "budgets": {"key": "campaign", "columns": {"most": "number", "until": "time"}},
+        "makes": {"key": "device", "columns": {"make": "string"}, "from": "makes.csv"},
+    },
+    features={"user_claims": {"count": "coupon_claim", "by": "user", "over": "1h"}},
+    limits={"one-a-device": {"count": "coupon_claim", "by": "device", "over": "1d", "max": 1}},
+    rules={
+        "listed-device": {
+            "on": "coupon_claim", "when": "listed('blocked', device)", "then": "deny", "mode": "live"
+        },
+        "busy-user": {"on": "coupon_claim", "when": "user_claims > 3", "risk": 0.2, "mode": "shadow"},
+    },
+)  # fmt: skip
+SETTINGS = {"RISKENGINE_DEADLINE_MS": "30000", "RISKENGINE_BODY_SECONDS": "1"}
+
+
+def claim(event_id: str, **fields: Any) -> dict[str, Any]:
+    """A coupon claim of user u1, now."""
+    return {"event_id": event_id, "type": "coupon_claim", "user_id": "u1", **fields}
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def value(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Served:
+    """A sidecar in a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+    told: list[str] = field(default_factory=list)
+
+    def ask(self, method: str, path: str, body: object = None, headers: dict[str, str] = JSON) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request(method, path, sent, headers)
+            answer = connection.getresponse()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, names, answer.read())
+        finally:
+            connection.close()
+
+    def score(self, event: object, query: str = "", **headers: str) -> Answer:
+        return self.ask("POST", f"/v1/score{query}", event, {**JSON, **headers})
+
+    def batch(self, events: object, **headers: str) -> Answer:
+        return self.ask("POST", "/v1/score/batch", events, {**JSON, **headers})
+
+    def problem(self, answer: Answer, status: int, kind: str) -> dict[str, Any]:
+        assert answer.status == status, answer.body
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.value["type"] == f"urn:riskengine:problem:{kind}"
+        assert answer.value["status"] == status
+        found: dict[str, Any] = answer.value
+        return found
+
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(by)
+        assert self.process.stderr is not None
+        self.told += self.process.stderr.read().splitlines()
+        self.process.stderr.close()
+        return self.process.wait(60)
+
+
+def start(folder: Path, *arguments: str, **variables: str) -> Served:
+    """Run `riskengine serve` on a free port, in `folder`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "riskengine", "serve", "--port", "0", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS, **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told: list[str] = []
+    for line in process.stderr:
+        told.append(line.rstrip())
+        if found := re.match(r"serving .* at http://127\.0\.0\.1:(\d+) ", line):
+            return Served(process, int(found[1]), told)
+    process.stderr.close()
+    raise AssertionError((process.wait(), told))
+
+
+def lay_out(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "makes.csv").write_text("key,make\nd9,nine\n", encoding="utf-8")
+    return write(folder, POLICY)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    room = tmp_path_factory.mktemp("sidecar")
+    lay_out(room / "rules")
+    served = start(room)
+    try:
+        yield served
+    finally:
+        code = served.stop()
+    assert code == 0
+    assert served.told[-1].startswith("stopped: ")
+    assert not [line for line in served.told if "Traceback" in line]
+
+
+# -- scoring
+
+
+def test_an_event_is_decided(server: Served) -> None:
+    answer = server.score(claim("one", device_id="one"))
+    assert answer.status == 200
+    assert answer.value["action"] == "allow"
+    assert "features" not in answer.value
+    assert re.fullmatch(r"queue;dur=[\d.]+, engine;dur=[\d.]+", answer.headers["server-timing"])
+    refused = server.score(claim("one-more", device_id="one"), "?features=true")
+    assert refused.value["fired"] == ["one-a-device"]
+    assert refused.value["features"]["user_claims"] >= 2
+
+
+def test_a_retry_has_the_same_bytes(server: Served) -> None:
+    first = server.score(claim("again", user_id="again"), "?features=true")
+    assert server.score(claim("again", user_id="again"), "?features=true").body == first.body
+    assert "features" not in server.score(claim("again", user_id="again")).value
+    changed = server.problem(server.score(claim("again", user_id="other")), 409, "conflict")
+    assert changed["problems"][0]["pointer"] == "/event_id"
+
+
+def test_messagepack_carries_the_same(server: Served) -> None:
+    headers = {"content-type": "application/msgpack"}
+    event = claim("packed", device_id="packed")
+    answer = server.ask("POST", "/v1/score", msgspec.msgpack.encode(event), headers)
+    assert answer.headers["content-type"] == "application/msgpack"
+    assert msgspec.msgpack.decode(answer.body) == server.score(event).value
+    many = server.ask("POST", "/v1/score/batch", msgspec.msgpack.encode([event, {}]), headers)
+    assert [item.get("status", 200) for item in msgspec.msgpack.decode(many.body)] == [200, 422]
+
+
+def test_a_poisoned_event_fails_alone(server: Served) -> None:
+    sound = json.dumps(claim("sound"))
+    deep = '{"a":' * (DEPTH_MAX + 1) + "1" + "}" * (DEPTH_MAX + 1)
+    twice = '{"event_id":"twice","event_id":"thrice","type":"coupon_claim"}'
+    body = f'[{sound}, {{"event_id":"bad","type":"payment","amount":"1"}}, 5, {twice}, {deep}, {sound}]'
+    items = server.batch(body.encode()).value
+    assert [item.get("status", 200) for item in items] == [200, 422, 422, 400, 400, 200]
+    assert items[0] == items[5]
+    assert {problem["pointer"] for problem in items[1]["problems"]} == {"/1/amount", "/1/user_id"}
+    assert items[3]["problems"] == [
+        {
+            "pointer": "/3", "code": "duplicate-name", "expected": None, "found": None,
+            "message": "an object has one name twice (event_id): which of the values is meant?",
+        }
+    ]  # fmt: skip
+    assert server.batch([]).value == []
+    server.problem(server.batch({}), 400, "malformed")
+    server.problem(server.batch([{}] * 1001), 413, "too-large")
+
+
+def test_many_at_once_with_one_id_count_once(server: Served) -> None:
+    """200 at the same moment: identical bodies, one count, one row in the journal."""
+    event = claim("swarm", user_id="swarm", device_id="swarm")
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: server.score(event), range(200)))
+    assert {answer.body for answer in answers} == {answers[0].body}
+    assert answers[0].value["action"] == "allow"
+    after = server.score(claim("after", user_id="swarm"), "?features=true")
+    assert after.value["features"]["user_claims"] == 2
+    assert server.ask("GET", "/v1/decisions/swarm").value["decision"] == answers[0].value
+
+
+def test_past_the_deadline_the_contract_answers(server: Served) -> None:
+    events = [claim(f"late{i}", user_id="hasty") for i in range(1000)]
+    hasty = server.batch(events, **{"x-deadline-ms": "1"}).value
+    assert {(item["action"], *item["flags"]) for item in hasty} == {("review", "degraded:deadline")}
+    decided = server.batch(events).value  # it was scored, and counted, all the same
+    assert {(item["action"], *item["flags"]) for item in decided} == {("allow",)}
+    assert [item["decision_id"] for item in decided] == [item["decision_id"] for item in hasty]
+    for wrong in ("0", "-1", "1.5", "60001", "soon"):
+        server.problem(server.score(claim("w"), **{"x-deadline-ms": wrong}), 400, "malformed")
+
+
+# -- abuse
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (os.urandom(1_000_000), 400),
+        (b"[" * 100_000, 400),
+        (b'{"a":' * 1000 + b"1" + b"}" * 1000, 400),
+        (b'{"amount": NaN}', 400),
+        (b'{"amount": Infinity}', 400),
+        (b'{"amount": 1e999}', 400),
+        (b'{"event_id": "a", "event_id" : "b"}', 400),
+        (rb'{"event_id": "\"", "event_id": "\\"}', 400),
+        (rb'{"event_id": "\ud800", "type": "payment"}', 400),
+        (b'{"event_id": "\xff"}', 400),
+        (b"", 400),
+        (b"null", 422),
+        (b" " * 1_048_577, 413),
+    ],
+    ids=range(13),
+)
+def test_what_is_no_event_is_refused(server: Served, body: bytes, status: int) -> None:
+    for path in ("/v1/score", "/v1/labels", "/v1/policy/check"):
+        answer = server.ask("POST", path, body)
+        assert answer.status in (status, 422) if path != "/v1/score" else answer.status == status, answer.body
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert server.score(claim("calm")).status == 200
+
+
+def test_a_wrong_content_type_is_told(server: Served) -> None:
+    for path in ("/v1/score", "/v1/score/batch", "/v1/labels"):
+        server.problem(server.ask("POST", path, b"{}", {"content-type": "text/plain"}), 415, "media-type")
+    assert (
+        server.ask(
+            "POST", "/v1/score", claim("u8"), {"content-type": "Application/JSON; charset=utf-8"}
+        ).status
+        == 200
+    )
+
+
+def test_slow_senders_are_cut_off_and_hold_up_nobody(server: Served) -> None:
+    slow = []
+    for _ in range(50):
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        connection.sendall(b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        connection.sendall(b"content-length: 100\r\n\r\n{")
+        slow.append(connection)
+    assert server.score(claim("swift")).status == 200
+    for connection in slow:
+        with connection:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+# -- follow-up, lists, tables, policy
+
+
+def test_labels_and_releases(server: Served) -> None:
+    server.score(claim("held", device_id="held"))
+    assert server.ask("POST", "/v1/decisions/held/release").value == {"event_id": "held", "released": True}
+    assert server.ask("POST", "/v1/decisions/held/release").value["released"] is False
+    assert server.score(claim("next", device_id="held")).value["action"] == "allow"
+    label = {"event_id": "held", "label": "fraud", "source": "a person"}
+    assert server.ask("POST", "/v1/labels", label).value == {"event_id": "held", "known": True}
+    server.problem(server.ask("POST", "/v1/labels", {**label, "event_id": "none"}), 404, "not-found")
+    server.problem(server.ask("POST", "/v1/labels", {**label, "label": "bad"}), 422, "invalid")
+    many = server.ask("POST", "/v1/labels", [label, {**label, "event_id": "none"}, 5]).value
+    assert [item.get("status", 200) for item in many] == [200, 404, 422]
+    assert many[1]["problems"][0]["pointer"] == "/1/event_id"
+    recorded = server.ask("GET", "/v1/decisions/held").value
+    assert recorded["decision"]["event_id"] == "held"
+    assert recorded["labels"][0]["label"] == "fraud"
+    assert recorded["event"]["device_id"].startswith("#")
+    server.problem(server.ask("GET", "/v1/decisions/none"), 404, "not-found")
+
+
+def test_lists_are_in_effect_at_once(server: Served) -> None:
+    path = "/v1/lists/blocked/device/bad%2Fone"
+    server.problem(server.ask("GET", path), 404, "not-found")
+    put = server.ask("PUT", path, {"reason": "resold", "author": "ann", "expires": "2100-01-01T00:00:00Z"})
+    assert put.value["expires"] == 4_102_444_800_000
+    assert server.score(claim("blocked", device_id="bad/one")).value["fired"] == ["listed-device"]
+    assert server.ask("GET", path).value == put.value
+    assert server.ask("DELETE", path).value == {"removed": True}
+    assert server.score(claim("free", device_id="bad/one")).value["action"] == "allow"
+    assert server.ask("PUT", "/v1/lists/blocked/pair/u1/d1", {}).status == 200
+    server.problem(server.ask("PUT", "/v1/lists/blocked/pair/u1", {}), 422, "invalid")
+    server.problem(server.ask("PUT", "/v1/lists/blocked/user/u1", {}), 404, "not-found")
+    server.problem(server.ask("PUT", "/v1/lists/nope/user/u1", {}), 404, "not-found")
+    wrong = server.problem(server.ask("PUT", path, {"reason": 5}), 422, "invalid")
+    assert wrong["problems"][0]["pointer"] == "/reason"
+    server.problem(server.ask("PUT", path, {"expires": "soon"}), 422, "invalid")
+
+
+def test_tables(server: Served) -> None:
+    path = "/v1/tables/budgets/c1"
+    server.problem(server.ask("GET", path), 404, "not-found")
+    put = server.ask("PUT", path, {"most": 5, "until": "2100-01-01T00:00:00Z"})
+    assert put.value == server.ask("GET", path).value == {"most": 5, "until": 4_102_444_800_000}
+    assert server.ask("DELETE", path).value == {"removed": True}
+    wrong = server.problem(server.ask("PUT", path, {"most": "5", "mots": 1}), 422, "invalid")
+    assert {problem["pointer"] for problem in wrong["problems"]} == {"/most", "/mots"}
+    assert server.ask("GET", "/v1/tables/makes/d9").value == {"make": "nine"}
+    server.problem(server.ask("PUT", "/v1/tables/makes/d9", {}), 409, "conflict")
+    server.problem(server.ask("DELETE", "/v1/tables/makes/d9"), 409, "conflict")
+    server.problem(server.ask("GET", "/v1/tables/none/d9"), 404, "not-found")
+
+
+def test_the_policy_is_shown_and_another_one_checked(server: Served) -> None:
+    shown = server.ask("GET", "/v1/policy").value
+    assert shown["fingerprint"] == server.score(claim("fp")).value["policy"]
+    assert [rule["mode"] for rule in shown["rules"]] == ["live", "shadow"]
+    good = {"policy.yaml": json.dumps(policy())}
+    assert server.ask("POST", "/v1/policy/check", {"files": good}).value["ok"] is True
+    bad = server.ask("POST", "/v1/policy/check", {"files": {"a/b.yaml": "policy: x\nruels: 1\n"}}).value
+    assert bad["ok"] is False
+    assert {finding["place"]["file"] for finding in bad["findings"]} == {"a/b.yaml"}
+    for name in ("../x.yaml", "/etc/x.yaml", "a\\b.yaml", ""):
+        server.problem(server.ask("POST", "/v1/policy/check", {"files": {name: ""}}), 422, "invalid")
+
+
+# -- operating it
+
+
+def test_it_says_how_it_fares(server: Served) -> None:
+    assert server.ask("GET", "/livez").value == {"ready": True}
+    assert server.ask("GET", "/readyz").value == {"ready": True}
+    checks = server.ask("GET", "/readyz?verbose").value["checks"]
+    assert set(checks) == {"policy", "store", "journal", "backlog"}
+    server.score(claim("metered"))
+    text = server.ask("GET", "/metrics").body.decode()
+    assert re.search(
+        r'^riskengine_decisions_total\{action="allow",type="coupon_claim"\} \d+', text, re.MULTILINE
+    )
+    assert 'riskengine_request_seconds_bucket{le="5e-05",route="/v1/score"}' in text
+    assert "metered" not in text
+
+
+def test_routes_that_are_not_there(server: Served) -> None:
+    server.problem(server.ask("GET", "/v2"), 404, "not-found")
+    server.problem(server.ask("GET", "/v1/score"), 405, "method")
+    server.problem(server.ask("PATCH", "/v1/labels", {}), 405, "method")
+
+
+def test_openapi_has_every_route_and_the_page_needs_no_network(server: Served) -> None:
+    described = server.ask("GET", "/openapi.json").value
+    assert described["openapi"].startswith("3.1")
+    assert set(described["paths"]) == {
+        "/v1/score", "/v1/score/batch", "/v1/labels", "/v1/decisions/{event_id}",
+        "/v1/decisions/{event_id}/release", "/v1/lists/{name}/{entity}/{value}", "/v1/tables/{name}/{key}",
+        "/v1/policy", "/v1/policy/check", "/livez", "/readyz", "/metrics",
+    }  # fmt: skip
+    schemas = described["components"]["schemas"]
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(described)))
+    assert named <= schemas.keys()
+    page = server.ask("GET", "/docs").body.decode()
+    assert "<script" not in page
+    assert re.findall(r"(?:src|href)='(?!openapi\.json)([^'#]*)", page) == []
+    assert all(path in page for path in described["paths"])
+
+
+def test_the_requests_of_the_readme(tmp_path: Path) -> None:
+    """Each curl of the README, asked of a server with the shipped policy, is answered as it is shown."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    first, *asked = block.strip().split("\n\n", 1)[0].splitlines() + block.split("\ncurl ")[1:]
+    assert shlex.split(first)[:2] == ["riskengine", "serve"]
+    server = start(tmp_path, "--rules", str(ROOT / "rules"))
+    try:
+        for step in asked:
+            command, _, shown = step.partition("\n#> ")
+            answer = _curl(server, shlex.split(command))
+            parts = [re.escape(part) for part in shown.strip().split("...")]
+            assert re.fullmatch(".*".join(parts), answer.body.decode()), answer.body
+    finally:
+        assert server.stop() == 0
+
+
+def _curl(server: Served, words: list[str]) -> Answer:
+    """Do what a curl command says."""
+    method, path, body, headers = "GET", "", None, {}
+    while words:
+        word = words.pop(0)
+        if word == "-X":
+            method = words.pop(0)
+        elif word == "-H":
+            name, _, value = words.pop(0).partition(": ")
+            headers[name] = value
+        elif word == "-d":
+            body = words.pop(0).encode()
+            method = "POST" if method == "GET" else method
+        else:
+            assert word.startswith("localhost:8080/"), word
+            path = word.removeprefix("localhost:8080")
+    return server.ask(method, path, body, headers)
+
+
+# -- its parts
+
+
+def test_what_waits_is_bounded_and_comes_out_in_batches() -> None:
+    """While the engine is at work, what comes is gathered; past the bound it is refused at once."""
+    at_work, go_on = threading.Event(), threading.Event()
+    batches: list[int] = []
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        batches.append(len(events))
+        at_work.set()
+        assert go_on.wait(60)
+        return [(event, features) for event in events]
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 5, lambda n, seconds: None)
+        with pytest.raises(FullError):
+            gatherer.submit([0])
+        gatherer.start()
+        jobs = [gatherer.submit([0])]
+        await asyncio.to_thread(at_work.wait)
+        jobs += [gatherer.submit([1]), gatherer.submit([2, 3]), gatherer.submit([4], True)]
+        with pytest.raises(FullError):
+            gatherer.submit([5])
+        go_on.set()
+        results: list[Any] = [await job.done for job in jobs]
+        assert results == [[(0, False)], [(1, False)], [(2, False), (3, False)], [(4, True)]]
+        assert batches == [1, 3, 1]
+        assert gatherer.held == 0
+        await gatherer.close()
+        with pytest.raises(FullError):
+            gatherer.submit([6])
+
+    asyncio.run(play())
+
+
+def test_a_batch_that_fails_is_taken_apart() -> None:
+    def score(events: list[Any], features: bool) -> list[Any]:
+        if "poison" in events:
+            raise ValueError(events)
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 100, lambda n, seconds: None)
+        gatherer.start()
+        jobs = [gatherer.submit([name]) for name in ("a", "poison", "b")]
+        outcomes: list[Any] = await asyncio.gather(*(job.done for job in jobs), return_exceptions=True)
+        assert [outcome for outcome in outcomes if not isinstance(outcome, ValueError)] == [["a"], ["b"]]
+        await gatherer.close()
+
+    asyncio.run(play())
+
+
+def test_names_twice_are_found_whatever_the_quotes() -> None:
+    assert read_body(rb'{"a": "\"", "b\"": {"a": ["x", {"a": 1}]}}') == {
+        "a": '"',
+        'b"': {"a": ["x", {"a": 1}]},
+    }
+    for text in (b'{"a":1,"a":1}', rb'{"a":"\"\"", "b":{"c":1,"c":2}}', rb'{"a":1,"\u0061":2}'):
+        with pytest.raises(RefusedError, match="twice"):
+            read_body(text)
+    events, poisoned = read_batch(b'[{"a":1},{"a":1,"a":2}]', "json")
+    assert (len(events), list(poisoned)) == (2, [1])
+
+
+def test_settings_come_from_flags_then_variables() -> None:
+    variables = {"RISKENGINE_PORT": "9000", "RISKENGINE_HOST": "::1", "RISKENGINE_JOURNAL": "none"}
+    settings = Settings.read(variables, port=9001, host=None)
+    assert (settings.port, settings.host, settings.journal_url) == (9001, "::1", None)
+    assert settings.on_loopback
+    assert not Settings(host="0.0.0.0").on_loopback
+    for wrong in ({"RISKENGINE_PORT": "x"}, {"RISKENGINE_PORT": "70000"}, {"RISKENGINE_QUEUE_EVENTS": "0"}):
+        with pytest.raises(RiskEngineError):
+            Settings.read(wrong)
+
+
+def test_the_library_does_not_import_the_service() -> None:
+    program = (
+        "import sys, riskengine\nfrom riskengine import cli, Engine\n"
+        "assert not {'fastapi', 'starlette', 'uvicorn', 'prometheus_client', 'pydantic'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 0
+
+
+def test_what_was_acknowledged_is_journaled_when_it_is_stopped(tmp_path: Path) -> None:
+    """Ctrl-C under load: every answer of 200 is in the journal."""
+    from riskengine.journal import Journal
+
+    lay_out(tmp_path / "rules")
+    server = start(tmp_path)
+    acknowledged: list[str] = []
+
+    def press(who: int) -> None:
+        for i in range(10_000):
+            try:
+                answer = server.score(claim(f"{who}-{i}"))
+            except (OSError, http.client.HTTPException):  # it takes no more
+                return
+            if answer.status == 200:
+                acknowledged.append(answer.value["event_id"])
+
+    with ThreadPoolExecutor(4) as pool:
+        for who in range(4):
+            pool.submit(press, who)
+        while len(acknowledged) < 40:
+            time.sleep(0.01)
+        assert server.stop(signal.SIGINT) == 0
+    assert server.told[-1].startswith("stopped: ")
+    with Journal.open(f"sqlite:///{tmp_path / 'journal.db'}", create=False) as journal:
+        assert [event_id for event_id in acknowledged if journal.decision(event_id) is None] == []
