@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from riskengine import hashing
 from riskengine.cells import DAY_MS, PERIOD_MS, SIGHT_KEEP_MS
-from riskengine.decision import BY_RISK, LOWERED, Message, Reason
+from riskengine.decision import ALLOW, BY_RISK, DENY, LOWERED, REVIEW, Message, Reason, Verdict
 from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule, Table, Window
 from riskengine.event import Schema
-from riskengine.features import FeatureSet
+from riskengine.features import FeatureSet, Touches
+from riskengine.ledger import L_ENTITY, L_LIVE, L_SEVERITY, L_WHERE
 from riskengine.masking import Masking
 from riskengine.models import Model, Scorer, bind_all
 from riskengine.policy import collector_paused, definition_fingerprint, feature_fingerprint
@@ -28,6 +29,7 @@ Float64s = NDArray[np.float64]
 Int64s = NDArray[np.int64]
 Words = NDArray[np.uint64]
 OUTCOMES_MAX: Final = 65_536
+FAIL: Final = {"open": ALLOW, "review": REVIEW, "closed": DENY}  # the least that is done without the store
 SETTLE_MS_MIN: Final = 7 * DAY_MS  # a review may take so long, even where nothing else keeps what it moved
 
 
@@ -142,6 +144,32 @@ class Policy:
         if voices == LOWERED:
             return CHALLENGES[outcome.challenge_firm]
         return CHALLENGES[max(outcome.challenge, self.challenge_with[type_index] if voices == BY_RISK else 0)]
+
+    def refuse_alone(self, found: Touches, verdict: Verdict) -> NDArray[np.uint8]:
+        """Decide a batch without the store: limits refuse, and each event type's `fail` says the least.
+
+        Where it is open limits grant, and what they grant is returned, uint8 (n, limits): it is to be held
+        whether there is room or not.
+        """
+        batch, plan = found.batch, self.features.plan
+        fails = [FAIL[self.definition.events[name].fail] for name in self.schema.types]
+        least = np.array(fails, np.int64)[batch.type_index]
+        open_ = (least == ALLOW) & ~batch.late
+        severity = np.maximum(verdict.base, least)
+        limits = len(self.features.limit_names)
+        held = np.zeros((batch.n, limits), np.uint8)
+        for limit, row in enumerate(plan.limits):
+            asks = (found.keys[:, row[L_ENTITY]] != 0) & (plan.limit_types[limit][batch.type_index] != 0)
+            if row[L_WHERE] >= 0:
+                asks &= found.cells[row[L_WHERE]] == 1.0
+            refused = asks & ~open_
+            verdict.hits[:, verdict.hits.shape[1] - limits + limit] = refused
+            if row[L_LIVE]:
+                severity = np.where(refused, np.maximum(severity, row[L_SEVERITY]), severity)
+            held[:, limit] = asks & open_
+        verdict.severity[:] = severity
+        held[severity == DENY] = 0
+        return held
 
     def _explain(self, mask: bytes) -> Outcome:
         fired, shadow, reasons, challenge, challenge_firm = [], [], [], -1, -1

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, cast
@@ -28,7 +29,7 @@ from riskengine.models import REASON_RISK_MIN, asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
-from riskengine.stores import Claim, Followed, Info, Met, Store
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, Store, StoreError
 from riskengine.stores.memory import MemoryStore, size_of
 from riskengine.stores.traces import exclude
 from riskengine.tables import TableSet
@@ -453,7 +454,10 @@ class Engine:
             rows = None if part is None else np.array(part, np.int64)
             own = batch if rows is None else batch.take(rows)
             nows = now if isinstance(now, int) or rows is None else now[rows]
-            followed = store.followed(own.follows_claim.tobytes()) if own.follows is not None else None
+            followed = None
+            if own.follows is not None:
+                with suppress(StoreError):  # `observe` will meet it too
+                    followed = store.followed(own.follows_claim.tobytes())
             judged, first, met = self._judge(own, nows, counted, followed, features, room)
             places = range(batch.n) if part is None else part
             for trace, i, decision in zip(range(first, first + own.n), places, judged, strict=True):
@@ -536,7 +540,10 @@ class Engine:
         touches = policy.features.touches(batch, read_at, self._tables, room.planned)
         for trace in followed.chain if followed is not None else ():
             exclude(policy.features, touches, trace)
-        met = store.observe(touches, counted, followed)
+        try:
+            met = store.observe(touches, counted, followed)
+        except StoreError as error:
+            return self._judge_alone(touches, room.verdict, now, followed, features, error), 0, NONE_MET
         if store.tables is not self._rows:  # another engine has changed some
             touches = self._see_rows(touches)
         found = policy.features.rows(touches)
@@ -573,6 +580,34 @@ class Engine:
                 if value == value:
                     said[i][challenger.name] = value
         return said
+
+    def _judge_alone(
+        self,
+        touches: Touches,
+        verdict: Verdict,
+        now: int | Int64s,
+        followed: Followed | None,
+        features: bool,
+        error: StoreError,
+    ) -> list[Decision]:
+        """Decide without the store, by what is known here and what each event's type says of that (`fail`).
+
+        What it was to count is counted when it is back.
+        """
+        policy, batch = self._policy, touches.batch
+        found = policy.features.rows(touches)
+        challenged = self._predict(found, verdict)
+        self._fire(found, verdict)
+        self._weigh(found, verdict)
+        held = policy.refuse_alone(found, verdict)
+        any_late = bool(batch.late.any())
+        what = "store" if error.kind in ("away", "behind", "busy", "loading") else error.kind
+        flags = [(f"degraded:{what}", *flag) for flag in self._flags(batch, now, any_late, True, followed)]
+        decisions = self._answer(found, verdict, challenged, flags, features)
+        self._store.postpone(touches, decisions, held, policy.horizon_ms)
+        if self._journal is not None and decisions:
+            self._journal.append_later(Served(policy, found, decisions, now))
+        return decisions
 
     def _see_rows(self, touches: Touches) -> Touches:
         """Take in live rows that others changed, for this batch too."""

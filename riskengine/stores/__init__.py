@@ -11,13 +11,26 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from riskengine.decision import Decision, Verdict
+from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import NONE
+from riskengine.packing import Bytes
 from riskengine.stores.traces import Trace
 
 Row = dict[str, float | str | None]
+Kind = Literal[
+    "away", "behind", "full", "read-only", "wrong-type", "denied", "busy", "loading", "epoch", "broken"
+]
 Met = Mapping[int, Decision | Literal["conflict", "undecided"]]
 NONE_MET: Final[Met] = MappingProxyType({})
+
+
+class StoreError(RiskEngineError):
+    """The store could not answer. `kind` is one word for metrics and flags."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Claim(msgspec.Struct, gc=False):
@@ -90,6 +103,12 @@ class Store(Protocol):
 
     def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
         """Keep decisions for retries, and for `horizon_ms` what the events moved."""
+
+    def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
+        """Keep what was decided without the store (its `observe` failed), to count it when it is back.
+
+        held uint8 (n, L): limits that each event holds in any case, whether there is room or not.
+        """
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget what nobody needs any more."""

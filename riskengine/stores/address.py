@@ -11,12 +11,12 @@ import msgspec
 
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet
-from riskengine.stores.link import Link, StoreError
+from riskengine.stores import StoreError
+from riskengine.stores.link import Link
 from riskengine.stores.redis import Place, RedisStore, facts_of, missing_epoch
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 TIMEOUT_MS: Final = 1000  # a service says less
-CONNECT_MS: Final = 1000
 EPOCH_CHARS: Final = 4
 VERSION_MIN: Final = (6, 2)
 SURVEY_MS: Final = 5000
@@ -50,7 +50,7 @@ class Address(msgspec.Struct, frozen=True):
                 f"no store is known by {parts.scheme or 'no scheme'}: it is memory://, redis://HOST:PORT/DB, "
                 "rediss:// (TLS) or unix://SOCKET"
             )
-        ours = {"prefix": "re", "timeout": str(TIMEOUT_MS), "connect": str(CONNECT_MS)}
+        ours = {"prefix": "re", "timeout": str(TIMEOUT_MS), "connect": ""}
         theirs = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
             if name in ours:
@@ -61,6 +61,7 @@ class Address(msgspec.Struct, frozen=True):
             raise RiskEngineError(
                 "the store's prefix= is 1 to 40 letters, digits, dots, dashes or underscores"
             )
+        ours["connect"] = ours["connect"] or ours["timeout"]
         for name in ("timeout", "connect"):
             if not re.fullmatch(r"[1-9][0-9]{0,6}", ours[name]):
                 raise RiskEngineError(f"the store's {name}= is a number of milliseconds, such as {name}=20")

@@ -7,27 +7,33 @@ Requests go out in one write, replies are found in one buffer that is used again
 from __future__ import annotations
 
 import hashlib
+import random
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from riskengine.errors import RiskEngineError
-from riskengine.stores import resp
+from riskengine.stores import Kind, StoreError, resp
 from riskengine.stores.resp import Bytes, Int64s
 
 if TYPE_CHECKING:
     import socket
 
-Kind = Literal["away", "full", "read-only", "wrong-type", "denied", "busy", "loading", "epoch", "broken"]
 Item = bytes | int | None
 
 SCRIPTS: Final = ("observe", "conclude", "compact", "edit")
 BUFFER_BYTES: Final = 1 << 18
 BUFFER_BYTES_MAX: Final = 1 << 30  # a reply larger than this is none of ours
 ITEMS: Final = 1 << 12
+TOLD_BYTES_MAX: Final = 1 << 28  # what is kept for a store that is away
+AHEAD_MAX: Final = 64  # requests on the way whose replies have not been read
+PATIENCE: Final = 3  # tries in a row without an answer
+ALONE_S: Final = 0.25  # at most, until the next try
 ERROR_SHOWN: Final = 200  # characters of a server's message
 
 # How the server says each kind, and what to do about it. The message of the server itself is shown too.
@@ -45,14 +51,6 @@ SAID: Final[Sequence[tuple[str, Kind, str]]] = (
     ("TRYAGAIN", "away", "the cluster is moving these keys just now"),
     ("MOVED", "away", "the server is a cluster: open it with redis+cluster://"),
 )  # fmt: skip
-
-
-class StoreError(RiskEngineError):
-    """The store could not answer. `kind` is one word for metrics and flags."""
-
-    def __init__(self, kind: Kind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class Reply:
@@ -89,43 +87,113 @@ class Reply:
 class Link:
     """A connection, opened when first needed and again after it broke. Not shared between threads.
 
-    `timeout_ms` bounds each wait for a reply as a whole, `connect_ms` opening.
+    `timeout_ms` bounds each wait for a reply as a whole, `connect_ms` opening. What is told is kept until the
+    server has answered it, and sent again over the next connection: it must be such that twice does no harm.
+    A server that does not answer is left alone for a moment after PATIENCE tries, and then tried once.
     """
 
     def __init__(self, url: str, timeout_ms: int, connect_ms: int) -> None:
         self.url = url
         self.timeout_s = timeout_ms / 1000
         self.connect_s = connect_ms / 1000
-        self.scripts = {
-            name: resources.files(__package__).joinpath(f"{name}.lua").read_bytes() for name in SCRIPTS
-        }
+        here = resources.files(__package__)
+        self.scripts = {name: here.joinpath(f"{name}.lua").read_bytes() for name in SCRIPTS}
         self.names = {name: hashlib.sha1(code).hexdigest() for name, code in self.scripts.items()}
         self.reply = Reply()
+        self.refused: str | None = None  # what the server said last of something that was told
+        self.dropped = 0  # of what was told, as there was too much of it
         self._connection: Any = None
         self._socket: socket.socket | None = None
-        self._owed = 0  # replies to requests that nobody waited for
+        self._told: deque[bytes] = deque()  # not answered yet
+        self._told_bytes = 0
+        self._sent = 0  # how many of these went out over this connection
         self._from = 0  # where in the buffer the next reply begins
         self._to = 0  # and where what has come ends
-        self.lost: str | None = None  # what the last request that nobody waited for met
+        self._failures = 0
+        self._alone_until = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """How many requests that were told have not been answered."""
+        return len(self._told)
 
     def ask(self, request: bytes | memoryview) -> Reply:
-        """Send one request and wait for its reply, good until the next. StoreError where it fails."""
-        deadline = time.monotonic() + self.timeout_s
-        self._send(request, deadline)
-        while self._owed:
-            self._receive(deadline)
-            self._owed -= 1
-            self.lost = self.reply.error() or self.lost
-        self._receive(deadline)
-        message = self.reply.error()
+        """Send one request and wait for its reply, which is good until the next. StoreError where it fails.
+
+        One that a broken connection may have lost is sent once more: the server may have served it twice.
+        """
+        now = time.monotonic()
+        if now < self._alone_until:
+            raise StoreError("away", "the store did not answer, and is tried again in a moment")
+        deadline = now + self.timeout_s
+        try:
+            reply = self._asked(request, deadline)
+        except StoreError as error:
+            if error.kind != "away" or time.monotonic() >= deadline:
+                self._failed(error)
+                raise
+            try:
+                reply = self._asked(request, deadline)
+            except StoreError as again:
+                self._failed(again)
+                raise
+        self._failures = 0
+        message = reply.error()
+        if message is not None and message.startswith("NOSCRIPT"):  # then it did nothing
+            self.load()
+            message = self._asked(request, deadline).error()
         if message is not None:
             raise said(message)
-        return self.reply
+        return reply
 
     def tell(self, request: bytes | memoryview) -> None:
-        """Send one request whose reply is only looked at before the next `ask`."""
-        self._send(request, time.monotonic() + self.timeout_s)
-        self._owed += 1
+        """Send one request and do not wait. It is kept, and sent again where it may have been lost."""
+        self.later(request)
+        if self._socket is not None and self._sent == len(self._told) - 1:
+            with suppress(StoreError):  # the next `ask` sends it again
+                self._send(self._told[-1], time.monotonic() + self.timeout_s)
+                self._sent += 1
+
+    def later(self, request: bytes | memoryview) -> None:
+        """Keep a request until the server can be asked again."""
+        self._told.append(bytes(request))
+        self._told_bytes += len(self._told[-1])
+        while self._told_bytes > TOLD_BYTES_MAX and not self._sent:
+            self._told_bytes -= len(self._told.popleft())
+            self.dropped += 1
+
+    def _asked(self, request: bytes | memoryview, deadline: float) -> Reply:
+        self._open()
+        while self._sent < len(self._told):
+            self._send(self._told[self._sent], deadline)
+            self._sent += 1
+            if self._sent > AHEAD_MAX:
+                self._acknowledge(deadline)
+                if time.monotonic() > deadline - self.timeout_s / 2:
+                    raise StoreError("behind", "the store is back, and still catching up with what it missed")
+        self._send(request, deadline)
+        while self._sent:
+            self._acknowledge(deadline)
+        self._receive(deadline)
+        return self.reply
+
+    def _acknowledge(self, deadline: float) -> None:
+        """Read the reply to the first of what was told."""
+        self._receive(deadline)
+        self._sent -= 1
+        request, message = self._told.popleft(), self.reply.error()
+        if message is not None and message.startswith("NOSCRIPT"):
+            self._told.append(request)  # our next request meets the same, and has the scripts loaded
+            return
+        self._told_bytes -= len(request)
+        self.refused = message or self.refused
+
+    def _failed(self, error: StoreError) -> None:
+        if error.kind != "away":
+            return
+        self._failures += 1
+        if self._failures >= PATIENCE:
+            self._alone_until = time.monotonic() + random.uniform(0.5, 1.0) * ALONE_S
 
     def call(self, *words: bytes | str | int) -> list[Item]:
         """A command off the hot path, and what it answers."""
@@ -133,13 +201,19 @@ class Link:
 
     def load(self) -> None:
         """Let the server know our scripts."""
+        deadline = time.monotonic() + self.connect_s
         for code in self.scripts.values():
-            self.call("SCRIPT", "LOAD", code)
+            self._send(resp.command(("SCRIPT", "LOAD", code)), deadline)
+            self._receive(deadline)
+            message = self.reply.error()
+            if message is not None:
+                self.close()
+                raise said(message)
 
     def close(self) -> None:
         """Hang up."""
         connection, self._connection, self._socket = self._connection, None, None
-        self._owed = self._from = self._to = 0
+        self._sent = self._from = self._to = 0
         if connection is not None:
             connection.disconnect()
 
@@ -159,7 +233,9 @@ class Link:
             self._connection.connect()
         except redis.AuthenticationError as error:
             self.close()
-            raise StoreError("denied", f"the store does not let us in: {_short(error)}") from None
+            raise StoreError(
+                "denied", f"the store does not let us in ({_short(error)}): give user and password in its URL"
+            ) from None
         except redis.ResponseError as error:
             self.close()
             raise said(str(error)) from None

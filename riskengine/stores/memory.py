@@ -19,6 +19,7 @@ from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
+from riskengine.packing import Bytes
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, statefile
 from riskengine.stores import slabs as kernels
 from riskengine.stores.lists import Lists
@@ -154,6 +155,9 @@ class MemoryStore:
 
     def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
         """Nothing is left to keep: the engine's claims are the store's own."""
+
+    def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
+        """Never asked: this store is never away."""
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget a little: entities past their windows, decisions past retries, traces past any use.

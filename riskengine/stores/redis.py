@@ -36,8 +36,8 @@ from riskengine.ledger import (
     SIGN_BIT,
     Int64s,
 )
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, Row, slabs, wire
-from riskengine.stores.link import Item, Link, Reply, StoreError
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, Row, StoreError, slabs, wire
+from riskengine.stores.link import Item, Link, Reply
 from riskengine.stores.lists import Lists
 from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
 from riskengine.stores.resp import Bytes, command
@@ -114,6 +114,7 @@ class RedisStore:
         self._work = _Workspace()
         self._out = np.empty(1 << 16, np.uint8)
         self._asked: _Asked | None = None
+        self._postponed: dict[bytes, Claim] = {}  # decided without the store, which does not know of them yet
         self._plans = Plans(self._plan_bytes)
         self._serve(features)
 
@@ -160,11 +161,14 @@ class RedisStore:
         """The one wait: claim events, append records, fold what is known, and read each event's row."""
         try:
             asked = self._ask(touches, followed)
-            reply = self._exchange(asked)
+            reply = self._answer(self._request(asked, asked.asked))
             values_at = self._read_marks(asked, reply, counted)
             self._fold(asked, reply, values_at)
             if self._edits_there != self._edits:
                 self._catch_up()
+        except StoreError:
+            self.lists.look_up(touches)  # as far as we know them
+            raise
         except BaseException:
             self.claims.clear()
             raise
@@ -186,9 +190,18 @@ class RedisStore:
 
     def _ask(self, touches: Touches, followed: Followed | None) -> _Asked:
         """What each event wants of limits; of the event that is followed, what can be is taken over first."""
-        batch, limits = touches.batch, len(self.features.limit_names)
-        shape = batch.n, limits
-        asked = _Asked(
+        asked, batch = self._blank(touches), touches.batch
+        if followed is not None:
+            asked.follows = np.frombuffer(followed.claim, np.int64).reshape(1, 2)
+        self._want(asked, NOTHING_HELD, NO_KEYS)
+        if followed is not None and not batch.late[0] and followed.chain[0].holds:
+            self._take_over(asked, followed)
+        return asked
+
+    def _blank(self, touches: Touches) -> _Asked:
+        limits = len(self.features.limit_names)
+        shape = touches.batch.n, limits
+        return _Asked(
             touches,
             *(np.zeros(shape, np.uint8), np.zeros(shape, np.int64), np.zeros(shape, np.int64)),
             *(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.int64)),
@@ -196,12 +209,6 @@ class RedisStore:
             NONE_MET,
             np.empty((touches.keys.size + 1, 4), np.int64),
         )
-        if followed is not None:
-            asked.follows = np.frombuffer(followed.claim, np.int64).reshape(1, 2)
-        self._want(asked, NOTHING_HELD, NO_KEYS)
-        if followed is not None and not batch.late[0] and followed.chain[0].holds:
-            self._take_over(asked, followed)
-        return asked
 
     def _want(self, asked: _Asked, prior: Int64s, prior_keys: Int64s) -> None:
         touches = asked.touches
@@ -218,8 +225,8 @@ class RedisStore:
             asked.mosts,
         )
 
-    def _exchange(self, asked: _Asked) -> Reply:
-        """Write the request, wait for the answer; StoreError where there is none to work with."""
+    def _request(self, asked: _Asked, booked: Bytes) -> memoryview:
+        """The call of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
         touches, features = asked.touches, self.features
         batch = touches.batch
         size = touches.keys.size
@@ -231,7 +238,7 @@ class RedisStore:
         sizes, pieces = np.empty(size + 1, np.int64), np.empty(size + 1, np.int64)
         after = np.empty(touches.keys.shape, np.int64)
         count, total = wire.gather(
-            features.flat, touches.keys, touches.records, asked.asked, work.slots, asked.entities, sizes,
+            features.flat, touches.keys, touches.records, booked, work.slots, asked.entities, sizes,
             pieces, after,
         )  # fmt: skip
         asked.entities = asked.entities[:count]
@@ -254,7 +261,7 @@ class RedisStore:
             batch.time,
             batch.event_hash.view(np.int64),
             touches.records,
-            asked.asked,
+            booked,
             asked.amounts,
             asked.mosts,
             count,
@@ -263,13 +270,19 @@ class RedisStore:
             pieces,
             after,
         )
-        return self._answer(out[:end].data)
+        return out[:end].data
 
     def _answer(self, request: bytes | memoryview) -> Reply:
         """Ask, and look at the epoch and the number of edits that every answer begins with."""
         reply = self._link.ask(request)
-        if reply.item(0) != self.place.epoch:
-            raise StoreError("epoch", missing_epoch(self.place))
+        epoch = reply.item(0)
+        if epoch != self.place.epoch:
+            error = StoreError("epoch", missing_epoch(self.place))
+            if isinstance(epoch, bytes):  # it was rebuilt: the next batch finds the new counters
+                self.place = msgspec.structs.replace(self.place, epoch=epoch)
+                self._edits = -1
+                self._serve(self.features)
+            raise error
         self._edits_there = int(reply.item(1) or b"0")
         return reply
 
@@ -509,7 +522,10 @@ class RedisStore:
             )
             again = np.zeros_like(asked.granted)
             if wire.compare(slots, self._traces.at_holds, asked.granted, again, asked.give_back):
-                self._ask_again(asked, verdict, again)
+                try:
+                    self._ask_again(asked, verdict, again)
+                except StoreError:  # what was granted at first stands
+                    self._settle_given(asked, verdict)
         except BaseException:
             self.claims.clear()
             raise
@@ -646,7 +662,7 @@ class RedisStore:
 
     def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
         """Send decisions and what the events moved, and do not wait: a retry finds them, or decides again."""
-        asked, features = self._asked, self.features
+        asked = self._asked
         assert asked is not None, "what is concluded has been settled"
         self._asked = None
         batch = touches.batch
@@ -658,6 +674,13 @@ class RedisStore:
             return
         if not rows:
             return
+        self._link.tell(self._concluding(asked, rows, decisions, horizon_ms))
+
+    def _concluding(
+        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], horizon_ms: int
+    ) -> memoryview:
+        """The call of conclude.lua for the events `rows` of a batch."""
+        features, touches, batch = self.features, asked.touches, asked.touches.batch
         answers = [_ENCODER.encode(decisions[i]) for i in rows]
         trace = 64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
         back = int(np.count_nonzero(asked.give_back))
@@ -695,11 +718,36 @@ class RedisStore:
             np.cumsum(sizes),
             np.empty(trace, np.uint8),
         )
-        self._link.tell(out[:end].data)
+        return out[:end].data
+
+    def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
+        """Keep what was decided without the store, to be counted when it is back: what it is told then.
+
+        What an event holds in any case it reserves against no maximum.
+        """
+        asked = self._blank(touches)
+        self._want(asked, NOTHING_HELD, NO_KEYS)
+        asked.mosts[:] = slabs.AMOUNT_MAX
+        self._place_buckets(asked)
+        asked.traces = np.full((touches.batch.n, self._traces.width), NONE, np.int64)
+        holds = asked.traces[:, self._traces.at_holds :]
+        holds[:, ::2] = np.where(held, asked.buckets, 0)
+        holds[:, 1::2] = np.where(held, asked.amounts, NONE)
+        self._link.later(self._request(asked, held))
+        self._link.later(self._concluding(asked, range(touches.batch.n), decisions, horizon_ms))
+        keys = touches.batch.claim.tobytes()
+        for i in range(touches.batch.n):
+            key = keys[16 * i : 16 * i + 16]
+            if key in self.claims:
+                self._postponed[key] = self.claims[key]
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""
         self.claims.clear()
+        if self._link.waiting:
+            self.claims.update(self._postponed)
+        else:
+            self._postponed.clear()
 
     # -- what comes after an event
 
