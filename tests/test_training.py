@@ -170,6 +170,7 @@ def test_another_policy_is_refused(
         (["--name", "../m"], 2, "a model's name has letters"),
         (["--type", "coupon_claim"], 2, "there are no rows"),
         (["--amount", "money"], 2, "no feature money"),
+        (["--out", "/dev/null/models"], 2, "is no folder that can be written"),
     ],
 )
 def test_what_cannot_be_is_told(

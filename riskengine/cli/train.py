@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -115,6 +116,7 @@ def train(
     gap_ms = _duration(gap, "--gap") if gap is not None else None
     held_out_ms = _duration(hold_out, "--hold-out") if hold_out is not None else None
     directions = dict(_direction(said) for said in monotone or ())
+    _refuse_unwritable(output)
     folder = rules_folder(rules)
     with compiling_told():
         from riskengine import rehearsal, training
@@ -203,6 +205,15 @@ def show_metrics(report: Report) -> None:
     for name, one in report.metrics.items():
         show(f"  {name:{width}}  {one.value:.4f}  ({one.low:.4f} to {one.high:.4f})")
     show(f"  95 % intervals: bootstrap of {report.drawn}; precision_at_k is of {report.top} a day, by day")
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Before the minutes are spent: where the nearest folder that there is cannot be written."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"{there} is no folder that can be written", param_hint="--out")
 
 
 def _duration(text: str, option: str) -> int:
