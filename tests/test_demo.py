@@ -16,7 +16,7 @@ from browser import BROWSERS
 
 from riskengine import Decision, Engine, RiskEngineError, cli
 from riskengine.definition import Definition
-from riskengine.demo import Report, judge, play, render_page
+from riskengine.demo import Report, judge, play, render_page, watched_by_model
 from riskengine.policy import load_definition
 from riskengine.simulate import KINDS, ORDINARY, Traffic, kind_of, simulate
 
@@ -155,6 +155,24 @@ def test_the_day_with_the_shipped_model(room: Path, capfd: pytest.CaptureFixture
         return int(json.loads(capfd.readouterr().out)["stopped"]["events"])
 
     assert stopped("--model", "campaign-v1") > stopped()
+
+
+def test_the_shipped_model_watches_where_it_fits(tmp_path: Path) -> None:
+    shipped_policy = load_definition(RULES)
+    watched = watched_by_model(shipped_policy)
+    assert watched.challengers == ("campaign-v1",)
+    traffic = simulate(users=300)
+    with Engine.open(watched) as engine:
+        decisions = play(engine, traffic.events, lambda done: None)
+    with Engine.open(shipped_policy) as engine:
+        assert [d.action for d in play(engine, traffic.events, lambda done: None)] == [
+            d.action for d in decisions
+        ]
+    row = next(row for row in judge(7, traffic, decisions, watched).rules if row.name == "model campaign-v1")
+    assert row.is_shadow
+    assert row.abuse.events > row.abuse_missed > 0
+    (tmp_path / "p.yaml").write_text("policy: p\nevents: {login: {}}\n", encoding="utf-8")
+    assert not watched_by_model(load_definition(tmp_path)).challengers
 
 
 def test_the_command_for_programs(

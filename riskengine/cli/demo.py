@@ -49,16 +49,17 @@ def demo(
     with compiling_told():
         from riskengine import demo as day
         from riskengine.engine import Engine
+        from riskengine.policy import load_definition
         from riskengine.simulate import simulate
 
-        with Engine.open(folder, model=model) as engine:  # what is wrong is told before anyone waits
+        policy = day.watched_by_model(load_definition(folder)) if model is None else folder
+        with Engine.open(policy, model=model) as engine:  # what is wrong is told before anyone waits
             if not as_json:
                 say(f"simulating a campaign day of {users:,} customers, and scoring it ...")
             with bar("simulating") as moved:
                 traffic = simulate(seed, users=users, shown=moved)
-            with Engine.open(
-                folder, model=model
-            ) as practice:  # kernels are compiled or loaded before the clock runs
+            # Kernels are compiled or loaded before the clock runs.
+            with Engine.open(policy, model=model) as practice:
                 day.play(practice, traffic.events[:PRACTICE_EVENTS], lambda done: None)
             with bar("scoring") as moved:
                 total = len(traffic.events)

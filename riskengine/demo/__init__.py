@@ -15,6 +15,7 @@ from riskengine.demo.judging import (
     Tally,
     judge,
     play,
+    watched_by_model,
 )
 from riskengine.demo.page import render_page
 from riskengine.demo.stories import Because, Story
@@ -32,4 +33,5 @@ __all__ = [
     "judge",
     "play",
     "render_page",
+    "watched_by_model",
 ]

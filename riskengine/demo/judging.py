@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from msgspec import UnsetType
 
 from riskengine.decision import Decision
 from riskengine.definition import ACTIONS, Definition, Limit, Rule
 from riskengine.demo.stories import Story, choose
 from riskengine.engine import Engine
 from riskengine.errors import EventError, RiskEngineError
+from riskengine.models import load_models
 from riskengine.simulate import DAY_MS, KINDS, ORDINARY, Traffic, kind_of
 
 ALLOW: Final = "allow"
 SLOT_MS: Final = 900_000  # pictures show quarters of an hour
 BINS: Final = 10
 CHUNK_EVENTS: Final = 512
+SHIPPED_MODEL: Final = "campaign-v1"
+SUSPECTED: Final = 0.5  # where a policy names no threshold
 
 Event = dict[str, Any]
 
@@ -46,7 +50,7 @@ class KindReport:
 
 @dataclass(frozen=True, slots=True)
 class RuleReport:
-    """A rule or limit: events of abuse and of customers that it fired on and that were not simply allowed.
+    """A rule, a limit, or a model in shadow: events that it fired on and that were not simply allowed.
 
     In shadow it never acts: `abuse` and `customers` are then all that it fired on, and `abuse_missed` those
     among them that nothing else stopped.
@@ -135,6 +139,18 @@ def play(engine: Engine, events: Sequence[Event], shown: Callable[[int], None]) 
     return decisions
 
 
+def watched_by_model(definition: Definition) -> Definition:
+    """The policy with the shipped model in shadow, where it has no model and that one fits its features."""
+    if definition.model is not None or definition.challengers:
+        return definition
+    watched = replace(definition, challengers=(SHIPPED_MODEL,))
+    try:
+        load_models(watched)
+    except RiskEngineError:  # the policy counts something else than the model knows
+        return definition
+    return watched
+
+
 def judge(seed: int, traffic: Traffic, decisions: Sequence[Decision], definition: Definition) -> Report:
     """Hold the decisions of a day against its labels. The decisions carry features."""
     kinds = {label["event_id"]: kind_of(label) for label in traffic.labels}
@@ -180,7 +196,10 @@ def _rules(judged: Judged, definition: Definition) -> Iterator[RuleReport]:
     customers: Counter[str] = Counter()
     for event, decision, kind in judged:
         names = decision.fired if decision.action != ALLOW else ()
-        for name in (*names, *decision.shadow):
+        suspects = [
+            name for name, p in _challenged(decision).items() if p >= _least(definition, event["type"])
+        ]
+        for name in (*names, *decision.shadow, *map(model_row, suspects)):
             if kind == ORDINARY:
                 customers[name] += 1
             else:
@@ -193,6 +212,25 @@ def _rules(judged: Judged, definition: Definition) -> Iterator[RuleReport]:
             is_shadow = item.mode == "shadow"
             is_limit = name in definition.limits
             yield RuleReport(name, is_limit, is_shadow, abuse[name], customers[name], missed[name])
+    for name in map(model_row, definition.challengers):
+        yield RuleReport(name, False, True, abuse[name], customers[name], missed[name])
+
+
+def _challenged(decision: Decision) -> dict[str, float]:
+    """What models in shadow said."""
+    return {} if isinstance(decision.challengers, UnsetType) else decision.challengers
+
+
+def model_row(name: str) -> str:
+    """What a model in shadow is called among the rules."""
+    return f"model {name}"
+
+
+def _least(definition: Definition, kind: str) -> float:
+    """The risk from which an event of this type is not simply allowed."""
+    decide = definition.decide.get(kind)
+    levels = [] if decide is None else [decide.review, decide.challenge, decide.deny]
+    return min((level for level in levels if level is not None), default=SUSPECTED)
 
 
 def _slots(judged: Judged) -> Iterator[Slot]:
