@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -24,7 +25,9 @@ import msgspec
 import pytest
 from stage import policy, write
 
+from riskengine import cli
 from riskengine.errors import RiskEngineError
+from riskengine.service.access import LOOK_SECONDS, NEEDED, SCOPES, make_key, revoke_key, rotate_key
 from riskengine.service.bodies import read_batch, read_body
 from riskengine.service.gathering import FullError, Gatherer
 from riskengine.service.problems import RefusedError
@@ -420,6 +423,87 @@ def _curl(server: Served, words: list[str]) -> Answer:
             assert word.startswith("localhost:8080/"), word
             path = word.removeprefix("localhost:8080")
     return server.ask(method, path, body, headers)
+
+
+# -- keys
+
+
+def test_every_route_asks_for_its_scope(tmp_path: Path) -> None:
+    """Route by scope, and with no key: 401 and 403 where due. Revoked and rotated keys end while it runs."""
+    lay_out(tmp_path / "rules")
+    file = tmp_path / "keys.json"
+    keys = {scope: make_key(file, scope, (scope,), None, 0) for scope in SCOPES}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not [key for key in keys.values() if key.split("_")[2] in file.read_text(encoding="utf-8")]
+    rated = make_key(file, "rated", ("read",), 3, 0)
+    server = start(tmp_path, "--journal", "none")
+    try:
+
+        def status(method: str, path: str, key: str | None) -> int:
+            headers = JSON if key is None else {**JSON, "authorization": f"Bearer {key}"}
+            return server.ask(method, path, None if method == "GET" else {}, headers).status
+
+        described = server.ask("GET", "/openapi.json").value["paths"]
+        routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
+        assert routes == set(NEEDED) - {("GET", "/openapi.json"), ("GET", "/docs")}
+        for method, path in NEEDED:
+            needed = NEEDED[method, path]
+            real = path.format(event_id="e/1", name="none", entity="user", value="u", key="k")
+            if needed is None:
+                assert status(method, real, None) == 200
+                continue
+            assert status(method, real, None) == 401
+            for scope, key in keys.items():
+                assert (status(method, real, key) == 403) is (scope not in (needed, "admin")), (path, scope)
+        assert status("GET", "/v1/unknown", None) == 401
+        for wrong in (keys["read"][:-1], "rk_00000000_x", "x", "rk__", keys["read"].replace("rk", "kr")):
+            assert status("GET", "/v1/policy", wrong) == 401
+        bearer = {"authorization": f"Bearer {keys['lists']}", **JSON}
+        assert server.ask("PUT", "/v1/lists/blocked/device/d1", {}, bearer).value["author"] == "lists"
+
+        answers = [
+            server.ask("GET", "/v1/policy", None, {"authorization": f"Bearer {rated}"}) for _ in range(20)
+        ]
+        first, last = answers[0], next(answer for answer in answers if answer.status != 200)
+        assert (first.headers["ratelimit-policy"], first.headers["ratelimit"]) == (
+            '"key";q=3;w=1',
+            '"key";r=2;t=1',
+        )
+        server.problem(last, 429, "rate")
+        assert last.headers["retry-after"] == "1"
+
+        renewed = rotate_key(file, keys["read"].split("_")[1], 0)
+        revoke_key(file, keys["admin"].split("_")[1])
+        time.sleep(2 * LOOK_SECONDS)
+        found = [status("GET", "/v1/policy", key) for key in (renewed, keys["read"], keys["admin"])]
+        assert found == [200, 401, 401]
+    finally:
+        assert server.stop() == 0
+
+
+def test_keys_are_made_listed_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def told(*arguments: str, code: int = 0) -> str:
+        assert cli.run(("keys", *arguments)) == code
+        sys.stdout.flush()
+        found = capfd.readouterr()
+        return found.err if code else found.out
+
+    assert "there is no scope 'scroe'" in told("make", "shop", "--scope", "scroe", code=2)
+    key = told("make", "shop", "--scope", "score", "--scope", "label", "--per-second", "9").strip()
+    key_id = key.split("_")[1]
+    assert told("list").split() == [key_id, "shop", "score,label", "9/s"]
+    assert json.loads(told("list", "--json"))[0]["scopes"] == ["score", "label"]
+    assert told("rotate", key_id).strip() != key
+    told("revoke", key_id)
+    assert told("list") == ""
+    assert f"no key '{key_id}': there are: none" in told("revoke", key_id, code=2)
+    Path("keys.json").write_text("x", encoding="utf-8")
+    assert "no file of API keys" in told("list", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
 
 
 # -- its parts

@@ -11,6 +11,7 @@ from riskengine.cli import (
     demo,
     evaluate,
     init,
+    keys,
     replay,
     ruletests,
     score,
@@ -60,3 +61,4 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(store.store, name="store")
 app.command("serve")(serve.serve)
+app.add_typer(keys.keys, name="keys")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,6 +41,7 @@ def serve(
 
     Every option has a variable too: --port is RISKENGINE_PORT. The routes are at /docs.
     """
+    from riskengine.service.access import Access
     from riskengine.service.settings import Settings
 
     folder = str(rules_folder(rules)) if rules is not None or not os.environ.get("RISKENGINE_RULES") else None
@@ -47,10 +49,12 @@ def serve(
         os.environ, rules=folder, store=store, journal=journal, host=host, port=port, workers=workers
     )
     settings.check()
-    if not settings.on_loopback:
+    access = Access(Path(settings.keys))
+    if not settings.on_loopback and not access.required:
         raise RiskEngineError(
-            f"{settings.host} can be reached from other machines, and there are no API keys yet: anybody "
-            "could score, label and edit lists. Listen on 127.0.0.1, behind a proxy that knows its callers."
+            f"{settings.host} can be reached from other machines, and {settings.keys} has no API keys: "
+            "anybody could score, label and edit lists. Make one with `riskengine keys make NAME --scope "
+            "score`, or listen on 127.0.0.1."
         )
     with compiling_told():
         from riskengine.engine import Engine
@@ -67,7 +71,10 @@ def serve(
 
             def ready() -> None:
                 say(f"serving {engine.definition.name} at http://{place} (docs at http://{place}/docs)")
-                say("without API keys: whoever can reach this machine's loopback may do everything")
+                if access.required:
+                    say(f"API keys are those of {settings.keys}")
+                else:
+                    say("without API keys: whoever can reach this machine's loopback may do everything")
 
-            server.serve(engine, settings, listening, ready)
+            server.serve(engine, settings, access, listening, ready)
     say("stopped: everything that was under way is answered and journaled")

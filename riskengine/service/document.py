@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from riskengine.decision import Decision
 from riskengine.service import shapes
+from riskengine.service.access import NEEDED
 from riskengine.service.problems import KINDS, ProblemDetails
 
 _TITLES: Final = dict(KINDS.values())
@@ -47,6 +48,11 @@ _EXAMPLE: Final = {
     "campaign_id": "everyday-coupons",
     "coupon_type": "ten-off",
     "amount": 10,
+}
+_KEY: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key with the scope named, or admin. A sidecar without keys needs none",
 }
 _DEADLINE: Final = {
     "name": "X-Deadline-Ms",
@@ -111,8 +117,15 @@ def describe(app: FastAPI) -> dict[str, Any]:
         },
         **found["paths"],
     }
+    for path, methods in found["paths"].items():
+        for method, route in methods.items():
+            scope = NEEDED[method.upper(), path]
+            if scope is not None:
+                route["security"] = [{"key": [scope]}]
+                refused = _problems(401, 403, 429)
+                route["responses"].update({str(status): told for status, told in refused.items()})
     _, components = msgspec.json.schema_components(_TYPES, ref_template=_TEMPLATE)
-    found["components"] = {"schemas": {"Event": _EVENT, **components}}
+    found["components"] = {"schemas": {"Event": _EVENT, **components}, "securitySchemes": {"key": _KEY}}
     return found
 
 

@@ -18,6 +18,7 @@ from riskengine.decision import Decision
 from riskengine.engine import Engine, Result
 from riskengine.errors import EventError, RiskEngineError
 from riskengine.service import contract
+from riskengine.service.access import Access
 from riskengine.service.bodies import MEDIA_TYPES, Format, format_of, read_batch, read_body
 from riskengine.service.gathering import FullError, Gatherer, Job
 from riskengine.service.metrics import Metrics
@@ -49,13 +50,20 @@ class Front:
     """An ASGI application. `gatherer` scores; `rest` has the other routes and the lifespan."""
 
     def __init__(
-        self, engine: Engine, gatherer: Gatherer, metrics: Metrics, rest: Application, settings: Settings
+        self,
+        engine: Engine,
+        gatherer: Gatherer,
+        metrics: Metrics,
+        rest: Application,
+        settings: Settings,
+        access: Access,
     ) -> None:
         self._engine = engine
         self._gatherer = gatherer
         self._metrics = metrics
         self._rest = rest
         self._settings = settings
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -64,13 +72,15 @@ class Front:
             return
         began = time.perf_counter()
         route = scope["path"]
+        more: Headers = ()
         try:
+            more = self._access.admit(scope)
             if route in (SCORE, BATCH):
                 if scope["method"] != "POST":
                     raise RefusedError("method", "send a POST", headers=((b"allow", b"POST"),))
                 status, headers, body = await self._scored(scope, receive, route == BATCH, began)
             else:
-                route, status = await self._passed_on(scope, receive, send)
+                route, status = await self._passed_on(scope, receive, send, more)
                 self._metrics.request(route, status, time.perf_counter() - began)
                 return
         except GoneError:
@@ -81,7 +91,7 @@ class Front:
             # What went wrong may hold a person's data: only its kind is told, here and in the log.
             _log.error("a request to %s failed: %s", _safe(route), _where(error))
             status, headers, body = told(RefusedError("bug", f"{type(error).__name__}: please report it"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *more]})
         await send({"type": "http.response.body", "body": body})
         self._metrics.request(_safe(route), status, time.perf_counter() - began)
 
@@ -195,7 +205,7 @@ class Front:
 
     # -- the rest
 
-    async def _passed_on(self, scope: Scope, receive: Receive, send: Send) -> tuple[str, int]:
+    async def _passed_on(self, scope: Scope, receive: Receive, send: Send, more: Headers) -> tuple[str, int]:
         """Have FastAPI answer; the route (as it is written in code, with no value in it) and the status."""
         body = b"" if scope["method"] in ("GET", "HEAD") else await self._body(scope, receive)
         given = False
@@ -212,6 +222,7 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         await self._rest(scope, whole, noted)

@@ -136,8 +136,11 @@ def _lists(app: FastAPI, engine: Engine) -> None:
         return _reply(found)
 
     @app.put(path, **operation(ListEntry, ListEntryShown, 404, 422))
-    def put_entry(name: str, entity: str, value: str, body: Body) -> Response:
-        """Enter a value into a list, or replace its entry; in effect from the next batch on."""
+    def put_entry(name: str, entity: str, value: str, body: Body, request: Request) -> Response:
+        """Enter a value into a list, or replace its entry; in effect from the next batch on.
+
+        Its author is the API key's name, where there are keys.
+        """
         entry = _typed(body, ListEntry)
         member = _member(engine, name, entity, value)
         try:
@@ -145,7 +148,9 @@ def _lists(app: FastAPI, engine: Engine) -> None:
         except WrongError:
             message = "expires is an RFC 3339 time or milliseconds since 1970"
             raise RefusedError("invalid", message, [Problem("/expires", "wrong-type", message)]) from None
-        engine.list_put(name, entity, member, expires, entry.reason, entry.author)
+        engine.list_put(
+            name, entity, member, expires, entry.reason, request.scope.get("riskengine.key") or entry.author
+        )
         return _reply(engine.list_get(name, entity, member))
 
     @app.delete(path, **operation(None, Removed, 404, 422))

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from riskengine.engine import Engine
 from riskengine.errors import RiskEngineError
+from riskengine.service.access import Access
 from riskengine.service.front import Front
 from riskengine.service.gathering import Gatherer
 from riskengine.service.metrics import Metrics
@@ -50,7 +51,7 @@ def take_port(settings: Settings) -> socket.socket:
     return taken
 
 
-def build(engine: Engine, settings: Settings) -> Front:
+def build(engine: Engine, settings: Settings, access: Access) -> Front:
     """The whole application on an engine, which it does not close."""
     metrics = Metrics(engine)
     gatherer = Gatherer(
@@ -68,13 +69,19 @@ def build(engine: Engine, settings: Settings) -> Front:
             await gatherer.close()
 
     rest.router.lifespan_context = lifespan
-    return Front(engine, gatherer, metrics, rest, settings)
+    return Front(engine, gatherer, metrics, rest, settings, access)
 
 
-def serve(engine: Engine, settings: Settings, listening: socket.socket, ready: Callable[[], None]) -> None:
+def serve(
+    engine: Engine,
+    settings: Settings,
+    access: Access,
+    listening: socket.socket,
+    ready: Callable[[], None],
+) -> None:
     """Serve until SIGTERM or Ctrl-C: then take nothing new, answer what is under way, and return."""
     config = uvicorn.Config(
-        build(engine, settings),
+        build(engine, settings, access),
         lifespan="on",
         log_config=None,
         access_log=False,  # paths hold values of lists: they are nobody's to log

@@ -25,6 +25,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
+    keys: str = "keys.json"  # the file of API keys (`riskengine keys`)
     queue_events: int = 4_000  # waiting or being scored; what comes past it is refused with 503
     body_bytes: int = 1_048_576
     body_seconds: int = 5  # to send a request's body in
