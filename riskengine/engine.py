@@ -91,9 +91,10 @@ class Engine:
     ) -> Self:
         """Open an engine on a policy folder.
 
-        `store` is memory:// (memory://?size=512MiB bounds it); `journal` is sqlite:///FILE or None; `clock`
-        returns ms UTC, for tests; `key` hashes personal values and defaults to RISKENGINE_HASH_KEY; `model`
-        takes the place of the policy's (here and in every reload), and "none" does without any.
+        `store` is memory:// (memory://?size=512MiB bounds it) or redis://HOST:PORT/DB (rediss://, unix://),
+        shared by all that open it; `journal` is sqlite:///FILE or None; `clock` returns ms UTC, for tests;
+        `key` hashes personal values and defaults to RISKENGINE_HASH_KEY; `model` takes the place of the
+        policy's (here and in every reload), and "none" does without any.
         A journal is written behind: a kill -9 loses at most its last tenth of a second, and where its disk is
         slower than the traffic, scoring waits for it, or raises JournalError with nothing counted.
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,
@@ -196,7 +197,11 @@ class Engine:
         return results
 
     async def ascore(self, event: Event, features: bool = False) -> Decision:
-        """`score`, for callers in an event loop: the in-process store answers without a wait."""
+        """`score`, for callers in an event loop: it goes on while a shared store is waited for."""
+        if self._store.waits:
+            import asyncio  # who calls this has it; the others need not wait for it
+
+            return await asyncio.to_thread(self.score, event, features)
         return self.score(event, features)
 
     # -- history

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -12,11 +14,13 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from servers import apart, valkey
-from stage import T0, Stage, claim, payment, policy
+from stage import T0, Stage, claim, payment, policy, write
 from strategies import Step, World
 from test_naive import SCENARIOS, Scenario, a_feature_taken_out_and_put_back_starts_empty
 from test_parity import KEY, EngineSubject, Tables, comparable, singly, stories, take, write_policy
+from typer.testing import CliRunner
 
+from riskengine.cli import app
 from riskengine.engine import Engine
 from riskengine.stores.address import begin
 from riskengine.stores.redis import RedisStore
@@ -185,6 +189,41 @@ def test_what_others_list_and_tabulate_is_seen_at_once(server: str, tmp_path: Pa
         for n in range(1100):  # more than the log of edits holds
             two.engine.list_put("blocked", "user", f"v{n}")
         assert one.engine.score(claim("e5", user_id="v0")).action == "deny"
+
+
+def test_an_event_loop_goes_on_meanwhile(server: str, tmp_path: Path) -> None:
+    features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    store = apart(server)
+    begin(store, "stage")
+
+    async def all_at_once(stage: Stage) -> list[Any]:
+        return await asyncio.gather(*(stage.engine.ascore(claim(f"e{n}"), features=True) for n in range(20)))
+
+    with Stage(tmp_path, policy(features=features), store=store) as stage:
+        counts = sorted(decision.features["claims"] for decision in asyncio.run(all_at_once(stage)))
+    assert counts == list(range(1, 21))
+
+
+def test_a_store_is_begun_and_looked_into(server: str, tmp_path: Path) -> None:
+    store = apart(server)
+    folder = write(
+        tmp_path, policy(features={"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}})
+    )
+    runner = CliRunner()
+    begun = runner.invoke(app, ["store", "init", "--store", store, "--rules", str(folder)])
+    assert (begun.exit_code, "is ready" in begun.output) == (0, True)
+    again = runner.invoke(app, ["store", "init", "--store", store, "--rules", str(folder)])
+    assert again.output == begun.output, "what has begun stays as it is"
+    with Engine.open(folder, store=store, key=KEY, clock=lambda: T0) as engine:
+        engine.score_many([claim(f"e{n}", user_id=f"u{n}") for n in range(10)])
+        engine.label("e1", "fraud")
+    told = runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder), "--json"])
+    kinds = json.loads(told.output)["kinds"]
+    assert {kind: keys for kind, (keys, _) in kinds.items()} == {
+        "entities": 10, "claims": 10, "decisions": 10, "labels": 1, "settled": 0, "other": 1
+    }  # fmt: skip
+    assert all(size > 0 for kind, (_, size) in kinds.items() if kind != "settled")
+    assert "10 keys" in runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder)]).output
 
 
 def keys_of(url: str) -> list[bytes]:

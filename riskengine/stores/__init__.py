@@ -84,6 +84,10 @@ class Store(Protocol):
     def batch_max(self) -> int:
         """How many events are judged at once."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether it answers over a network."""
+
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""
 

@@ -57,6 +57,7 @@ class MemoryStore:
     a size that cannot be had.
     """
 
+    waits: Final = False
     batch_max: Final = 1024  # more gain nothing, and others wait for the lock
 
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:

@@ -101,6 +101,7 @@ class _Asked:
 class RedisStore:
     """State shared through one Redis (6.2 or later) or Valkey server. Not locked: the engine locks."""
 
+    waits: Final = True
     batch_max: Final = 128  # a script holds up the server for as long as its batch takes
 
     def __init__(self, features: FeatureSet, link: Link, place: Place) -> None:
