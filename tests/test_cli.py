@@ -156,7 +156,7 @@ def test_version(run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scor"], "Did you mean 'score'?"),
+        (["chek"], "Did you mean 'check'?"),
         (["score", "--in", "e.jsonl"], "Missing option '--out'"),
         (["score", "--in", "e.jsonl", "--out", "d.jsonl", "--fast"], "No such option"),
         (["check", "--format", "xml"], "xml"),
