@@ -668,7 +668,7 @@ def test_a_closed_store_is_an_empty_one() -> None:
 @pytest.mark.parametrize(
     ("store", "message"),
     [
-        ("redis://h:6379/0", "store 'redis://h:6379/0' is not known: the in-process store is memory://"),
+        ("kafka://h:9092", "store 'kafka://h:9092' is not known: the in-process store is memory://"),
         ("memory://elsewhere", "is not known"),
         ("", "store '' is not known"),
         ("memory://?size=2TB", "size is a number of bytes such as 536870912, 512MiB or 2GiB"),

@@ -596,7 +596,8 @@ def size_of(url: str) -> int:
     store, _, query = url.partition("?")
     if store != "memory://":
         raise RiskEngineError(
-            f"store {url!r} is not known: the in-process store is memory:// (memory://?size=2GiB)"
+            f"store {url!r} is not known: the in-process store is memory:// (memory://?size=2GiB), "
+            "a shared one redis://HOST:PORT/0"
         )
     options = parse_qs(query, keep_blank_values=True)
     if set(options) - {"size"}:
