@@ -51,9 +51,11 @@ def list_(
     found = read_keys(file)
     if as_json:
         show_json(
-            [{"id": k.id, "name": k.name, "scopes": k.scopes, "made_ms": k.made_ms, "per_second": k.per_second}
-             for k in found]
-        )  # fmt: skip
+            [
+                {name: getattr(key, name) for name in ("id", "name", "scopes", "made_ms", "per_second")}
+                for key in found
+            ]
+        )
         return
     for key in found:
         rate = f"{key.per_second}/s" if key.per_second is not None else ""
