@@ -1,8 +1,8 @@
 """The sidecar against a FastAPI + pydantic endpoint of the same body that does nothing.
 
-The same uvicorn for both: the server on one core, the load on another. The sidecar scores the shipped
 The same uvicorn for both: the server on one core, the load on another. The sidecar scores the shipped policy
-with its journal; answers are checked before anything is timed. The load is Python too, and may be what is
+with its journal; it is asked once before anything is timed. The load is Python too, and may be what is slow:
+the processor time that each server takes for a request tells them apart even then.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _check(port: int, event: dict[str, Any]) -> None:
-    """The sidecar answers as the engine does."""
+    """The sidecar decides."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("POST", "/v1/score", json.dumps(event), {"Content-Type": "application/json"})
     answer = json.loads(connection.getresponse().read())
