@@ -163,6 +163,30 @@ def test_an_event_whose_engine_died_before_it_decided_counts_once(server: str, t
         assert two.engine.score(claim("e3", 2000, device_id="d1")).action == "allow"
 
 
+def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(
+    server: str, tmp_path: Path
+) -> None:
+    features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    one_a_day = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 2, "then": "review"}}
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path, policy(features=features, limits=one_a_day), store=store) as stage:
+        event = claim("e1", device_id="d1")
+        assert stage.engine.score(event).action == "allow"
+        assert stage.row(claim("e2"))["claims"] == 2
+        shared = stage.engine._store
+        assert isinstance(shared, RedisStore)
+        (name,) = (n for n in keys_of(store) if n == shared._claim_name(b"d", stage.engine._claim_key("e1")))
+        shared._link.call("DEL", name)
+        again = stage.engine.score(event, features=True)
+        assert (again.action, again.features, again.flags) == ("review", {"claims": 2.0}, ("redecided",))
+        assert stage.engine.score(event) == again
+        assert stage.engine.score(claim("e3", device_id="d1")).action == "allow", "it holds one of two"
+        assert stage.engine.release("e1")
+        assert stage.engine.score(claim("e4", device_id="d1")).action == "allow"
+        assert stage.engine.score(claim("e5", device_id="d1")).action == "review"
+
+
 def test_what_others_list_and_tabulate_is_seen_at_once(server: str, tmp_path: Path) -> None:
     sections = policy(
         lists={"blocked": {"of": ["user"]}},

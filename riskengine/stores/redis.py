@@ -963,7 +963,7 @@ class RedisStore:
             reserved=int(facts.get("maxmemory", 0)),
             evictions=0,
             expired=0,
-            lost=0,
+            lost=self._link.dropped,
             claims=0,
         )
 
