@@ -16,6 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import redis
 
 from riskengine.errors import RiskEngineError
 from riskengine.stores import Kind, StoreError, resp
@@ -163,7 +164,9 @@ class Link:
             self.dropped += 1
 
     def _asked(self, request: bytes | memoryview, deadline: float) -> Reply:
-        self._open()
+        if self._socket is None:  # opening has a deadline of its own
+            self._open()
+            deadline = time.monotonic() + self.timeout_s
         while self._sent < len(self._told):
             self._send(self._told[self._sent], deadline)
             self._sent += 1
@@ -220,8 +223,6 @@ class Link:
     def _open(self) -> socket.socket:
         if self._socket is not None:
             return self._socket
-        import redis
-
         try:
             pool = redis.ConnectionPool.from_url(
                 self.url,
