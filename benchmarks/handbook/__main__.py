@@ -8,9 +8,9 @@ chosen on weeks that end before the first published test week; figures of both a
 Found with LightGBM 4.7 (AUC, average precision, CP@100): one training week .888, .740, .311 in the test and
 .890, .752, .304 on the choice weeks; all earlier weeks .882, .750, .312; chapter 3 .880, .747, .303. What
 did it: the customer's mean without known frauds, rates of small frauds by terminal, and leaving out what says
-more about the week than about the payment (gaps, paces and undelayed counts by terminal took three of the choice
-weeks from .757 to .754, among more features than these). Models of all earlier weeks take the parameters found
-for one.
+more about the week than about the payment (gaps, paces and undelayed counts by terminal took three of the
+choice weeks from .757 to .754, among more features than these). Models of all earlier weeks take the
+parameters found for one.
 """
 
 from __future__ import annotations
