@@ -122,9 +122,9 @@ class Engine:
     def _rehearse(self) -> None:
         """Go through the motions with no event at all, so that the kernels are compiled before one comes."""
         policy = self._policy
-        batch, _ = policy.schema.parse((), 0)
-        room = _Room.make(policy, 0, None)
         with warming.store_elsewhere():
+            batch, _ = policy.schema.parse((), 0)
+            room = _Room.make(policy, 0, None)
             found = policy.features.touches(batch, batch.time, policy.tables({}), room.planned)
             self._predict(policy.features.rows(found), room.verdict)
             self._fire(found, room.verdict)
