@@ -88,7 +88,7 @@ def offset_at(t: int, transitions: Int64s, offsets: Int64s) -> int:
             low = middle
         else:
             high = middle
-    return offsets[low]  # type: ignore[no-any-return]  # as above
+    return offsets[low]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit

@@ -499,7 +499,7 @@ class Engine:
     def _decide_one(self, batch: Batch, now: int, features: bool, room: _Room | None) -> Decision | None:
         """`_decide` of an event that comes alone, where it is new or a retry of a decided one; else None.
 
-        The lists that a batch needs take 5 of its 40 us.
+        It needs none of the lists that keep a batch in order.
         """
         store = self._store
         key = batch.claim.tobytes()
@@ -869,7 +869,7 @@ class _Room(NamedTuple):
 
 
 class _Rooms(threading.local):
-    """Each thread's room for lone events, used again for the next one: making it takes a third of 60 us."""
+    """Each thread's room for lone events, used again for the next one: making it took 16 of 66 us."""
 
     _policy: Policy | None = None
     _room: _Room

@@ -181,43 +181,43 @@ def entity_of(plan: Int64s, e: int, what: int) -> int:
 @jit
 def cell_of(plan: Int64s, cell: int, what: int) -> int:
     """Field C_* of a cell."""
-    return plan[np.uint64(plan[P_CELLS] + cell * C_SIZE + what)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_CELLS] + cell * C_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def column_of(plan: Int64s, column: int, what: int) -> int:
     """Field K_* of a timeline's column."""
-    return plan[np.uint64(plan[P_COLUMNS] + column * K_SIZE + what)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_COLUMNS] + column * K_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def window_of(plan: Int64s, window: int, what: int) -> int:
     """Field W_* of a window."""
-    return plan[np.uint64(plan[P_WINDOWS] + window * W_SIZE + what)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_WINDOWS] + window * W_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def slot_of(plan: Int64s, slot: int, what: int) -> int:
     """Field S_* of a slot."""
-    return plan[np.uint64(plan[P_SLOTS] + slot * S_SIZE + what)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_SLOTS] + slot * S_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def mover_of(plan: Int64s, cell: int, what: int) -> int:
     """Field M_* of a cell."""
-    return plan[np.uint64(plan[P_MOVERS] + cell * M_SIZE + what)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_MOVERS] + cell * M_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def limit_of(plan: Int64s, limit: int, what: int) -> int:
     """Field L_* of a limit."""
-    return plan[np.uint64(plan[P_LIMITS] + limit * L_SIZE + what)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_LIMITS] + limit * L_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def region_words(plan: Int64s, region: int) -> int:
     """Words of one entry of a region."""
-    return plan[np.uint64(plan[P_REGIONS] + region)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_REGIONS] + region)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
@@ -234,7 +234,7 @@ def offset_in(plan: Int64s, t: int) -> int:
             low = middle
         else:
             high = middle
-    return plan[np.uint64(plan[P_OFFSETS] + low)]  # type: ignore[no-any-return]  # as above
+    return plan[np.uint64(plan[P_OFFSETS] + low)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 # ---- slabs ------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def set_used(words: Int64s, s: int, used: int) -> None:
 @jit
 def count_of(words: Int64s, s: int, region: int) -> int:
     """Entries in a region."""
-    return (words[s + 2 + (region >> 1)] >> ((region & 1) * 32)) & 0x7FFFFFFF  # type: ignore[no-any-return]  # as above
+    return (words[s + 2 + (region >> 1)] >> ((region & 1) * 32)) & 0x7FFFFFFF  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit

@@ -1199,7 +1199,7 @@ class Evaluation:
             case "abs", [Duration(seconds)]:
                 return Duration(abs(seconds))
             case "min" | "max", _:
-                extreme: Value = (min if function == "min" else max)(given)  # type: ignore[type-var] # one type
+                extreme: Value = (min if function == "min" else max)(given)  # type: ignore[type-var]  # all of one type, which mypy cannot know
                 return extreme
             case "log", [float() as x]:
                 return math.log(x) if x > 0.0 else None
@@ -1224,7 +1224,7 @@ def compare(op: ast.cmpop, a: Value, b: Value) -> bool:
         a = Time(float(parse_time(a)))
     if type(a) is not type(b):
         raise NotImplementedError(f"{a!r} beside {b!r}")
-    order = (a > b) - (a < b) if not isinstance(a, Location) else int(a != b)  # type: ignore[operator] # one type
+    order = (a > b) - (a < b) if not isinstance(a, Location) else int(a != b)  # type: ignore[operator]  # both of one type, which mypy cannot know
     match op:
         case ast.Eq():
             return order == 0

@@ -213,7 +213,7 @@ def sources() -> dict[str, st.SearchStrategy[str]]:
     """Strategies for well-typed source texts of every type."""
     made: dict[str, st.SearchStrategy[str]] = {}
     number, duration, time, bool_, text, whole_text, location = (
-        st.deferred(lambda name=name: made[name])  # type: ignore[misc] # a default binds the loop's name
+        st.deferred(lambda name=name: made[name])  # type: ignore[misc]  # a default binds the loop's name
         for name in ("number", "duration", "time", "bool", "text", "whole_text", "location")
     )
 

@@ -188,7 +188,7 @@ def test_the_composer_of_plain_python_reads_the_same(monkeypatch: pytest.MonkeyP
 
     def start(self: yaml.SafeLoader, text: str) -> None:
         yaml.SafeLoader.__init__(self, text)
-        self._depth = 0  # type: ignore[attr-defined]  # as _Composer does
+        self._depth = 0  # type: ignore[attr-defined]  # _Composer sets it too, its base knows of none
 
     plain_composer = type("PlainComposer", (yaml.SafeLoader,), {"__init__": start, **hooks})
     fast = Source("f.yaml", "a: {b: [1, 'x', no]}\nc: |\n  two\n  lines\n")

@@ -124,7 +124,7 @@ def test_kernels_are_compiled_one_way() -> None:
 
 
 def test_an_exception_from_the_linters_gives_its_reason() -> None:
-    ends_bare = re.compile(r"#\s*(type:\s*ignore(\[[\w, -]*\])?|noqa(:\s*[A-Z0-9, ]+)?)\s*$")
+    ends_bare = re.compile(r"#\s*(type:\s*ignore(\[[\w, -]*\])?|noqa(:\s*[A-Z0-9, ]+)?)\s*(# as above)?\s*$")
     bare = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in SOURCES

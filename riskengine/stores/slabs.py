@@ -124,7 +124,7 @@ def locate(meta: Int64s, table: Int64s, old_table: Int64s, key: int) -> int:
     ref = old_table[2 * at + 1]
     old_table[2 * at + 1] = TOMBSTONE
     put(meta, table, key, ref)
-    return ref  # type: ignore[no-any-return]  # as above
+    return ref  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
@@ -171,13 +171,13 @@ def class_of(used: int) -> int:
 @jit
 def slab_class(words: Int64s, s: int) -> int:
     """Size class of the block of a slab, in use or free."""
-    return (words[s + 1] >> META_CLASS) & 0xFF  # type: ignore[no-any-return]  # as above
+    return (words[s + 1] >> META_CLASS) & 0xFF  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def room_in(words: Int64s, s: int) -> int:
     """Words that the slab in a block may take."""
-    return SIZES[slab_class(words, s)] - 1  # type: ignore[no-any-return]  # as above
+    return SIZES[slab_class(words, s)] - 1  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
@@ -268,7 +268,7 @@ def reclaim(words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, wante
         if s != 0:
             unlink(words, meta, s)
             cut(words, meta, s, SIZES[larger], wanted)
-            return s  # type: ignore[no-any-return]  # as above
+            return s  # type: ignore[no-any-return]  # an int in the kernel
     best = 0
     best_end = 0
     best_newest = NEVER_MS
@@ -315,7 +315,7 @@ def reclaim(words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, wante
 @jit
 def block_after(words: Int64s, s: int) -> int:
     """Where the block behind that of a slab begins."""
-    return s - 1 + SIZES[slab_class(words, s)]  # type: ignore[no-any-return]  # as above
+    return s - 1 + SIZES[slab_class(words, s)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
