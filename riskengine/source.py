@@ -22,6 +22,8 @@ __all__ = ["Item", "MappingNode", "Node", "ScalarNode", "SequenceNode", "Source"
 
 FILE_BYTES_MAX = 4 * 1024 * 1024  # a thousand rules are a quarter of one
 DEPTH_MAX = 50  # libyaml's composer recurses in C: 200,000 open brackets would end the process
+TOO_DEEP = f"it is nested more than {DEPTH_MAX} deep"
+LIBYAML_TOO_DEEP = "exceeded maximum nesting depth"  # its scanner's own bound, 1,000, looks ahead of ours
 
 Scalar = str | int | float | bool | None
 Item = tuple[ScalarNode, Node]  # a key and its value
@@ -331,6 +333,8 @@ class Source:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line, mark.column) if mark else (0, 0)
         problem = error.problem or error.context or "it cannot be read"
+        if problem == LIBYAML_TOO_DEEP:
+            problem = TOO_DEEP
         mend = None
         # libyaml may give up on a later line than the one with the tab.
         for number in range(line, max(line - 3, -1), -1):
@@ -437,7 +441,7 @@ class _Composer(_Base):  # type: ignore[misc]  # the base is chosen by what PyYA
         self._depth += 1
         if self._depth > DEPTH_MAX:
             mark = parent.start_mark if parent is not None else None
-            raise yaml.MarkedYAMLError(problem=f"it is nested more than {DEPTH_MAX} deep", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=mark)
 
     def ascend_resolver(self) -> None:
         """Called after a node is composed."""
