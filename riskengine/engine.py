@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from riskengine import hashing, warming
 from riskengine.compiled import Policy, signed
 from riskengine.decision import ALLOW, CHALLENGE, Decision, ModelScore, Verdict, decide, name_decisions
 from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
-from riskengine.entries import EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.entries import Activation, EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
@@ -78,6 +79,7 @@ class Engine:
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._rooms = _Rooms()
         self._closed = False
+        self.store_errors: Counter[str] = Counter()  # by StoreError.kind: batches judged without the store
 
     @classmethod
     def open(
@@ -286,23 +288,28 @@ class Engine:
         with self._open():
             return self._store.list_get(name, entity, signed(self._list_key(name, entity, value)))
 
-    def list_delete(self, name: str, entity: str, value: str | Sequence[str]) -> bool:
+    def list_delete(
+        self, name: str, entity: str, value: str | Sequence[str], author: str | None = None
+    ) -> bool:
         """Remove a value from a list; whether it was there."""
+        _check_words(author=author)
         with self._open():
             key = self._list_key(name, entity, value)
             there = self._store.list_delete(name, entity, signed(key))
             if there:
-                self._edited("list", "delete", name, entity, key)
+                self._edited("list", "delete", name, entity, key, author=author)
             return there
 
-    def table_put(self, name: str, key: str, row: Mapping[str, Any]) -> None:
+    def table_put(self, name: str, key: str, row: Mapping[str, Any], author: str | None = None) -> None:
         """Enter or replace a row of a live table. EventError tells every column that does not fit."""
+        _check_words(author=author)
         with self._open():
             table = self._live_table(name)
             number = self._table_key(table, key)
             self._store.table_put(name, signed(number), _typed_row(table, row))
             self._tables = None
-            self._edited("table", "put", name, table.key, number, msgspec.json.encode(dict(row)))
+            said = msgspec.json.encode(dict(row))
+            self._edited("table", "put", name, table.key, number, said, author=author)
 
     def table_get(self, name: str, key: str) -> dict[str, Any] | None:
         """A row of a table, resident or live (times in ms); None when there is none."""
@@ -313,15 +320,16 @@ class Engine:
             row = rows.get(number)
             return None if row is None else dict(row)
 
-    def table_delete(self, name: str, key: str) -> bool:
+    def table_delete(self, name: str, key: str, author: str | None = None) -> bool:
         """Remove a row of a live table; whether it was there."""
+        _check_words(author=author)
         with self._open():
             table = self._live_table(name)
             number = self._table_key(table, key)
             there = self._store.table_delete(name, signed(number))
             if there:
                 self._tables = None
-                self._edited("table", "delete", name, table.key, number)
+                self._edited("table", "delete", name, table.key, number, author=author)
             return there
 
     # -- policy and life
@@ -331,12 +339,20 @@ class Engine:
 
         Unchanged features keep their history; changed ones are `warming` until their window has passed.
         """
+        self.switch(self.prepare(rules))
+
+    def prepare(self, rules: str | Path | Definition) -> Policy:
+        """A policy compiled for this engine, which goes on serving the other. Raises as `reload` does."""
         policy = _compile(rules, self._key, self._model)
         if policy.definition.tenant != self._policy.definition.tenant:
             raise RiskEngineError(
                 f"the policy's tenant is {policy.definition.tenant}, the one serving is "
                 f"{self._policy.definition.tenant}: another tenant shares no history, open another engine"
             )
+        return policy
+
+    def switch(self, policy: Policy, activation: Activation | None = None) -> None:
+        """Serve what `prepare` made. The journal tells of `activation`, where somebody asked for it."""
         with self._open():
             now = self._clock()
             before = self._policy
@@ -358,7 +374,8 @@ class Engine:
             self._store.reload(policy.features)
             self._policy, self._tables, self._warming = policy, tables, warming
             if self._journal is not None:
-                self._journal.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=now)])
+                entry = PolicyEntry(fingerprint=policy.fingerprint, time_ms=now, activation=activation)
+                self._journal.append([entry])
 
     def info(self) -> Info:
         """Sizes and losses of the store."""
@@ -599,6 +616,7 @@ class Engine:
 
         What it was to count is counted when it is back.
         """
+        self.store_errors[error.kind] += 1
         policy, batch = self._policy, touches.batch
         found = policy.features.rows(touches)
         challenged = self._predict(found, verdict)

@@ -5,6 +5,7 @@ They stand apart from the journal, so that an engine without one need not import
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -71,11 +72,39 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     seq: int = 0
 
 
+class Activation(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy that somebody made the serving one, or None for `files` where the folders serve again.
+
+    `files` by name is what the folder would have. `of` is the activation that a rollback brings back;
+    `difference` is the unified diff of the files from those that served before.
+    """
+
+    id: str
+    action: Literal["activate", "rollback", "folder"]
+    fingerprint: str
+    files: Mapping[str, str] | None
+    time_ms: int
+    author: str | None = None
+    reason: str | None = None
+    of: str | None = None
+    difference: str = ""
+
+    def encode(self) -> bytes:
+        """Packed: a policy is text that says much twice."""
+        return zlib.compress(msgspec.msgpack.encode(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Activation:
+        """What `encode` packed."""
+        return msgspec.msgpack.decode(zlib.decompress(data), type=cls)
+
+
 class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A policy that became the active one."""
+    """A policy that became the active one; with `activation` by somebody's act, and not by a start."""
 
     fingerprint: str
     time_ms: int
+    activation: Activation | None = None
     seq: int = 0
 
 

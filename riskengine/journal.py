@@ -27,10 +27,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection, make_url
 
-from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, Pending, PolicyEntry, ReleaseEntry
+from riskengine.entries import (
+    Activation,
+    AnyEntry,
+    EditEntry,
+    Entry,
+    LabelEntry,
+    Pending,
+    PolicyEntry,
+    ReleaseEntry,
+)
 from riskengine.errors import RiskEngineError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GROUP_ENTRIES = 1_000  # one commit carries this many entries, and the rest of the batch it ends in, ...
 GROUP_SECONDS = 0.1  # ... and begins at most this long after the first of them came
 QUEUE_ENTRIES = 32_768  # 190 MB of events scored alone (5.8 KB each), less of batches; 2 s of full load
@@ -266,6 +275,15 @@ class Journal:
         stored = [_label(row) for row in found]
         seen = {msgspec.structs.replace(label, seq=0) for label in stored}
         return stored + [label for row in waiting if (label := _label(row)) not in seen]
+
+    def activations(self) -> list[Activation]:
+        """Every activation of a policy that is committed by now, the oldest first. Raises JournalError."""
+        if self.file is None:
+            return []
+        with self._changed:
+            self._check_open()
+        query = sa.select(_policies).where(_policies.c.activation.is_not(None)).order_by(_policies.c.seq)
+        return [act for row in self._select(query) if (act := _policy(row).activation) is not None]
 
     def replay(self, after: int = 0) -> Iterator[AnyEntry]:
         """Every entry with `seq` above `after` that is committed by now, of every kind, in arrival order.
@@ -580,6 +598,8 @@ _policies = sa.Table(
     sa.Column("seq", sa.Integer, primary_key=True),
     sa.Column("fingerprint", sa.Text, nullable=False),
     sa.Column("time", sa.Integer, nullable=False),
+    sa.Column("author", sa.Text),
+    sa.Column("activation", sa.LargeBinary),
 )
 
 
@@ -633,7 +653,14 @@ def _pack(entry: AnyEntry) -> tuple[sa.Table, Row]:
         case ReleaseEntry():
             return _releases, (0, entry.event_id, entry.time_ms)
         case PolicyEntry():
-            return _policies, (0, entry.fingerprint, entry.time_ms)
+            act = entry.activation
+            return _policies, (
+                0,
+                entry.fingerprint,
+                entry.time_ms,
+                None if act is None else act.author,
+                None if act is None else act.encode(),
+            )
 
 
 def _entry(row: Row) -> Entry:
@@ -688,8 +715,9 @@ def _release(row: Row) -> ReleaseEntry:
 
 
 def _policy(row: Row) -> PolicyEntry:
-    seq, fingerprint, time_ms = row
-    return PolicyEntry(fingerprint=fingerprint, time_ms=time_ms, seq=seq)
+    seq, fingerprint, time_ms, _, packed = row
+    activation = None if packed is None else Activation.decode(packed)
+    return PolicyEntry(fingerprint=fingerprint, time_ms=time_ms, activation=activation, seq=seq)
 
 
 _KINDS: tuple[tuple[sa.Table, Callable[[Row], AnyEntry]], ...] = (

@@ -17,10 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riskengine import journal as journal_module
-from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.entries import Activation, AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.journal import Journal, JournalError, pack_row, unpack_row
 
 ROOT = Path(__file__).resolve().parent.parent
+ACTIVATION = Activation(
+    id="a1", action="activate", fingerprint="p2", files={"a.yaml": "policy: 策略\n" * 99}, time_ms=2,
+    author="ann", reason="a farm", difference="+policy: 策略\n",
+)  # fmt: skip
 
 
 def entry(event_id: str, **changes: Any) -> Entry:
@@ -81,6 +85,7 @@ def test_rows_keep_every_bit() -> None:
 def test_all_kinds_are_replayed_in_arrival_order(url: str) -> None:
     entries: list[AnyEntry] = [
         PolicyEntry(fingerprint="p1", time_ms=1),
+        PolicyEntry(fingerprint="p2", time_ms=2, activation=ACTIVATION),
         entry("e1"),
         LabelEntry(event_id="e1", label="fraud", time_ms=5, source="bank", received_ms=6),
         EditEntry(
@@ -103,6 +108,7 @@ def test_all_kinds_are_replayed_in_arrival_order(url: str) -> None:
             for i, one in enumerate(entries, 1)
         ]
         assert list(journal.replay()) == numbered
+        assert journal.activations() == [ACTIVATION]
         assert list(journal.replay(after=8)) == numbered[8:]
         assert [label.label for label in journal.labels("e1")] == ["fraud", "legit"]
         assert journal.labels("e2") == []
@@ -509,7 +515,8 @@ def test_another_layout_is_refused(url: str, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "j.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(JournalError, match="has layout 99, and this riskengine reads and writes layout 1"):
+    ours = journal_module.SCHEMA_VERSION
+    with pytest.raises(JournalError, match=f"layout 99, and this riskengine reads and writes layout {ours}"):
         Journal.open(url)
 
 
