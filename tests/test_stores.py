@@ -176,7 +176,9 @@ def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(
         assert stage.row(claim("e2"))["claims"] == 2
         shared = stage.engine._store
         assert isinstance(shared, RedisStore)
-        (name,) = (n for n in keys_of(store) if n == shared._claim_name(b"d", stage.engine._claim_key("e1")))
+        (name,) = (
+            n for n in keys_of(store) if n == shared.place.claim_name(b"d", stage.engine._claim_key("e1"))
+        )
         shared._link.call("DEL", name)
         again = stage.engine.score(event, features=True)
         assert (again.action, again.features, again.flags) == ("review", {"claims": 2.0}, ("redecided",))

@@ -16,7 +16,7 @@ from riskengine.engine import Engine
 from riskengine.errors import RiskEngineError
 from riskengine.stores import StoreError
 from riskengine.stores.address import Address, begin
-from riskengine.stores.redis import kind_of
+from riskengine.stores.place import kind_of
 
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}

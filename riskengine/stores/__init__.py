@@ -78,7 +78,10 @@ class Store(Protocol):
 
     features: FeatureSet
     claims: dict[bytes, Claim]
-    tables: dict[str, dict[int, Row]]
+
+    @property
+    def tables(self) -> Mapping[str, dict[int, Row]]:
+        """Live rows, to be read; replaced as a whole where they change."""
 
     @property
     def batch_max(self) -> int:

@@ -12,8 +12,9 @@ import msgspec
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet
 from riskengine.stores import StoreError
-from riskengine.stores.link import Link
-from riskengine.stores.redis import Place, RedisStore, facts_of, missing_epoch
+from riskengine.stores.link import Link, facts_of
+from riskengine.stores.place import Place, missing_epoch
+from riskengine.stores.redis import RedisStore
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 TIMEOUT_MS: Final = 1000  # a service says less

@@ -320,6 +320,12 @@ def said(message: str) -> StoreError:
     return StoreError("broken", f"the store does not do as asked (it says: {message})")
 
 
+def facts_of(info: bytes) -> dict[str, str]:
+    """What INFO says, by name."""
+    lines = info.decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
 def _gone(error: OSError) -> StoreError:
     if isinstance(error, TimeoutError):
         return StoreError("away", "the store did not answer in time")

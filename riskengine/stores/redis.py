@@ -6,8 +6,7 @@ slabs made of the values that one call answers. See DESIGN.md, ideas 2 and 5, fo
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from riskengine import ledger, packing
+from riskengine import packing
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
@@ -29,53 +28,31 @@ from riskengine.ledger import (
     L_ENTITY,
     LEGIT,
     NONE,
-    RECORD_HASH,
     RECORD_MASK,
-    RECORD_SLOTS,
     RECORD_TIME,
     SIGN_BIT,
     Int64s,
 )
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, Row, StoreError, slabs, wire
-from riskengine.stores.link import Item, Link, Reply
-from riskengine.stores.lists import Lists
+from riskengine.stores.edits import Edits
+from riskengine.stores.known import Known
+from riskengine.stores.link import Item, Link, Reply, facts_of
+from riskengine.stores.place import Place, kind_of, missing_epoch
 from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
-from riskengine.stores.resp import Bytes, command
+from riskengine.stores.resp import Bytes, as_array, bulk, command
 from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces
-from riskengine.stores.transition import translate
+from riskengine.stores.workspace import Workspace
 
 UNDECIDED_MS: Final = 7 * 86_400_000
 TAIL_RECORDS: Final = 64
-LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 NO_CLAIMS: Final = np.empty((0, 2), np.int64)
 BY_DENIAL: Final = b"denied"
 BY_RELEASE: Final = b"released"
 
-LOG_EDITS: Final = 1000  # edits of lists and tables that are learned one by one; as edit.lua has it
-
-_Name = tuple[str, str, str, int]  # list or table, its name, entity, key
-_Change = tuple[_Name, dict[str, Any] | None]
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Decision)
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where a store's data is: names begin with `prefix`, and `epoch` says which life of it this is."""
-
-    prefix: str
-    epoch: bytes
-
-    @property
-    def epoch_key(self) -> bytes:
-        """The key that holds the epoch."""
-        return f"{self.prefix}epoch".encode()
-
-    @property
-    def data(self) -> bytes:
-        """What the names of all data of this epoch begin with."""
-        return f"{self.prefix}{self.epoch.decode()}:".encode()
 
 
 @dataclass(eq=False, slots=True)
@@ -106,13 +83,10 @@ class RedisStore:
 
     def __init__(self, features: FeatureSet, link: Link, place: Place) -> None:
         self.claims: dict[bytes, Claim] = {}  # those of the batch at hand
-        self.tables: dict[str, dict[int, Row]] = {}
-        self.lists = Lists(features)
         self.place = place
         self._link = link
-        self._edits_there = 0
-        self._edits = -1  # how many edits of lists and tables are known
-        self._work = _Workspace()
+        self._edits = Edits(features, link, place)
+        self._work = Workspace()
         self._out = np.empty(1 << 16, np.uint8)
         self._asked: _Asked | None = None
         self._postponed: dict[bytes, Claim] = {}  # decided without the store, which does not know of them yet
@@ -165,10 +139,9 @@ class RedisStore:
             reply = self._answer(self._request(asked, asked.asked))
             values_at = self._read_marks(asked, reply, counted)
             self._fold(asked, reply, values_at)
-            if self._edits_there != self._edits:
-                self._catch_up()
+            self._edits.catch_up(int(reply.item(1) or b"0"))
         except StoreError:
-            self.lists.look_up(touches)  # as far as we know them
+            self._edits.lists.look_up(touches)  # as far as we know them
             raise
         except BaseException:
             self.claims.clear()
@@ -186,7 +159,7 @@ class RedisStore:
             self._scratch,
             touches.texts,
         )
-        self.lists.look_up(touches)
+        self._edits.lists.look_up(touches)
         return asked.met
 
     def _ask(self, touches: Touches, followed: Followed | None) -> _Asked:
@@ -274,17 +247,16 @@ class RedisStore:
         return out[:end].data
 
     def _answer(self, request: bytes | memoryview) -> Reply:
-        """Ask, and look at the epoch and the number of edits that every answer begins with."""
+        """Ask, and look at the epoch that every answer begins with."""
         reply = self._link.ask(request)
         epoch = reply.item(0)
         if epoch != self.place.epoch:
             error = StoreError("epoch", missing_epoch(self.place))
             if isinstance(epoch, bytes):  # it was rebuilt: the next batch finds the new counters
                 self.place = msgspec.structs.replace(self.place, epoch=epoch)
-                self._edits = -1
+                self._edits.begin(self.place)
                 self._serve(self.features)
             raise error
-        self._edits_there = int(reply.item(1) or b"0")
         return reply
 
     def _room(self, size: int) -> Bytes:
@@ -459,12 +431,10 @@ class RedisStore:
             return
         count = int.from_bytes(head[2:4], "little") + 1 if head[:2] == MAGIC else 1
         value = sections[:2] + (count & 0xFFFF).to_bytes(2, "little") + sections[4:]
+        name = self.place.entity_name(self.features.entities[e], key)
         self._link.tell(
-            command(
-                ("EVALSHA", self._link.names["compact"], 1, self._entity_name(e, key), head, length, value,
-                 self._lives_ms[e])
-            )
-        )  # fmt: skip
+            command(("EVALSHA", self._link.names["compact"], 1, name, head, length, value, self._lives_ms[e]))
+        )
 
     # -- limits
 
@@ -629,8 +599,8 @@ class RedisStore:
         request = command(
             ("EVALSHA", self._link.names["observe"], 2 + len(claims) + len(spots),
              self.place.epoch_key, self.place.data + b"edits",
-             *(self._claim_name(c.letter, c.key) + c.end for c in claims),
-             *(self._entity_name(*spot) for spot in spots),
+             *(self.place.claim_name(c.letter, c.key) + c.end for c in claims),
+             *(self.place.entity_name(self.features.entities[e], key) for e, key in spots),
              self.place.epoch, len(claims), *self._lives, bytes(e for e, _ in spots), recipe,
              *(c.value for c in claims), *records)
         )  # fmt: skip
@@ -669,7 +639,7 @@ class RedisStore:
         batch = touches.batch
         rows = [i for i in range(batch.n) if i not in asked.met]
         if asked.forgotten:  # what it moved is known from when it was decided
-            name = self._claim_name(b"d", batch.claim[0].tobytes())
+            name = self.place.claim_name(b"d", batch.claim[0].tobytes())
             answer = _ENCODER.encode(decisions[0])
             self._link.tell(command(("SET", name, answer, "PX", self._fresh_ms, "NX")))
             return
@@ -764,17 +734,17 @@ class RedisStore:
             at = known.follows
         return Followed(key, tuple(chain)) if chain else None
 
-    def _recall(self, key: bytes) -> _Known | None:
+    def _recall(self, key: bytes) -> Known | None:
         """What is kept of a decided event."""
         items = self._link.call(
-            "MGET", self.place.epoch_key, self._claim_name(b"c", key), self._claim_name(b"r", key)
+            "MGET", self.place.epoch_key, self.place.claim_name(b"c", key), self.place.claim_name(b"r", key)
         )
         epoch, claim, settled = items
         if epoch != self.place.epoch:
             raise StoreError("epoch", missing_epoch(self.place))
         if not isinstance(claim, bytes) or len(claim) <= wire.CLAIM_BYTES:
             return None
-        return _Known.read(claim, key, settled, self._plans)
+        return Known.read(claim, key, settled, self._plans)
 
     def _prior(self, prior: Trace) -> tuple[Int64s, Int64s]:
         """What a followed event holds, in this plan's order of limits and entities."""
@@ -791,7 +761,7 @@ class RedisStore:
         """
         touches, own = asked.touches, asked.touches.batch.claim[0].tobytes()
         trace = followed.chain[0]
-        claim = self._link.call("GET", self._claim_name(b"c", own))[0]
+        claim = self._link.call("GET", self.place.claim_name(b"c", own))[0]
         if isinstance(claim, bytes) and (
             len(claim) > wire.CLAIM_BYTES or claim[:16] != touches.batch.content[0].tobytes()
         ):
@@ -841,7 +811,7 @@ class RedisStore:
         before: str | None = None
         number = 0
         while True:
-            said = self._link.call("GET", self._claim_name(b"l", key) + b".%d" % number)[0]
+            said = self._link.call("GET", self.place.claim_name(b"l", key) + b".%d" % number)[0]
             if said is None:
                 pieces = self._label_pieces(known, before, label)
                 value = msgspec.msgpack.encode((label, time))
@@ -856,7 +826,7 @@ class RedisStore:
             number += 1
 
     def _label_pieces(
-        self, known: _Known, before: str | None, label: str
+        self, known: Known, before: str | None, label: str
     ) -> dict[tuple[int, int], list[tuple[int, bytes]]]:
         """Records that take away what the label before counted, and add what this one does."""
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
@@ -874,80 +844,38 @@ class RedisStore:
 
     # -- lists and live tables
 
+    @property
+    def tables(self) -> dict[str, dict[int, Row]]:
+        """The live rows known, replaced as a whole where they change."""
+        return self._edits.tables
+
     def list_put(self, name: str, entity: str, key: int, entry: Mapping[str, Any]) -> None:
         """Enter or replace an entry; `entry['expires']` is ms or None."""
-        self._edit(("list", name, entity, key), dict(entry))
+        self._edits.edit(("list", name, entity, key), entry)
 
     def list_get(self, name: str, entity: str, key: int) -> dict[str, Any] | None:
         """An entry, or None."""
-        self._catch_up()
-        return self.lists.get((name, entity, key))
+        self._edits.look()
+        return self._edits.lists.get((name, entity, key))
 
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
-        return self._edit(("list", name, entity, key), None)
+        return self._edits.edit(("list", name, entity, key), None)
 
     def table_put(self, name: str, key: int, row: Row) -> None:
         """Enter or replace a live row."""
-        self._edit(("table", name, "", key), dict(row))
+        self._edits.edit(("table", name, "", key), row)
 
     def table_delete(self, name: str, key: int) -> bool:
         """Remove a live row; whether it was there."""
-        return self._edit(("table", name, "", key), None)
-
-    def _edit(self, name: _Name, entry: dict[str, Any] | None) -> bool:
-        """Make an edit and learn of those of others; whether there was an entry before."""
-        data = self.place.data
-        field = msgspec.msgpack.encode(name)
-        value = msgspec.msgpack.encode(entry) if entry is not None else b""
-        answer = self._link.call(
-            "EVALSHA", self._link.names["edit"], 4, self.place.epoch_key, data + b"edits", data + b"entries",
-            data + b"log", self.place.epoch, field, value, msgspec.msgpack.encode((name, entry)),
-        )[0]  # fmt: skip
-        if answer == -1:
-            raise StoreError("epoch", missing_epoch(self.place))
-        self._catch_up()
-        return answer == 1
-
-    def _catch_up(self) -> None:
-        """Learn of edits made since the last look: from the log of the latest, else from all entries."""
-        data = self.place.data
-        epoch, edits = self._link.call("MGET", self.place.epoch_key, data + b"edits")
-        if epoch != self.place.epoch:
-            raise StoreError("epoch", missing_epoch(self.place))
-        there = int(edits or b"0")
-        if there == self._edits:
-            return
-        missed = there - self._edits if self._edits >= 0 else LOG_EDITS + 1
-        if missed <= LOG_EDITS:
-            # Edits made meanwhile may come along: to take one in twice changes nothing.
-            log = self._link.call("LRANGE", data + b"log", -missed, -1)
-            changes = [msgspec.msgpack.decode(item, type=_Change) for item in log if isinstance(item, bytes)]
-        else:
-            items = self._link.call("HGETALL", data + b"entries")
-            self.lists.clear()
-            self.tables = {}
-            changes = [
-                (msgspec.msgpack.decode(field, type=_Name), msgspec.msgpack.decode(value))
-                for field, value in zip(items[::2], items[1::2], strict=True)
-                if isinstance(field, bytes) and isinstance(value, bytes)
-            ]
-        self._edits = there
-        for (kind, name, entity, key), entry in changes:
-            if kind == "list" and entry is not None:
-                self.lists.put((name, entity, key), entry)
-            elif kind == "list":
-                self.lists.delete((name, entity, key))
-            else:
-                rows = {k: row for k, row in self.tables.get(name, {}).items() if k != key}
-                self.tables = {**self.tables, name: rows if entry is None else {**rows, key: entry}}
+        return self._edits.edit(("table", name, "", key), None)
 
     # -- plans
 
     def reload(self, features: FeatureSet) -> None:
         """Serve another plan. Cells of equal definition keep what they know."""
         self._serve(features)
-        self.lists.reload(features)
+        self._edits.lists.reload(features)
 
     # -- looking in, out and back
 
@@ -980,66 +908,6 @@ class RedisStore:
         self.claims.clear()
         self._link.close()
 
-    # -- names
-
-    def _claim_name(self, letter: bytes, key: bytes) -> bytes:
-        words = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
-        return self.place.data + letter + spelled(words[0]) + spelled(words[1])
-
-    def _entity_name(self, e: int, key: int) -> bytes:
-        return self.place.data + b"e" + kind_of(self.features.entities[e]) + spelled(key & (2**64 - 1))
-
-
-class _Workspace:
-    """Memory that values are unfolded in, laid out as that of the in-process store, and used again."""
-
-    def __init__(self) -> None:
-        self.words = np.zeros(1 << 16, np.int64)
-        self.meta = np.zeros(slabs.META_SIZE, np.int64)
-        self.table = np.zeros(8, np.int64)
-        self.old_table = np.zeros(2, np.int64)
-        self.slots = np.zeros(8, np.int64)
-        self.row = np.zeros((1, 1), np.int64)
-
-    @property
-    def arrays(self) -> tuple[Int64s, Int64s, Int64s, Int64s]:
-        """What the kernels of slabs.py share."""
-        return self.words, self.meta, self.table, self.old_table
-
-    def prepare(self, slots: int) -> None:
-        """Empty the tables that find `slots` keys."""
-        if len(self.slots) != 2 * slots:
-            self.slots, self.table = np.zeros(2 * slots, np.int64), np.zeros(2 * slots, np.int64)
-        else:
-            self.slots[:] = 0
-
-    def begin(self, features: FeatureSet, entities: Int64s, lengths: Int64s, events: int) -> None:
-        """Know of nothing, with room for values of these lengths and what a batch adds to them."""
-        needed = int(np.maximum(lengths, 0).sum())
-        plan = features.plan.entities
-        fixed = int(
-            (plan[:, ledger.E_FIXED] + plan[:, ledger.E_FIXED_N] + 2 * plan[:, ledger.E_GROWTH]).max(
-                initial=8
-            )
-        )
-        needed = 4 * (
-            needed
-            + (len(entities) + 16) * (fixed + 64) * 2
-            + events * 2 * int(plan[:, ledger.E_GROWTH].sum())
-        )
-        if len(self.words) < needed:
-            self.words = np.zeros(2 * needed, np.int64)
-        slots = 8
-        while slots < 4 * len(entities):
-            slots *= 2
-        if len(self.table) < 2 * slots:
-            self.table = np.zeros(2 * slots, np.int64)
-        self.table[:] = 0
-        self.meta[:] = 0
-        slabs.lay_out(self.words, self.meta)
-        if self.row.shape[1] != features.record_words:
-            self.row = np.zeros((1, features.record_words), np.int64)
-
 
 class _Entry(NamedTuple):
     """A claim to be entered: the letter of its name, the event's, its value, and what its name ends with."""
@@ -1059,127 +927,6 @@ class _Moved(NamedTuple):
     values: list[Item]
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What is kept of a decided event (wire.put_trace), by the plan it was written under."""
-
-    plan: LaidOut
-    time: int
-    event: int
-    keys: Mapping[int, int]
-    masks: Mapping[int, int]
-    slots: Mapping[int, list[int]]
-    holds: Sequence[tuple[int, int, int]]  # limit, bucket, amount
-    follows: bytes | None
-    settled: Item  # by whom its holds are: a release, or an event that follows it
-
-    @classmethod
-    def read(cls, claim: bytes, key: bytes, settled: Item, plans: Plans) -> _Known | None:
-        """Read a claim's value; None where its plan is not known."""
-        data = as_array(claim)
-        end = len(claim)
-        laid_out = plans.of(packing.get_raw(data, wire.CLAIM_BYTES, 5))
-        if laid_out is None:
-            return None
-        labelled = bool(laid_out.plan.kinds[FRAUD:].any())
-        at = wire.CLAIM_BYTES + 8
-        keys: dict[int, int] = {}
-        masks: dict[int, int] = {}
-        slots: dict[int, list[int]] = {}
-        for _ in range(claim[at]):
-            e = claim[at + 1]
-            keys[e] = packing.get_raw(data, at + 2, 8)
-            masks[e], at = packing.get_varint(data, at + 10, end)
-            slots[e] = []
-            if labelled and masks[e]:
-                for _ in range(RECORD_SLOTS, int(laid_out.plan.entities[e, E_WIDTH])):
-                    word, at = packing.get_varint(data, at, end)
-                    slots[e].append(word)
-            at -= 1
-        at += 1
-        holds = []
-        count = claim[at]
-        at += 1
-        for _ in range(count):
-            limit = claim[at]
-            bucket, at = packing.get_varint(data, at + 1, end)
-            amount, at = packing.get_varint(data, at, end)
-            holds.append((limit, bucket, amount))
-        return cls(
-            laid_out,
-            int.from_bytes(claim[16:24], "little", signed=True),
-            int.from_bytes(key[:8], "little", signed=True),
-            keys, masks, slots, holds, claim[at : at + 16] or None, settled,
-        )  # fmt: skip
-
-    def trace(self, features: FeatureSet) -> Trace:
-        """The same in the names of another plan: of the cells moved those that it has too."""
-        old = self.plan
-        moved = {}
-        for e in self.keys:
-            name = old.entities[e]
-            texts = {str(s.key[0]) for c, s in enumerate(old.specs[e]) if (self.masks[e] >> c) & 1}
-            own = features.specs[features.entities.index(name)] if name in features.entities else ()
-            moved[name] = frozenset(spec.key for spec in own if repr(spec.key) in texts)
-        return Trace(
-            {old.entities[e]: key for e, key in self.keys.items()},
-            moved,
-            {old.limit_names[limit]: (bucket, amount) for limit, bucket, amount in self.holds},
-        )
-
-    def labelled(self, new: LaidOut, kind: int, sign: int) -> Iterator[tuple[int, int, Int64s]]:
-        """The records that a label of a kind moves: entity, key, record, by another plan."""
-        old = self.plan
-        for e, key in self.keys.items():
-            mask = self.masks[e] & int(old.plan.kinds[kind, e])
-            if not mask:
-                continue
-            record = np.full(old.record_words, NONE, np.int64)
-            first = int(old.plan.entities[e, E_RECORD])
-            record[first + RECORD_TIME], record[first + RECORD_HASH] = self.time, self.event
-            record[first + RECORD_SLOTS : first + RECORD_SLOTS + len(self.slots[e])] = self.slots[e]
-            changed = translate(old, new, e, record, mask)
-            if changed is not None:
-                out, moved, now = changed
-                out[int(new.plan.entities[now, E_RECORD]) + RECORD_MASK] = moved | sign
-                yield now, key, out
-
-
 def pairs(table: Bytes) -> list[tuple[int, int]]:
     """Rows and columns of what is not 0, in order."""
     return [(int(i), int(j)) for i, j in zip(*np.nonzero(table), strict=True)]
-
-
-def bulk(data: bytes) -> bytes:
-    """A string of RESP."""
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-def as_array(data: bytes) -> Bytes:
-    """Bytes as kernels take them."""
-    return np.frombuffer(bytearray(data) + b"\0", np.uint8)[:-1]
-
-
-def spelled(word: int) -> bytes:
-    """64 bits in 11 characters, as wire.put_word writes them."""
-    return "".join([*(LETTERS[(word >> (58 - 6 * k)) & 63] for k in range(10)), LETTERS[word & 15]]).encode()
-
-
-def kind_of(entity: str) -> bytes:
-    """Two characters that tell an entity's kind in the names of keys."""
-    digest = hashlib.blake2b(entity.encode(), digest_size=2, person=b"riskengine.kind").digest()
-    return (LETTERS[digest[0] & 63] + LETTERS[digest[1] & 63]).encode()
-
-
-def facts_of(info: bytes) -> dict[str, str]:
-    """What INFO says, by name."""
-    lines = info.decode().splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
-
-
-def missing_epoch(place: Place) -> str:
-    """What is wrong where the epoch is not the one that was there when the store was opened."""
-    return (
-        f"the store at {place.prefix} is empty or begins anew: it was emptied, or lost its data. Counters "
-        "would start from nothing: rebuild them (riskengine rebuild), or begin empty (riskengine store init)"
-    )

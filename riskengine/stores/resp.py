@@ -168,3 +168,13 @@ def command(words: Iterable[bytes | str | int]) -> bytes:
     """A command off the hot path."""
     parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+def bulk(data: bytes) -> bytes:
+    """A string of RESP."""
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def as_array(data: bytes) -> Bytes:
+    """Bytes as kernels take them."""
+    return np.frombuffer(bytearray(data) + b"\0", np.uint8)[:-1]

@@ -1,0 +1,95 @@
+"""Lists and live tables that many engines share: edits made through one script, learned of by everyone.
+
+Every engine keeps them whole. How many edits there were comes with every answer of the store, and one that
+has missed some reads them from a log of the latest, or all entries anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from riskengine.features import FeatureSet
+from riskengine.stores import Row, StoreError
+from riskengine.stores.link import Link
+from riskengine.stores.lists import Lists
+from riskengine.stores.place import Place, missing_epoch
+
+LOG_EDITS: Final = 1000  # edits that are learned one by one; as edit.lua has it
+
+Name = tuple[Literal["list", "table"], str, str, int]  # which, its name, entity (of a list), key
+_Change = tuple[Name, dict[str, Any] | None]
+
+
+class Edits:
+    """What is known of lists and live tables. `tables` is replaced as a whole where it changes."""
+
+    def __init__(self, features: FeatureSet, link: Link, place: Place) -> None:
+        self.lists = Lists(features)
+        self.tables: dict[str, dict[int, Row]] = {}
+        self._link = link
+        self._place = place
+        self._known = -1  # how many edits are
+
+    def begin(self, place: Place) -> None:
+        """Know nothing of a life of the data that is not the one before."""
+        if place != self._place:
+            self._place, self._known = place, -1
+
+    def catch_up(self, there: int) -> None:
+        """Learn of those made since the last look, where the store has another number of them."""
+        if there != self._known:
+            self._learn()
+
+    def look(self) -> None:
+        """Ask how many there are, and learn of those not known."""
+        self._learn()
+
+    def edit(self, name: Name, entry: Mapping[str, Any] | None) -> bool:
+        """Make an edit (None removes) and learn of those of others; whether there was an entry before."""
+        place, data = self._place, self._place.data
+        field = msgspec.msgpack.encode(name)
+        value = msgspec.msgpack.encode(entry) if entry is not None else b""
+        answer = self._link.call(
+            "EVALSHA", self._link.names["edit"], 4, place.epoch_key, data + b"edits", data + b"entries",
+            data + b"log", place.epoch, field, value, msgspec.msgpack.encode((name, entry)),
+        )[0]  # fmt: skip
+        if answer == -1:
+            raise StoreError("epoch", missing_epoch(place))
+        self._learn()
+        return answer == 1
+
+    def _learn(self) -> None:
+        """From the log of the latest, else from all entries."""
+        place, data = self._place, self._place.data
+        epoch, edits = self._link.call("MGET", place.epoch_key, data + b"edits")
+        if epoch != place.epoch:
+            raise StoreError("epoch", missing_epoch(place))
+        there = int(edits or b"0")
+        if there == self._known:
+            return
+        missed = there - self._known if self._known >= 0 else LOG_EDITS + 1
+        if missed <= LOG_EDITS:
+            # Edits made meanwhile may come along: to take one in twice changes nothing.
+            log = self._link.call("LRANGE", data + b"log", -missed, -1)
+            changes = [msgspec.msgpack.decode(item, type=_Change) for item in log if isinstance(item, bytes)]
+        else:
+            items = self._link.call("HGETALL", data + b"entries")
+            self.lists.clear()
+            self.tables = {}
+            changes = [
+                (msgspec.msgpack.decode(field, type=Name), msgspec.msgpack.decode(value))
+                for field, value in zip(items[::2], items[1::2], strict=True)
+                if isinstance(field, bytes) and isinstance(value, bytes)
+            ]
+        self._known = there
+        for (kind, name, entity, key), entry in changes:
+            if kind == "list" and entry is not None:
+                self.lists.put((name, entity, key), entry)
+            elif kind == "list":
+                self.lists.delete((name, entity, key))
+            else:
+                rows = {k: row for k, row in self.tables.get(name, {}).items() if k != key}
+                self.tables = {**self.tables, name: rows if entry is None else {**rows, key: entry}}
