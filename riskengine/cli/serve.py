@@ -36,8 +36,11 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Processes; the memory store has one.", show_default="1")
     ] = None,
+    from_folder: Annotated[
+        bool, typer.Option("--from-folder", help="Serve the folder's policy, not what was activated last.")
+    ] = False,
 ) -> None:
-    """Answer over HTTP, until Ctrl-C or SIGTERM.
+    """Answer over HTTP, until Ctrl-C or SIGTERM. SIGHUP reads the policy's folder again.
 
     Every option has a variable too: --port is RISKENGINE_PORT. The routes are at /docs.
     """
@@ -46,7 +49,14 @@ def serve(
 
     folder = str(rules_folder(rules)) if rules is not None or not os.environ.get("RISKENGINE_RULES") else None
     settings = Settings.read(
-        os.environ, rules=folder, store=store, journal=journal, host=host, port=port, workers=workers
+        os.environ,
+        rules=folder,
+        store=store,
+        journal=journal,
+        host=host,
+        port=port,
+        workers=workers,
+        from_folder=from_folder or None,
     )
     settings.check()
     access = Access(Path(settings.keys))
@@ -59,22 +69,29 @@ def serve(
     with compiling_told():
         from riskengine.engine import Engine
         from riskengine.service import server
+        from riskengine.service.policies import Policies
         from riskengine.service.rehearsal import rehearse
 
         listening = server.take_port(settings)
+        policies = Policies.find(settings)
         with (
             listening,
-            Engine.open(settings.rules, store=settings.store, journal=settings.journal_url) as engine,
+            Engine.open(policies.definition, store=settings.store, journal=settings.journal_url) as engine,
         ):
             rehearse(engine.definition)
             place = f"{settings.host}:{listening.getsockname()[1]}"
 
             def ready() -> None:
                 say(f"serving {engine.definition.name} at http://{place} (docs at http://{place}/docs)")
+                if (act := policies.current) is not None:
+                    say(
+                        f"{act.author or 'somebody'} activated this policy over HTTP: a rollback, SIGHUP or "
+                        f"--from-folder goes back to that of {settings.rules}"
+                    )
                 if access.required:
                     say(f"API keys are those of {settings.keys}")
                 else:
                     say("without API keys: whoever can reach this machine's loopback may do everything")
 
-            server.serve(engine, settings, access, listening, ready)
+            server.serve(engine, settings, access, policies, listening, ready)
     say("stopped: everything that was under way is answered and journaled")

@@ -22,7 +22,8 @@ _TITLES: Final = dict(KINDS.values())
 _TYPES: Final = (
     Decision, ProblemDetails, shapes.LabelRecord, shapes.LabelDone, shapes.Released, shapes.Removed,
     shapes.Recorded, shapes.ListEntry, shapes.ListEntryShown, shapes.PolicyFiles, shapes.CheckReport,
-    shapes.PolicyShown, shapes.Readiness,
+    shapes.PolicyShown, shapes.PolicyActivation, shapes.Rollback, shapes.ActivationShown, shapes.Activated,
+    shapes.History, shapes.Contract, shapes.Readiness,
 )  # fmt: skip
 _TEMPLATE: Final = "#/components/schemas/{name}"
 _EVENT: Final = {

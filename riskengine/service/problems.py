@@ -25,8 +25,10 @@ KINDS: Final = {
     "too-large": (413, "The request is too large"),
     "media-type": (415, "The content type is not understood"),
     "invalid": (422, "The content is not right"),
+    "policy": (422, "The policy may not be used"),
     "rate": (429, "Too many requests with this API key"),
     "bug": (500, "A bug in riskengine"),
+    "store": (503, "The store cannot be asked"),
     "journal": (503, "The journal cannot be written"),
     "busy": (503, "There is more to do than can be done in time"),
 }

@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 
-from riskengine import check
 from riskengine.decision import Decision
 from riskengine.engine import Engine
-from riskengine.entries import LabelEntry
-from riskengine.errors import EventError, Problem, RiskEngineError
+from riskengine.entries import Activation, LabelEntry
+from riskengine.errors import EventError, Place, Problem, RiskEngineError
 from riskengine.event import Label
 from riskengine.journal import JournalError
-from riskengine.policy import examine
 from riskengine.reading import WrongError, read_time
-from riskengine.service import document
+from riskengine.service import document, trial
 from riskengine.service.bodies import read_body
 from riskengine.service.document import operation
 from riskengine.service.front import told
 from riskengine.service.gathering import Gatherer
 from riskengine.service.metrics import Metrics
+from riskengine.service.policies import NotPossibleError, Policies
 from riskengine.service.problems import RefusedError, refusal
 from riskengine.service.settings import BATCH_EVENTS_MAX, Settings
 from riskengine.service.shapes import (
+    Activated,
+    ActivationShown,
     CheckReport,
+    Contract,
+    History,
     LabelDone,
     LabelRecord,
     ListEntry,
     ListEntryShown,
+    PolicyActivation,
     PolicyFiles,
     PolicyShown,
     Readiness,
     Recorded,
     Released,
     Removed,
+    Rollback,
     RuleShown,
 )
-
-FILES_MAX: Final = 500  # of a policy sent to be checked
+from riskengine.stores import StoreError
 
 
 async def _read(request: Request) -> Any:
@@ -53,10 +55,17 @@ async def _read(request: Request) -> Any:
     return read_body(await request.body())
 
 
+async def _read_any(request: Request) -> Any:
+    return await _read(request) if await request.body() else None
+
+
 Body = Annotated[Any, Depends(_read)]
+MaybeBody = Annotated[Any, Depends(_read_any)]  # None where there is none
 
 
-def application(engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: Settings) -> FastAPI:
+def application(
+    engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: Settings, policies: Policies
+) -> FastAPI:
     """The routes, on this engine."""
     app = FastAPI(title="riskengine", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
@@ -68,7 +77,7 @@ def application(engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: 
     _follow_up(app, engine)
     _lists(app, engine)
     _tables(app, engine)
-    _policy(app, engine)
+    _policy(app, engine, policies)
     _operating(app, engine, gatherer, metrics, settings)
     return app
 
@@ -137,7 +146,7 @@ def _lists(app: FastAPI, engine: Engine) -> None:
 
     @app.put(path, **operation(ListEntry, ListEntryShown, 404, 422))
     def put_entry(name: str, entity: str, value: str, body: Body, request: Request) -> Response:
-        """Enter a value into a list, or replace its entry; in effect from the next batch on.
+        """Enter a value into a list, or replace its entry; in effect from the next batch on, everywhere.
 
         Its author is the API key's name, where there are keys.
         """
@@ -148,15 +157,15 @@ def _lists(app: FastAPI, engine: Engine) -> None:
         except WrongError:
             message = "expires is an RFC 3339 time or milliseconds since 1970"
             raise RefusedError("invalid", message, [Problem("/expires", "wrong-type", message)]) from None
-        engine.list_put(
-            name, entity, member, expires, entry.reason, request.scope.get("riskengine.key") or entry.author
-        )
+        author = _author(request) or entry.author
+        engine.list_put(name, entity, member, expires, entry.reason, author)
         return _reply(engine.list_get(name, entity, member))
 
     @app.delete(path, **operation(None, Removed, 404, 422))
-    def delete_entry(name: str, entity: str, value: str) -> Response:
+    def delete_entry(name: str, entity: str, value: str, request: Request) -> Response:
         """Take a value off a list; whether it was on it."""
-        return _reply(Removed(engine.list_delete(name, entity, _member(engine, name, entity, value))))
+        member = _member(engine, name, entity, value)
+        return _reply(Removed(engine.list_delete(name, entity, member, _author(request))))
 
 
 def _member(engine: Engine, name: str, entity: str, value: str) -> str | list[str]:
@@ -188,17 +197,17 @@ def _tables(app: FastAPI, engine: Engine) -> None:
         return _reply(row)
 
     @app.put(path, **operation(dict[str, Any], dict[str, Any], 404, 409, 422))
-    def put_row(name: str, key: str, body: Body) -> Response:
-        """Enter or replace a row of a live table; in effect from the next batch on."""
+    def put_row(name: str, key: str, body: Body, request: Request) -> Response:
+        """Enter or replace a row of a live table; in effect from the next batch on, in every sidecar."""
         _live_table(engine, name)
-        engine.table_put(name, key, _typed(body, dict[str, Any]))
+        engine.table_put(name, key, _typed(body, dict[str, Any]), _author(request))
         return _reply(engine.table_get(name, key))
 
     @app.delete(path, **operation(None, Removed, 404, 409))
-    def delete_row(name: str, key: str) -> Response:
+    def delete_row(name: str, key: str, request: Request) -> Response:
         """Remove a row of a live table; whether it was there."""
         _live_table(engine, name)
-        return _reply(Removed(engine.table_delete(name, key)))
+        return _reply(Removed(engine.table_delete(name, key, _author(request))))
 
 
 def _known_table(engine: Engine, name: str) -> None:
@@ -216,16 +225,17 @@ def _live_table(engine: Engine, name: str) -> None:
         )
 
 
-def _policy(app: FastAPI, engine: Engine) -> None:
-    @app.get("/v1/policy", **operation(None, PolicyShown))
-    def show() -> Response:
-        """The policy that is serving."""
-        policy = engine.policy
+def _policy(app: FastAPI, engine: Engine, policies: Policies) -> None:
+    @app.get("/v1/policy", **operation(None, PolicyShown, 422))
+    def show(files: Annotated[Literal["true", "false"], Query()] = "false") -> Response:
+        """The policy that is serving, how it came to that, and with `?files=true` what its files say."""
+        policy, act = engine.policy, policies.current
         definition = policy.definition
         return _reply(
             PolicyShown(
                 policy=definition.name,
                 fingerprint=policy.fingerprint,
+                activation=None if act is None else _shown_activation(act),
                 events=list(definition.events),
                 features=list(definition.features),
                 limits=[
@@ -236,49 +246,113 @@ def _policy(app: FastAPI, engine: Engine) -> None:
                     RuleShown(x.name, list(x.types), x.then, x.mode, x.risk, x.owner)
                     for x in definition.rules.values()
                 ],
+                files=dict(policies.files) if files == "true" else msgspec.UNSET,
             )
         )
 
-    @app.post("/v1/policy/check", **operation(PolicyFiles, CheckReport, 422))
+    @app.get("/v1/policy/history", **operation(None, History, 503))
+    def history() -> Response:
+        """What was activated, by whom, when and with what difference; the newest first, up to 100."""
+        return _reply(History([_shown_activation(act) for act in reversed(policies.history())]))
+
+    @app.get("/v1/policy/contract", **operation(None, Contract))
+    def contract() -> Response:
+        """What clients do by themselves while no sidecar answers: `fail` of each event type."""
+        kinds = engine.definition.events
+        return _reply(Contract(engine.fingerprint, {name: kind.fail for name, kind in kinds.items()}))
+
+    @app.post("/v1/policy/check", **operation(PolicyFiles, CheckReport, 422, 503))
     def check_policy(body: Body) -> Response:
         """Lint the files of a policy, as `riskengine check` does. Nothing of them is kept."""
-        files = _typed(body, PolicyFiles).files
-        with tempfile.TemporaryDirectory(prefix="riskengine-check-") as folder:
-            _lay_out(files, Path(folder))
-            findings = check.findings_of(examine(folder))
-        shown = [
-            msgspec.structs.replace(
-                finding,
-                place=msgspec.structs.replace(
-                    finding.place, file=finding.place.file.removeprefix(folder).lstrip("/") or "."
-                ),
-            )
-            for finding in findings
-        ]
-        return _reply(CheckReport(not any(f.severity == "error" for f in shown), shown))
+        found = _tried(lambda: policies.check(_files(_typed(body, PolicyFiles).files)))
+        return _reply(CheckReport(found.ok, found.findings))
 
+    @app.post("/v1/policy/activate", **operation(PolicyActivation, Activated, 422, 503))
+    def activate(body: Body, request: Request) -> Response:
+        """Serve the policy of these files, where it checks and passes its own rule tests.
 
-def _lay_out(files: dict[str, str], folder: Path) -> None:
-    """Write the files of a policy. A name that would lead out of the folder is refused."""
-    if len(files) > FILES_MAX:
-        raise RefusedError("too-large", f"a policy has at most {FILES_MAX} files")
-    for name, text in files.items():
-        path = PurePosixPath(name)
-        if (
-            not name.isprintable()
-            or path.is_absolute()
-            or ".." in path.parts
-            or not path.parts
-            or "\\" in name
-        ):
-            message = "a file's name is a path below the policy's folder, such as coupon.yaml"
-            raise RefusedError("invalid", message, [Problem("/files", "file-name", message)])
+        All sidecars and workers on the same Redis serve it within 2 s of the answer, and after a restart too.
+        """
+        asked = _typed(body, PolicyActivation)
+        files = _files(asked.files)
+        act, outcome = _tried(lambda: policies.activate(files, _author(request), asked.reason))
+        if act is None:
+            raise RefusedError("policy", _why_not(outcome), list(_problems(outcome)))
+        return _reply(Activated(_shown_activation(act), outcome.tests or 0, outcome.findings))
+
+    @app.post("/v1/policy/rollback", **operation(Rollback, ActivationShown, 409, 422, 503))
+    def rollback(body: MaybeBody, request: Request) -> Response:
+        """Serve what served before the last activation; asked again, what served before that."""
+        asked = _typed({} if body is None else body, Rollback)
         try:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(text.encode())
-        except OSError:
-            message = "these names cannot be files of one folder"
-            raise RefusedError("invalid", message, [Problem("/files", "file-name", message)]) from None
+            return _reply(_shown_activation(policies.rollback(_author(request), asked.reason)))
+        except NotPossibleError as error:
+            raise RefusedError("conflict", str(error)) from None
+
+
+T = TypeVar("T")
+
+
+def _tried(do: Callable[[], T]) -> T:
+    try:
+        return do()
+    except trial.BusyError as busy:
+        raise RefusedError("busy", str(busy), headers=((b"retry-after", b"5"),)) from None
+
+
+def _files(files: dict[str, str]) -> dict[str, str]:
+    """The files of a policy, once their names are such as a folder below could have."""
+    if len(files) > trial.FILES_MAX:
+        raise RefusedError("too-large", f"a policy has at most {trial.FILES_MAX} files")
+    if trial.wrong_name(files) is not None:
+        message = (
+            "a file's name is a path below the policy's folder, such as coupon.yaml, and is no folder too"
+        )
+        raise RefusedError("invalid", message, [Problem("/files", "file-name", message)])
+    return files
+
+
+def _why_not(outcome: trial.Outcome) -> str:
+    if outcome.tests == 0:
+        return "the policy brings no rule test that runs, which counts as a failure: nothing was switched"
+    if not outcome.ok:
+        return "the policy, or one of its rule tests, does not check: nothing was switched"
+    return f"rule tests failed ({len(outcome.failed)} expectations): nothing was switched"
+
+
+def _problems(outcome: trial.Outcome) -> Iterator[Problem]:
+    """What stands against a policy, each with the file it is in and the place there."""
+
+    def pointer(place: Place) -> str:
+        return "/files/" + place.file.replace("~", "~0").replace("/", "~1")
+
+    for found in outcome.findings:
+        if found.severity == "error":
+            message = f"{found.place.line}:{found.place.column}: {found.message}"
+            message = f"{message} ({found.mend})" if found.mend else message
+            yield Problem(pointer(found.place), found.code, message, found.expected, found.found)
+    for failed in outcome.failed:
+        message = f"{failed.place.line}:{failed.place.column}: {failed.test}: {failed.message}"
+        yield Problem(pointer(failed.place), "rule-test", message)
+
+
+def _shown_activation(act: Activation) -> ActivationShown:
+    return ActivationShown(
+        id=act.id,
+        action=act.action,
+        fingerprint=act.fingerprint,
+        author=act.author,
+        reason=act.reason,
+        time=act.time_ms,
+        of=act.of,
+        difference=act.difference,
+    )
+
+
+def _author(request: Request) -> str | None:
+    """The name of the API key, where there are keys."""
+    name: str | None = request.scope.get("riskengine.key")
+    return name
 
 
 def _operating(
@@ -361,6 +435,8 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _failed(_: Request, error: Exception) -> Response:
     if isinstance(error, EventError):
         return _problem(refusal(error))
+    if isinstance(error, StoreError):
+        return _problem(RefusedError("store", str(error), headers=((b"retry-after", b"1"),)))
     if isinstance(error, JournalError):
         return _problem(RefusedError("journal", str(error), headers=((b"retry-after", b"1"),)))
     return _problem(RefusedError("invalid", str(error)))

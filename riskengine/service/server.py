@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,9 +19,11 @@ from riskengine.service.access import Access
 from riskengine.service.front import Front
 from riskengine.service.gathering import Gatherer
 from riskengine.service.metrics import Metrics
+from riskengine.service.policies import Policies
 from riskengine.service.routes import application
 from riskengine.service.settings import Settings
 
+_log = logging.getLogger(__name__)
 CONNECTIONS_WAITING = 2_048  # to be accepted: a campaign opens with a burst
 
 
@@ -51,21 +55,26 @@ def take_port(settings: Settings) -> socket.socket:
     return taken
 
 
-def build(engine: Engine, settings: Settings, access: Access) -> Front:
+def build(engine: Engine, settings: Settings, access: Access, policies: Policies) -> Front:
     """The whole application on an engine, which it does not close."""
     metrics = Metrics(engine)
     gatherer = Gatherer(
         lambda events, features: engine.score_many(events, features), settings.queue_events, metrics.batch
     )
     metrics.watch(gatherer)
-    rest = application(engine, gatherer, metrics, settings)
+    rest = application(engine, gatherer, metrics, settings, policies)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         gatherer.start()
+        policies.serve(engine)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, _reread, loop, policies)
         try:
             yield
         finally:
+            loop.remove_signal_handler(signal.SIGHUP)
+            await asyncio.to_thread(policies.close)
             await gatherer.close()
 
     rest.router.lifespan_context = lifespan
@@ -76,12 +85,13 @@ def serve(
     engine: Engine,
     settings: Settings,
     access: Access,
+    policies: Policies,
     listening: socket.socket,
     ready: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C: then take nothing new, answer what is under way, and return."""
     config = uvicorn.Config(
-        build(engine, settings, access),
+        build(engine, settings, access, policies),
         lifespan="on",
         log_config=None,
         access_log=False,  # paths hold values of lists: they are nobody's to log
@@ -91,6 +101,18 @@ def serve(
         h11_max_incomplete_event_size=65_536,
     )
     _Server(config, ready).run(sockets=[listening])
+
+
+def _reread(loop: asyncio.AbstractEventLoop, policies: Policies) -> None:
+    """SIGHUP: the policy of the folder serves, where it checks; else the old one, and the log says why."""
+
+    def work() -> None:
+        try:
+            policies.reread("SIGHUP")
+        except (RiskEngineError, OSError) as error:
+            _log.error("SIGHUP: the old policy goes on serving: %s", error)
+
+    loop.run_in_executor(None, work)
 
 
 class _Server(uvicorn.Server):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -30,7 +30,9 @@ class Settings:
     body_bytes: int = 1_048_576
     body_seconds: int = 5  # to send a request's body in
     deadline_ms: int = 50  # where a request brings no X-Deadline-Ms
+    notice_seconds: int = 1  # from SIGTERM on, /readyz says 503 so long before new connections are refused
     drain_seconds: int = 10  # for requests under way when it is asked to stop
+    from_folder: bool = False  # ends what was activated over HTTP: the policy of `rules` serves
 
     @classmethod
     def read(cls, environment: Mapping[str, str], **flags: Any) -> Self:
@@ -42,10 +44,10 @@ class Settings:
             if flags.get(field.name) is not None:
                 chosen[field.name] = flags[field.name]
             elif given:
-                chosen[field.name] = _number(name, given) if field.type == "int" else given
+                chosen[field.name] = _READ.get(str(field.type), _text)(name, given)
         settings = cls(**chosen)
         for field in dataclasses.fields(cls):
-            least = 0 if field.name in ("port", "drain_seconds") else 1
+            least = 0 if field.name in ("port", "drain_seconds", "notice_seconds") else 1
             value = getattr(settings, field.name)
             if field.type == "int" and value < least:
                 raise RiskEngineError(f"{field.name} is {value}: give {least} or more")
@@ -82,8 +84,21 @@ class Settings:
             )
 
 
+def _text(name: str, given: str) -> str:
+    return given
+
+
+def _truth(name: str, given: str) -> bool:
+    if given.lower() not in ("0", "1", "false", "true"):
+        raise RiskEngineError(f"{name} is neither true nor false")
+    return given.lower() in ("1", "true")
+
+
 def _number(name: str, given: str) -> int:
     try:
         return int(given)
     except ValueError:
         raise RiskEngineError(f"{name} is not a whole number") from None
+
+
+_READ: Final[Mapping[str, Callable[[str, str], Any]]] = {"int": _number, "bool": _truth}

@@ -77,6 +77,56 @@ class CheckReport(msgspec.Struct, frozen=True):
     findings: list[Finding]
 
 
+class PolicyActivation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The files of a policy that is to serve, rule tests and tables among them, and why."""
+
+    files: dict[str, str]
+    reason: str | None = None
+
+
+class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why it is to go back."""
+
+    reason: str | None = None
+
+
+class ActivationShown(msgspec.Struct, frozen=True):
+    """A change of the policy that serves: who (the API key's name), when (ms), and how its files differ.
+
+    `of` is the activation that a rollback brought back; None: the folder that sidecars were started with.
+    """
+
+    id: str
+    action: Literal["activate", "rollback", "folder"]
+    fingerprint: str
+    author: str | None
+    reason: str | None
+    time: int
+    of: str | None
+    difference: str
+
+
+class Activated(msgspec.Struct, frozen=True):
+    """A policy serves now. `tests` is how many of its rule tests passed; `findings` are warnings."""
+
+    activation: ActivationShown
+    tests: int
+    findings: list[Finding]
+
+
+class History(msgspec.Struct, frozen=True):
+    """Activations, the newest first."""
+
+    activations: list[ActivationShown]
+
+
+class Contract(msgspec.Struct, frozen=True):
+    """What is done when no sidecar can be asked, by event type."""
+
+    fingerprint: str
+    fail: dict[str, Literal["open", "closed", "review"]]
+
+
 class RuleShown(msgspec.Struct, frozen=True):
     """A rule or a limit of the policy that serves."""
 
@@ -89,14 +139,16 @@ class RuleShown(msgspec.Struct, frozen=True):
 
 
 class PolicyShown(msgspec.Struct, frozen=True):
-    """The policy that serves."""
+    """The policy that serves. `activation` is None where it is that of the folder."""
 
     policy: str
     fingerprint: str
+    activation: ActivationShown | None
     events: list[str]
     features: list[str]
     limits: list[RuleShown]
     rules: list[RuleShown]
+    files: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):

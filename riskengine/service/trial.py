@@ -1,0 +1,191 @@
+"""A policy is tried in a process of its own: checked, its rule tests run, and compared with another.
+
+A second of Python beside the scoring thread would hold its answers up; and what hangs can be ended.
+`python -m riskengine.service.trial` reads a `Trial` as JSON and writes an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import msgspec
+
+from riskengine.errors import Finding, Place
+
+SECONDS_MAX: Final = 60  # for the tests of a policy; a thousand take ten
+WAIT_SECONDS_MAX: Final = 30  # for the trial that runs before
+FILES_MAX: Final = 500
+DIFFERENCE_MAX: Final = 200_000  # characters
+YAML: Final = (".yaml", ".yml")
+READ: Final = (*YAML, ".csv", ".txt")  # what a policy can be made of
+_ONE: Final = threading.Lock()  # at a time: there may be two cores
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What is to be tried. `rules` is the folder beside which models are looked for."""
+
+    files: dict[str, str]
+    rules: str
+    before: dict[str, str] | None = None
+    tests: bool = False
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """An expectation of a rule test that did not hold."""
+
+    place: Place
+    test: str
+    message: str
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of it. `tests` counts those that were run; None: none were to be."""
+
+    findings: list[Finding]
+    tests: int | None = None
+    failed: tuple[Failed, ...] = ()
+    difference: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the policy may be used."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+
+class BusyError(Exception):
+    """Other policies are being tried, or this one takes too long."""
+
+
+def run(trial: Trial) -> Outcome:
+    """Try a policy in another process. Raises BusyError."""
+    if not _ONE.acquire(timeout=WAIT_SECONDS_MAX):
+        raise BusyError("other policies are being tried just now: try again")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "riskengine.service.trial"],
+            input=msgspec.json.encode(trial),
+            capture_output=True,
+            timeout=SECONDS_MAX,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise BusyError(f"its rule tests take more than {SECONDS_MAX} s: split the policy's tests") from None
+    finally:
+        _ONE.release()
+    return msgspec.json.decode(done.stdout, type=Outcome)
+
+
+@contextmanager
+def laid_out(files: Mapping[str, str]) -> Iterator[Path]:
+    """A folder with these files, for as long as the block lasts. Raises ValueError for a name."""
+    with tempfile.TemporaryDirectory(prefix="riskengine-policy-") as parent:
+        folder = Path(parent) / "rules"
+        folder.mkdir()
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text.encode())
+        yield folder
+
+
+def wrong_name(files: Mapping[str, str]) -> str | None:
+    """The first name that is no path below a policy's folder, or cannot be a file beside the others."""
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    for name in files:
+        path = PurePosixPath(name)
+        sound = name.isprintable() and "\\" not in name and name == str(path) and len(name) <= 200
+        if not sound or path.is_absolute() or ".." in path.parts or name in folders:
+            return name
+    return None
+
+
+def read_folder(folder: str | Path) -> dict[str, str]:
+    """What a policy's folder says, by file."""
+    root = Path(folder)
+    return {
+        str(path.relative_to(root)): path.read_text(encoding="utf-8-sig", errors="replace")
+        for path in sorted(root.rglob("*"))
+        if path.suffix in READ and path.is_file()
+    }
+
+
+def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """The unified diff of YAML files; of others only that they changed."""
+    parts: list[str] = []
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
+        if old == new:
+            continue
+        if not name.endswith(YAML):
+            what = "added" if old is None else "removed" if new is None else "changed"
+            parts.append(f"{name}: {what}\n")
+            continue
+        lines = difflib.unified_diff(
+            (old or "").splitlines(keepends=True),
+            (new or "").splitlines(keepends=True),
+            "/dev/null" if old is None else f"a/{name}",
+            "/dev/null" if new is None else f"b/{name}",
+        )
+        parts += [line if line.endswith("\n") else f"{line}\n" for line in lines]
+    said = "".join(parts)
+    return said if len(said) <= DIFFERENCE_MAX else f"{said[:DIFFERENCE_MAX]}\n... (cut)\n"
+
+
+def _tried(trial: Trial, folder: Path) -> Outcome:
+    from riskengine import check
+    from riskengine.policy import examine
+
+    examined = examine(folder)
+    if examined.definition is not None:
+        own = dataclasses.replace(examined.definition, folder=trial.rules)
+        examined = dataclasses.replace(examined, definition=own)
+    outcome = Outcome(check.findings_of(examined), difference=difference(trial.before or {}, trial.files))
+    if not trial.tests or not outcome.ok:
+        return outcome
+    from riskengine.engine import Engine
+    from riskengine.ruletest import run_tests
+
+    def opened(definition: Any, clock: Any) -> Engine:
+        return Engine.open(dataclasses.replace(definition, folder=trial.rules), clock=clock)
+
+    report = run_tests(folder, open_engine=opened)
+    failed = [
+        Failed(
+            failure.place,
+            result.name,
+            "; ".join(f"{m.what}: expected {m.expected}, found {m.found}" for m in failure.mismatches),
+        )
+        for result in report.results
+        for failure in result.failures
+    ]
+    return msgspec.structs.replace(
+        outcome,
+        findings=[*outcome.findings, *report.findings],
+        tests=len(report.results),
+        failed=tuple(failed),
+    )
+
+
+def main() -> None:
+    """Try what standard input says."""
+    os.nice(10)
+    trial = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
+    with laid_out(trial.files) as folder:
+        said = msgspec.json.encode(_tried(trial, folder))
+    # Places are told as the sender knows them.
+    said = said.replace(f'"{folder}/'.encode(), b'"').replace(f'"{folder}"'.encode(), b'"."')
+    sys.stdout.buffer.write(said.replace(f"{folder}/".encode(), b""))
+
+
+if __name__ == "__main__":
+    main()
