@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riskengine import hashing
 from riskengine.cells import DAY_MS, PERIOD_MS, SIGHT_KEEP_MS
-from riskengine.decision import ALLOW, BY_RISK, DENY, LOWERED, REVIEW, Message, Reason, Verdict
+from riskengine.decision import ALLOW, BY_RISK, DENY, LOWERED, REVIEW, Decision, Message, Reason, Verdict
 from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule, Table, Window
 from riskengine.event import Schema
 from riskengine.features import FeatureSet, Touches
@@ -159,9 +159,7 @@ class Policy:
         limits = len(self.features.limit_names)
         held = np.zeros((batch.n, limits), np.uint8)
         for limit, row in enumerate(plan.limits):
-            asks = (found.keys[:, row[L_ENTITY]] != 0) & (plan.limit_types[limit][batch.type_index] != 0)
-            if row[L_WHERE] >= 0:
-                asks &= found.cells[row[L_WHERE]] == 1.0
+            asks = self._asks(found, limit)
             refused = asks & ~open_
             verdict.hits[:, verdict.hits.shape[1] - limits + limit] = refused
             if row[L_LIVE]:
@@ -170,6 +168,28 @@ class Policy:
         verdict.severity[:] = severity
         held[severity == DENY] = 0
         return held
+
+    def held_by(self, found: Touches, decisions: Sequence[Decision]) -> NDArray[np.uint8]:
+        """What limits the events of a batch hold that were decided before, uint8 (n, limits).
+
+        It is what they ask for, less what their decisions say was refused; denied events hold nothing.
+        """
+        held = np.zeros((found.batch.n, len(self.features.limit_names)), np.uint8)
+        stands = np.array([decision.action != "deny" for decision in decisions], bool) & ~found.batch.late
+        for limit, name in enumerate(self.features.limit_names):
+            refused = [name in decision.fired or name in decision.shadow for decision in decisions]
+            held[:, limit] = self._asks(found, limit) & stands & ~np.array(refused, bool)
+        return held
+
+    def _asks(self, found: Touches, limit: int) -> NDArray[np.bool_]:
+        """Which events of a batch want something of a limit."""
+        plan = self.features.plan
+        row = plan.limits[limit]
+        asks: NDArray[np.bool_] = found.keys[:, row[L_ENTITY]] != 0
+        asks &= plan.limit_types[limit][found.batch.type_index] != 0
+        if row[L_WHERE] >= 0:
+            asks &= found.cells[row[L_WHERE]] == 1.0
+        return asks
 
     def _explain(self, mask: bytes) -> Outcome:
         fired, shadow, reasons, challenge, challenge_firm = [], [], [], -1, -1

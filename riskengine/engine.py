@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ from riskengine.models import REASON_RISK_MIN, asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, Store, StoreError
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, Store, StoreError
 from riskengine.stores.memory import MemoryStore, size_of
 from riskengine.stores.traces import exclude
 from riskengine.tables import TableSet
@@ -221,15 +221,50 @@ class Engine:
             finally:
                 self._shown = None
 
-    def redo(self, entry: LabelEntry | ReleaseEntry | EditEntry) -> None:
-        """Let a journaled label, release or edit act again; edits of what the policy has no more do not."""
-        if isinstance(entry, LabelEntry):
-            self.label(entry.event_id, cast(Label, entry.label), entry.time_ms, entry.source)
-        elif isinstance(entry, ReleaseEntry):
-            self.release(entry.event_id)
-        else:
-            with self._open():
-                self._redo_edit(entry)
+    def redo(self, entry: LabelEntry | ReleaseEntry | EditEntry) -> bool:
+        """Let a journaled label, release or edit act again; edits of what the policy has no more do not.
+
+        Nothing of it is journaled. Returns False for a label or release of an event that is not known.
+        """
+        with self._open():
+            if isinstance(entry, LabelEntry):
+                return self._store.label(self._claim_key(entry.event_id), entry.label, entry.time_ms)
+            if isinstance(entry, ReleaseEntry):
+                return self._store.release(self._claim_key(entry.event_id))
+            self._redo_edit(entry)
+            return True
+
+    def restore(self, batch: Batch, now: Int64s, decisions: Sequence[Decision]) -> None:
+        """Count a batch that was judged before, at the times `now` (n), and keep what was decided then.
+
+        No rule is asked: what each event holds of limits is what its decision says. One that the store knows
+        already moves nothing.
+        """
+        policy, store = self._policy, self._store
+        fresh_ms = policy.definition.lateness_ms + policy.definition.skew_ms
+        with self._open():
+            keys = batch.claim.tobytes()
+            first: dict[bytes, int] = {}
+            for i in range(batch.n):
+                key = keys[16 * i : 16 * i + 16]
+                if key not in store.claims:
+                    first.setdefault(key, i)
+            for part, _ in _parts(batch, list(first.values()), [], []):
+                rows = None if part is None else np.array(part, np.int64)
+                own, nows = (batch, now) if rows is None else (batch.take(rows), now[rows])
+                followed = store.followed(own.follows_claim.tobytes()) if own.follows is not None else None
+                if self._tables is None:
+                    self._tables = policy.tables(store.tables)
+                read_at = np.maximum(own.time, nows - policy.definition.lateness_ms)
+                touches = policy.features.touches(own, read_at, self._tables)
+                for trace in followed.chain if followed is not None else ():
+                    exclude(policy.features, touches, trace)
+                decided = decisions if part is None else [decisions[i] for i in part]
+                held = policy.held_by(touches, decided)
+                age_ms = max(self._clock() - int(nows.max()), 0)
+                lives = Lives(max(policy.horizon_ms - age_ms, 1), max(fresh_ms - age_ms, 1))
+                store.restore(touches, decided, held, followed, nows, lives)
+                self._sweep(int(nows[-1]), own.n)
 
     # -- what comes after a decision
 

@@ -8,12 +8,13 @@ is asked: rows do not depend on one, and rows are what a policy needs whose mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from riskengine import files
 from riskengine.compiled import Policy
@@ -32,7 +33,16 @@ from riskengine.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from riskengine.rows import RowsFile
 
-__all__ = ["Journaled", "Replayed", "blurred", "replay", "replay_files", "replay_journal"]
+__all__ = [
+    "Journaled",
+    "Replayed",
+    "batches",
+    "blurred",
+    "parse_entries",
+    "replay",
+    "replay_files",
+    "replay_journal",
+]
 
 BATCH: Final = MemoryStore.batch_max
 JOURNAL: Final = "sqlite:///"  # what a journal's name begins with
@@ -131,9 +141,15 @@ def replay_journal(
     """
     with Engine.open(definition, model=NONE) as engine, rows(engine.policy) as written:
         comparing = _Comparing(engine.policy, served_fingerprint(definition), written.write)
-        for part in _batches(entries):
+        for part in batches(entries):
             if isinstance(part, list):
-                batch, now = _parse(engine.policy, part)
+                batch, now, errors = parse_entries(engine.policy, part)
+                if errors:
+                    i, error = min(errors.items())
+                    raise RiskEngineError(
+                        f"entry {part[i].seq} of the journal (event {part[i].event_id}) is no event of this "
+                        f"policy: {error}. Replay it with the policy that served it."
+                    )
                 comparing.entries = part
                 engine.replay(batch, now, comparing.seen)
                 moved(part[-1].seq)
@@ -186,7 +202,7 @@ def _counting(replayed: Replayed, shown: Callable[[Touches], None]) -> Callable[
 # -- journals
 
 
-def _batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry | ReleaseEntry | EditEntry]:
+def batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry | ReleaseEntry | EditEntry]:
     """Events together up to whatever comes between them."""
     together: list[Entry] = []
     for entry in entries:
@@ -203,19 +219,19 @@ def _batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry |
         yield together
 
 
-def _parse(policy: Policy, entries: list[Entry]) -> tuple[Batch, Any]:
-    """A batch of journaled events: parsed as they were kept, with the keys and hashes they had."""
+def parse_entries(
+    policy: Policy, entries: Sequence[Entry]
+) -> tuple[Batch, NDArray[np.int64], Mapping[int, EventError]]:
+    """Journaled events as a batch, with the keys and hashes they had; when each was judged; what is wrong.
+
+    The batch leaves out what is no event of this policy; errors go by place in `entries`.
+    """
     traces = [read_trace(entry.trace) for entry in entries]
     now = np.array([trace.now_ms for trace in traces], np.int64)
     events = [{**entry.event, "time": entry.event_time_ms} for entry in entries]
     batch, errors = policy.schema.parse(events, now)
-    if errors:
-        i, error = min(errors.items())
-        raise RiskEngineError(
-            f"entry {entries[i].seq} of the journal (event {entries[i].event_id}) is no event of this "
-            f"policy: {error}. Replay it with the policy that served it."
-        )
-    for i, (entry, trace) in enumerate(zip(entries, traces, strict=True)):
+    for i, place in enumerate(batch.index.tolist()):
+        entry, trace = entries[place], traces[place]
         for e, mark in enumerate(policy.entity_marks):
             batch.keys[i, e] = trace.keys.get(mark, 0)
         batch.content[i] = np.frombuffer(entry.content, "<u8")
@@ -224,7 +240,7 @@ def _parse(policy: Policy, entries: list[Entry]) -> tuple[Batch, Any]:
             kind, column = kinds.get(name, (PLACE, 0))
             if kind == HASHED and value is not None:
                 batch.str_hash[i, column] = int(str(value)[1:], 16)
-    return batch, now
+    return batch, now[batch.index], errors
 
 
 class _Comparing:

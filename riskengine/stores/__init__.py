@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import NONE
+from riskengine.ledger import NONE, Int64s
 from riskengine.packing import Bytes
 from riskengine.stores.traces import Trace
 
@@ -53,6 +53,13 @@ class Followed:
 
     claim: bytes
     chain: tuple[Trace, ...]
+
+
+class Lives(NamedTuple):
+    """How long, in ms, what is kept of a batch is kept from now on."""
+
+    horizon_ms: int  # what its events moved
+    fresh_ms: int  # its decisions
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,20 @@ class Store(Protocol):
         """Keep what was decided without the store (its `observe` failed), to count it when it is back.
 
         held uint8 (n, L): limits that each event holds in any case, whether there is room or not.
+        """
+
+    def restore(
+        self,
+        touches: Touches,
+        decisions: Sequence[Decision],
+        held: Bytes,
+        followed: Followed | None,
+        now: Int64s,
+        lives: Lives,
+    ) -> None:
+        """Count events (n) that were decided before, at `now` (n), and keep what was decided.
+
+        held uint8 (n, L) are the limits that each holds, room or not. One that is known here moves nothing.
         """
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:

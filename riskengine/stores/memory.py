@@ -20,7 +20,7 @@ from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.packing import Bytes
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, statefile
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, statefile
 from riskengine.stores import slabs as kernels
 from riskengine.stores.lists import Lists
 from riskengine.stores.statefile import Row, Value
@@ -159,6 +159,55 @@ class MemoryStore:
 
     def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
         """Never asked: this store is never away."""
+
+    def restore(
+        self,
+        touches: Touches,
+        decisions: Sequence[Decision],
+        held: Bytes,
+        followed: Followed | None,
+        now: Int64s,
+        lives: Lives,
+    ) -> None:
+        """Count events that were decided before, hold what they hold, and keep what was decided."""
+        from riskengine.stores import wire  # whose kernels nobody else here needs
+
+        batch, features = touches.batch, self.features
+        self.observe(touches)
+        shape = held.shape
+        asked, amounts, mosts = np.zeros(shape, np.uint8), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        prior, prior_keys = NOTHING_HELD, NO_KEYS
+        if followed is not None and not batch.late[0]:
+            prior, prior_keys = self._prior(followed.chain[0])
+            self._hand_over(followed.claim)
+        flat, own = features.flat, (self._words, self._meta, self._table, self._old_table)
+        wire.ask(
+            flat, batch.type_index, batch.late, touches.keys, touches.cells, prior, prior_keys, asked,
+            amounts, mosts,
+        )  # fmt: skip
+        buckets = np.empty(shape, np.int64)
+        wire.place_buckets(flat, batch.time, buckets)
+        taken = held * (asked == wire.HANDED)
+        for limit in np.flatnonzero(prior[:, 1] != NONE).tolist() if len(prior) else ():
+            bucket, amount = prior[limit].tolist()
+            buckets[0, limit] = bucket if taken[0, limit] else buckets[0, limit]
+            if not taken[0, limit]:
+                e, cell = int(features.plan.limits[limit, L_ENTITY]), int(features.plan.limits[limit, L_CELL])
+                kernels.give_hold_back(flat, *own, e, cell, int(prior_keys[e]), bucket, amount)
+        mosts[:] = kernels.AMOUNT_MAX
+        wire.book_all(
+            flat, *own, touches.keys, batch.time, held * (taken == 0), amounts, mosts, np.empty_like(asked)
+        )
+        traces = self._traces[-1]
+        rows, first = traces.take(batch.n)
+        traces.fill(rows, touches)
+        rows[:, traces.at_holds :: 2] = np.where(held, buckets, 0)
+        rows[:, traces.at_holds + 1 :: 2] = np.where(held, amounts, NONE)
+        keys = batch.claim.tobytes()
+        for i, decision in enumerate(decisions):
+            claim = self.claim(keys[16 * i : 16 * i + 16], batch.content[i].tobytes(), int(now[i]), -1)
+            claim.decision, claim.trace = decision, first + i
+            claim.follows = followed.claim if followed is not None else None
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget a little: entities past their windows, decisions past retries, traces past any use.

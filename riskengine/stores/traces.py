@@ -87,6 +87,14 @@ class Traces:
         at = (number - self.begin) % BLOCK_ROWS
         return self.blocks[-1][at : at + n], number
 
+    def fill(self, rows: Int64s, touches: Touches) -> None:
+        """Write what a batch moved into its rows; what it holds is left to be written."""
+        rows[:, 0], rows[:, 1] = touches.batch.time, touches.batch.event_hash.view(np.int64)
+        rows[:, self.HEAD : self.at_masks] = touches.keys
+        rows[:, self.at_masks : self.at_masks + touches.masks.shape[1]] = touches.masks
+        if self.labelled:
+            rows[:, self.at_records : self.at_holds] = touches.records
+
     def row(self, number: int) -> Int64s | None:
         """One row, to be read and changed in place; None when it is gone."""
         if not self.first <= number < self.next:
