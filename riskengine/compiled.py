@@ -116,7 +116,7 @@ class Policy:
             {f.name: feature_fingerprint(f, definition) for f in definition.features.values()},
             np.array(columns, np.int64),
             schema.entities.index("user") if "user" in schema.entities else -1,
-            np.frombuffer(_salt(fingerprint), "<u8").astype(np.uint64),
+            np.frombuffer(salt_of(fingerprint), "<u8").astype(np.uint64),
             {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
             _horizon_ms(definition),
             Masking.compile(definition, schema),
@@ -212,7 +212,8 @@ class Policy:
         return Outcome(tuple(fired), tuple(shadow), tuple(reasons), challenge, challenge_firm)
 
 
-def _salt(fingerprint: str) -> bytes:
+def salt_of(fingerprint: str) -> bytes:
+    """What the ids of a policy's decisions are mixed with (16 bytes)."""
     digest = hashlib.blake2b(digest_size=16, person=b"decision")
     digest.update(fingerprint.encode())
     return digest.digest()

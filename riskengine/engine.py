@@ -44,6 +44,7 @@ Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
 Result = Decision | EventError
 Clock = Callable[[], int]
+Opener = Callable[[planning.FeatureSet], Store]
 
 SHARED: Final = ("redis", "rediss", "unix")  # schemes of stores that engines share
 HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
@@ -85,7 +86,7 @@ class Engine:
     def open(
         cls,
         rules: str | Path | Definition = "rules",
-        store: str = "memory://",
+        store: str | Opener = "memory://",
         journal: str | None = None,
         clock: Clock | None = None,
         key: bytes | None = None,
@@ -94,7 +95,8 @@ class Engine:
         """Open an engine on a policy folder.
 
         `store` is memory:// (memory://?size=512MiB bounds it) or redis://HOST:PORT/DB (rediss://, unix://),
-        shared by all that open it; `journal` is sqlite:///FILE or None; `clock` returns ms UTC, for tests;
+        shared by all that open it, or what opens one for features; `journal` is
+        sqlite:///FILE or None; `clock` returns ms UTC, for tests;
         `key` hashes personal values and defaults to RISKENGINE_HASH_KEY; `model` takes the place of the
         policy's (here and in every reload), and "none" does without any.
         A journal is written behind: a kill -9 loses at most its last tenth of a second, and where its disk is
@@ -102,8 +104,8 @@ class Engine:
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,
         and either for a model that is not there or does not fit the features.
         """
-        shared = store.partition(":")[0] in SHARED
-        size = 0 if shared else size_of(store)
+        shared = not isinstance(store, str) or store.partition(":")[0] in SHARED
+        size = size_of(store) if isinstance(store, str) and not shared else 0
         chosen = key or os.environ.get(HASH_KEY_VARIABLE, "").encode()
         if shared and not chosen:
             raise RiskEngineError(
@@ -112,7 +114,11 @@ class Engine:
             )
         chosen = chosen or HASH_KEY_IN_PROCESS
         policy = _compile(rules, chosen, model)
-        state = _open_shared(store, policy) if shared else MemoryStore(policy.features, size)
+        state: Store
+        if not isinstance(store, str):
+            state = store(policy.features)
+        else:
+            state = _open_shared(store, policy) if shared else MemoryStore(policy.features, size)
         opened = _open_journal(journal) if journal is not None else None
         engine = cls(policy, state, opened, clock or _wall_clock, chosen, model)
         if opened is not None:

@@ -7,19 +7,27 @@ decision says. Files know of no decision, so that their events are judged again,
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 
 from riskengine import files
-from riskengine.decision import Decision
+from riskengine.compiled import salt_of
+from riskengine.decision import Decision, name_decisions
+from riskengine.definition import Definition
 from riskengine.engine import Engine
 from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry
 from riskengine.errors import RiskEngineError
+from riskengine.event import Batch
+from riskengine.models import NONE
 from riskengine.replay import batches, parse_entries, replay
 from riskengine.served import read_trace
+from riskengine.stores.renewal import renewal
 
 if TYPE_CHECKING:
     from riskengine.journal import Journal
@@ -27,6 +35,15 @@ if TYPE_CHECKING:
 _DECISION: Final = msgspec.json.Decoder(Decision)
 
 Moved = Callable[[int, int | None], None]  # how much is done, of how much (None: nobody knows)
+
+
+PASSES: Final = 20  # over a journal that grows while it is read
+SMALL_PASS: Final = 200  # events after which the next pass is short enough to switch first
+SETTLES_S: Final = 0.5  # a journal that is written behind has by then what was decided before the switch
+
+
+def _untold(done: int, total: int | None) -> None:
+    """Nobody is told."""
 
 
 @dataclass(slots=True)
@@ -61,8 +78,86 @@ class Journals:
             yield entry
 
 
+def resume(engine: Engine, moved: Moved = _untold) -> Rebuilt:
+    """Count what an engine's own journal holds: where its store is in memory, it begins where it ended."""
+    rebuilt = Rebuilt()
+    if engine.journal is not None:
+        count_entries(engine, Journals([engine.journal]).more(), rebuilt, moved)
+    return rebuilt
+
+
+def from_journal_urls(
+    url: str, definition: Definition, journals: Sequence[str], rebuilt: Rebuilt, moved: Moved = _untold
+) -> None:
+    """`from_journals`, by their URLs."""
+    from riskengine.journal import Journal  # and with it SQLAlchemy
+
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Journal.open(name, create=False)) for name in journals]
+        from_journals(url, definition, opened, rebuilt, moved)
+
+
+def from_journals(
+    url: str,
+    definition: Definition,
+    journals: Sequence[Journal],
+    rebuilt: Rebuilt,
+    moved: Moved = _untold,
+    clock: Callable[[], int] | None = None,
+) -> None:
+    """Rebuild the shared store at a URL from journals, while the one that is there serves on.
+
+    What is decided meanwhile is counted once the new counters serve: an event that they know moves nothing.
+    Whatever this raises (KeyboardInterrupt too), the store is then what it was before: RiskEngineError for a
+    store, a journal or a hash key that will not do.
+    """
+    with (
+        renewal(url, definition.tenant) as made,
+        Engine.open(definition, store=made.store, model=NONE, clock=clock) as engine,
+    ):
+        reading = Journals(journals)
+
+        def kept(done: int, total: int | None) -> None:
+            made.keep()
+            moved(done, total)
+
+        for _ in range(PASSES):
+            if count_entries(engine, reading.more(), rebuilt, kept) <= SMALL_PASS:
+                break
+        engine.info()  # what was told has come
+        made.switch()
+        for _ in range(PASSES):
+            time.sleep(SETTLES_S)
+            if not count_entries(engine, reading.more(), rebuilt, moved):
+                break
+        made.clean()
+
+
+def from_files(
+    url: str,
+    definition: Definition,
+    events: Sequence[str],
+    labels: str | None,
+    rejects: Callable[[files.Reject], None],
+    rebuilt: Rebuilt,
+    moved: Moved = _untold,
+) -> None:
+    """Rebuild the shared store at a URL from files of events, judged anew; else as `from_journals`."""
+    with renewal(url, definition.tenant) as made, Engine.open(definition, store=made.store) as engine:
+
+        def kept(done: int, total: int | None) -> None:
+            made.keep()
+            moved(done, total)
+
+        for file in events:
+            count_files(engine, file, labels if file == events[-1] else None, rejects, rebuilt, kept)
+        engine.info()
+        made.switch()
+        made.clean()
+
+
 def count_entries(
-    engine: Engine, entries: Iterable[AnyEntry], rebuilt: Rebuilt, moved: Moved = lambda done, total: None
+    engine: Engine, entries: Iterable[AnyEntry], rebuilt: Rebuilt, moved: Moved = _untold
 ) -> int:
     """Count journaled entries; return how many events there were. What an engine knows already moves nothing.
 
@@ -77,6 +172,7 @@ def count_entries(
             rebuilt.events += batch.n
             decisions = [_DECISION.decode(part[i].decision) for i in batch.index.tolist()]
             if batch.n:
+                _check_key(batch, decisions)
                 engine.restore(batch, now, decisions)
         elif isinstance(part, EditEntry):
             rebuilt.edits += 1
@@ -98,7 +194,7 @@ def count_files(
     labels: str | None,
     rejects: Callable[[files.Reject], None],
     rebuilt: Rebuilt,
-    moved: Moved = lambda done, total: None,
+    moved: Moved = _untold,
 ) -> None:
     """Judge and count files of events (.jsonl, .parquet), each label before the first later event.
 
@@ -118,6 +214,26 @@ def count_files(
     rebuilt.events += replayed.events
     rebuilt.labels += len(known) - replayed.unknown_labels
     rebuilt.unknown += replayed.unknown_labels
+
+
+def _check_key(batch: Batch, decisions: Sequence[Decision]) -> None:
+    """Look that events are hashed here as they were when they were served: else nothing would ever meet."""
+    names = np.empty((batch.n, 2), np.uint64)
+    policies = [decision.policy for decision in decisions]
+    for policy in set(policies):
+        rows = np.flatnonzero(np.array([other == policy for other in policies]))
+        salt = np.frombuffer(salt_of(policy), "<u8").astype(np.uint64)
+        own = np.empty((len(rows), 2), np.uint64)
+        name_decisions(batch.claim[rows], batch.content[rows], salt, own)
+        names[rows] = own
+    made = names.astype("<u8").tobytes().hex()
+    for i, decision in enumerate(decisions):
+        if made[32 * i : 32 * i + 32] != decision.decision_id:
+            raise RiskEngineError(
+                f"the journal was written with another hash key or for another tenant (event "
+                f"{decision.event_id} does not have the hash that it has here): set RISKENGINE_HASH_KEY to "
+                "what it was when this was served, and name that policy with --rules"
+            )
 
 
 def _when(entry: AnyEntry) -> int:

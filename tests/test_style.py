@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
      "shipped"),
     ("features", "rules", "forest", "calibration", "card", "stores", "journal", "masking"),
     ("sections", "policy", "models", "compiled", "served", "warming", "engine"),
-    ("rows", "replay"),
+    ("rows", "replay", "rebuild"),
     # consumers of the engine and of replay
     (
         "check", "ruletest", "samples", "training", "evaluation", "charts", "publishing", "reporting",

@@ -12,6 +12,7 @@ from riskengine.cli import (
     evaluate,
     init,
     keys,
+    rebuild,
     replay,
     ruletests,
     score,
@@ -61,4 +62,5 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(store.store, name="store")
 app.command("serve")(serve.serve)
+app.command("rebuild")(rebuild.rebuild)
 app.add_typer(keys.keys, name="keys")

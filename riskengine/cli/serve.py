@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from riskengine.cli.compiling import compiling_told
 from riskengine.cli.folders import RulesOption, rules_folder
-from riskengine.cli.terminal import say
+from riskengine.cli.terminal import bar, count, say
 from riskengine.errors import RiskEngineError
+
+if TYPE_CHECKING:
+    from riskengine.engine import Engine
 
 
 def serve(
@@ -79,6 +83,8 @@ def serve(
             Engine.open(policies.definition, store=settings.store, journal=settings.journal_url) as engine,
         ):
             rehearse(engine.definition)
+            if settings.store.startswith("memory:"):
+                _resume(engine)
             place = f"{settings.host}:{listening.getsockname()[1]}"
 
             def ready() -> None:
@@ -95,3 +101,15 @@ def serve(
 
             server.serve(engine, settings, access, policies, listening, ready)
     say("stopped: everything that was under way is answered and journaled")
+
+
+def _resume(engine: Engine) -> None:
+    """Make the counters of the memory store again out of the journal that it was served with."""
+    from riskengine.rebuild import resume
+
+    began = time.perf_counter()
+    with bar("reading the journal") as moved:
+        done = resume(engine, moved)
+    if done.events:
+        took = f"{time.perf_counter() - began:.1f} s"
+        say(f"the counters are those of {count(done.events, 'event')} in the journal, read in {took}")

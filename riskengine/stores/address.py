@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from itertools import chain
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -15,6 +16,7 @@ from riskengine.stores import StoreError
 from riskengine.stores.link import Link, facts_of
 from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.redis import RedisStore
+from riskengine.stores.scanning import scan
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 TIMEOUT_MS: Final = 1000  # a service says less
@@ -23,11 +25,6 @@ VERSION_MIN: Final = (6, 2)
 SURVEY_MS: Final = 5000
 SAMPLE: Final = 500  # keys of each kind that are weighed
 KINDS: Final = {"e": "entities", "c": "claims", "d": "decisions", "l": "labels", "r": "settled"}
-# Answers are flat arrays here, and SCAN's is not.
-SCAN: Final = """
-local found = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', 1000)
-return {found[1], unpack(found[2])}
-"""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -144,19 +141,11 @@ def survey(url: str, tenant: str) -> Survey:
         place = find(link, address, tenant)
         names: dict[str, list[bytes]] = {kind: [] for kind in KINDS.values()}
         counts = dict.fromkeys(names, 0)
-        cursor = b"0"
-        while place.epoch:
-            reply = link.call("EVAL", SCAN, 0, cursor, place.data + b"*")
-            assert isinstance(reply[0], bytes), "SCAN answers a cursor"
-            cursor = reply[0]
-            for name in reply[1:]:
-                assert isinstance(name, bytes), "and names"
-                kind = KINDS.get(name[len(place.data) : len(place.data) + 1].decode(), "other")
-                counts[kind] = counts.get(kind, 0) + 1
-                if len(names.setdefault(kind, [])) < SAMPLE:
-                    names[kind].append(name)
-            if cursor == b"0":
-                break
+        for name in chain.from_iterable(scan(link, place.data)) if place.epoch else ():
+            kind = KINDS.get(name[len(place.data) : len(place.data) + 1].decode(), "other")
+            counts[kind] = counts.get(kind, 0) + 1
+            if len(names.setdefault(kind, [])) < SAMPLE:
+                names[kind].append(name)
         kinds = {}
         for kind, some in names.items():
             sizes = [size for name in some if isinstance(size := link.call("MEMORY", "USAGE", name)[0], int)]

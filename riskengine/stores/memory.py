@@ -175,7 +175,11 @@ class MemoryStore:
         batch, features = touches.batch, self.features
         self.observe(touches)
         shape = held.shape
-        asked, amounts, mosts = np.zeros(shape, np.uint8), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        asked, amounts, mosts = (
+            np.zeros(shape, np.uint8),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int64),
+        )
         prior, prior_keys = NOTHING_HELD, NO_KEYS
         if followed is not None and not batch.late[0]:
             prior, prior_keys = self._prior(followed.chain[0])

@@ -11,15 +11,19 @@ LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a store's data is: names begin with `prefix`, and `epoch` says which life of it this is."""
+    """Where a store's data is: names begin with `prefix`, and `epoch` says which life of it this is.
+
+    `mark` is what holds the epoch: another one than "epoch" while that life is in the making.
+    """
 
     prefix: str
     epoch: bytes
+    mark: str = "epoch"
 
     @property
     def epoch_key(self) -> bytes:
         """The key that holds the epoch."""
-        return f"{self.prefix}epoch".encode()
+        return f"{self.prefix}{self.mark}".encode()
 
     @property
     def data(self) -> bytes:

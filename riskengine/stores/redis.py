@@ -33,7 +33,7 @@ from riskengine.ledger import (
     SIGN_BIT,
     Int64s,
 )
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Met, Row, StoreError, slabs, wire
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, Row, StoreError, slabs, wire
 from riskengine.stores.edits import Edits
 from riskengine.stores.known import Known
 from riskengine.stores.link import Item, Link, Reply, facts_of
@@ -253,11 +253,15 @@ class RedisStore:
         if epoch != self.place.epoch:
             error = StoreError("epoch", missing_epoch(self.place))
             if isinstance(epoch, bytes):  # it was rebuilt: the next batch finds the new counters
-                self.place = msgspec.structs.replace(self.place, epoch=epoch)
-                self._edits.begin(self.place)
-                self._serve(self.features)
+                self.move(msgspec.structs.replace(self.place, epoch=epoch))
             raise error
         return reply
+
+    def move(self, place: Place) -> None:
+        """Go on with another life of the data."""
+        self.place = place
+        self._edits.begin(place)
+        self._serve(self.features)
 
     def _room(self, size: int) -> Bytes:
         if len(self._out) < size:
@@ -645,10 +649,10 @@ class RedisStore:
             return
         if not rows:
             return
-        self._link.tell(self._concluding(asked, rows, decisions, horizon_ms))
+        self._link.tell(self._concluding(asked, rows, decisions, Lives(horizon_ms, self._fresh_ms)))
 
     def _concluding(
-        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], horizon_ms: int
+        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> memoryview:
         """The call of conclude.lua for the events `rows` of a batch."""
         features, touches, batch = self.features, asked.touches, asked.touches.batch
@@ -658,7 +662,7 @@ class RedisStore:
         sizes = [len(answer) for answer in answers]
         names = len(self._prefix) + 40
         out = self._room(400 + len(rows) * (names + trace + 96) + sum(sizes) + back * (names + 96))
-        lives = as_array(bulk(b"%d" % horizon_ms) + bulk(b"%d" % self._fresh_ms))
+        times = as_array(bulk(b"%d" % lives.horizon_ms) + bulk(b"%d" % lives.fresh_ms))
         end = wire.write_conclude(
             out,
             features.flat,
@@ -670,7 +674,7 @@ class RedisStore:
             self._opening["conclude"],
             self._epoch_key,
             self._epoch,
-            lives,
+            times,
             np.array(rows, np.int64),
             batch.claim.view(np.int64),
             batch.content.view(np.int64),
@@ -700,17 +704,45 @@ class RedisStore:
         self._want(asked, NOTHING_HELD, NO_KEYS)
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._place_buckets(asked)
-        asked.traces = np.full((touches.batch.n, self._traces.width), NONE, np.int64)
-        holds = asked.traces[:, self._traces.at_holds :]
-        holds[:, ::2] = np.where(held, asked.buckets, 0)
-        holds[:, 1::2] = np.where(held, asked.amounts, NONE)
+        self._hold(asked, held)
         self._link.later(self._request(asked, held))
-        self._link.later(self._concluding(asked, range(touches.batch.n), decisions, horizon_ms))
+        lives = Lives(horizon_ms, self._fresh_ms)
+        self._link.later(self._concluding(asked, range(touches.batch.n), decisions, lives))
         keys = touches.batch.claim.tobytes()
         for i in range(touches.batch.n):
             key = keys[16 * i : 16 * i + 16]
             if key in self.claims:
                 self._postponed[key] = self.claims[key]
+
+    def _hold(self, asked: _Asked, held: Bytes) -> None:
+        """Let each event's trace say that it holds these limits, and no more."""
+        asked.traces = np.full((asked.touches.batch.n, self._traces.width), NONE, np.int64)
+        holds = asked.traces[:, self._traces.at_holds :]
+        holds[:, ::2] = np.where(held, asked.buckets, 0)
+        holds[:, 1::2] = np.where(held, asked.amounts, NONE)
+
+    def restore(
+        self,
+        touches: Touches,
+        decisions: Sequence[Decision],
+        held: Bytes,
+        followed: Followed | None,
+        now: Int64s,
+        lives: Lives,
+    ) -> None:
+        """Count events that were decided before, hold what they hold, and keep what was decided."""
+        asked = self._ask(touches, followed)
+        handed = asked.handed != 0
+        asked.asked[:] = held * ~handed
+        asked.mosts[:] = slabs.AMOUNT_MAX
+        self._place_buckets(asked)
+        reply = self._answer(self._request(asked, asked.asked))
+        self._fold(asked, reply, self._read_marks(asked, reply, True))
+        rows = [i for i in range(touches.batch.n) if i not in asked.met]
+        if rows:
+            asked.give_back[:] = handed * (held == 0)  # what a denied event was handed
+            self._hold(asked, held)
+            self._link.tell(self._concluding(asked, rows, decisions, lives))
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""
