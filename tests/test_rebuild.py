@@ -280,6 +280,8 @@ def test_an_engine_goes_on_where_its_journal_ends(tmp_path: Path) -> None:
         assert [stage.engine.score(claim(f"e{n}", n, device_id="d1")) for n in range(3)] == decisions
         assert stage.row(claim("e3", 4, device_id="d1"))["claims"] == 4
         assert stage.engine.list_get("blocked", "user", "u9") is not None
+        assert stage.engine.journal is not None
+        stage.engine.journal.flush()
         assert resume(stage.engine).events == 4
         assert stage.row(claim("e4", 5))["claims"] == 5, "what is known already moves nothing"
 
