@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -18,6 +20,9 @@ from snapshot import matches_snapshot
 
 from riskengine import cli
 from riskengine.cli import terminal
+from riskengine.errors import RiskEngineError
+from riskengine.service.server import take_port
+from riskengine.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 EVENT = {
@@ -160,8 +165,41 @@ def test_a_sidecar_that_cannot_be(capfd: pytest.CaptureFixture[str]) -> None:
         says("serve-port-taken", capfd, "serve", "--port", str(port), code=2, hidden=str(port))
     says("serve-workers", capfd, "serve", "--workers", "2", code=2)
     says("serve-without-keys", capfd, "serve", "--host", "0.0.0.0", code=2)
-    says("serve-no-such-port", capfd, "serve", "--port", "70000", code=2)
+    says("serve-empty-host", capfd, "serve", "--host", "", code=2)
+    says("serve-no-such-port", capfd, "serve", "--port", "99999", code=2)
+    says("serve-port-below-none", capfd, "serve", "--port", "-1", code=2)
+    says("serve-port-is-no-number", capfd, "serve", "--port", "http", code=2)
+    says("serve-no-such-host", capfd, "serve", "--host", "nowhere.invalid", code=2)
+    says("serve-no-such-name", capfd, "serve", "--host", "x" * 70, code=2)
+    assert cli.run(["keys", "make", "shop", "--scope", "score"]) == 0  # without one it would not get so far
+    says("serve-not-our-address", capfd, "serve", "--host", "192.0.2.1", code=2)  # of the examples' network
+    Path("keys.json").unlink()
     assert sorted(path.name for path in Path().iterdir()) == ["events.jsonl", "rules"]
+
+
+def test_a_port_that_asks_for_a_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by a user who has none: root gives up its own for as long."""
+    said_first = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    port = int(said_first.read_text("utf-8")) - 1 if said_first.exists() else 0
+    if port < 1:  # everybody may have every port here, or nobody says which: refused as Linux would
+
+        def refused(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(socket.socket, "bind", refused)
+        port = 1023
+    settings = Settings(port=port)
+    assert settings.address  # what it imports is read by whoever may
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)
+    try:
+        with pytest.raises(RiskEngineError) as caught:
+            take_port(settings)
+    finally:
+        os.seteuid(user)
+    said = f"{caught.value}\n".replace(f"port {port}", "port PORT")
+    matches_snapshot("beginner/serve-port-without-permission", said)
 
 
 def test_ctrl_c_in_the_demo() -> None:

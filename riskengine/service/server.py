@@ -7,6 +7,7 @@ import errno
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -29,16 +30,9 @@ CONNECTIONS_WAITING = 2_048  # to be accepted: a campaign opens with a burst
 
 def take_port(settings: Settings) -> socket.socket:
     """A socket that listens where the settings say (port 0: any). RiskEngineError where it cannot be had."""
-    where = f"port {settings.port} of {settings.host}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        taken = socket.socket(family, kind, protocol)
-    except OSError:
-        raise RiskEngineError(
-            f"there is no address {settings.host}: give --host an address of this machine"
-        ) from None
+    port, host = settings.port, settings.host
+    family, address = settings.address
+    taken = socket.socket(family, socket.SOCK_STREAM)
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
@@ -46,13 +40,35 @@ def take_port(settings: Settings) -> socket.socket:
     except OSError as error:
         taken.close()
         if error.errno == errno.EADDRINUSE:
-            message = f"{where} is taken, maybe by another sidecar: stop that, or choose another with --port"
-        elif error.errno == errno.EACCES:
-            message = f"{where} may not be used by this user: choose one above 1023 with --port"
+            message = (
+                f"port {port} of {host} is taken, maybe by another sidecar: stop the program that has it "
+                f"(`{_who_has(port)}` says which), or choose another port with --port (--port 0 takes any "
+                "that is free)"
+            )
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            message = (
+                f"port {port} of {host} may not be used by this user: choose one above 1023 with --port, "
+                "such as 8080"
+            )
+        elif error.errno == errno.EADDRNOTAVAIL:
+            message = (
+                f"{host} is no address of this machine: give --host one that it has, 127.0.0.1 to answer "
+                "only its own programs, or 0.0.0.0 for all"
+            )
         else:
-            message = f"{where} cannot be used ({error.strerror}): choose another with --host and --port"
+            message = (
+                f"port {port} of {host} cannot be used ({error.strerror}): choose another with --host and "
+                "--port"
+            )
         raise RiskEngineError(message) from None
     return taken
+
+
+def _who_has(port: int) -> str:
+    """The command that names who listens on a port, by system."""
+    if sys.platform == "win32":
+        return f"netstat -ano | findstr :{port}"
+    return f"ss -ltnp sport = :{port}" if sys.platform == "linux" else f"lsof -iTCP:{port} -sTCP:LISTEN"
 
 
 def build(engine: Engine, settings: Settings, access: Access, policies: Policies) -> Front:

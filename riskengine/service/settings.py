@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -61,14 +62,22 @@ class Settings:
         return None if self.journal == "none" else self.journal
 
     @property
-    def on_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
+    def address(self) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+        """Where to listen, as sockets take it. Raises RiskEngineError where the host leads nowhere."""
         try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+            known = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError):  # the latter of a name no host can have
+            raise RiskEngineError(
+                f"there is no address {self.host!r}: give --host an address of this machine, 127.0.0.1 to "
+                "answer only its own programs, or 0.0.0.0 for every address it has"
+            ) from None
+        family, _, _, _, address = known[0]
+        return family, address
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach it. Raises as `address` does."""
+        return ipaddress.ip_address(self.address[1][0]).is_loopback
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is opened. Raises RiskEngineError with the reason."""
