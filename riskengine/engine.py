@@ -167,6 +167,16 @@ class Engine:
         """Where decisions are kept, to be read; None where they are not."""
         return self._journal
 
+    @property
+    def waits(self) -> bool:
+        """Whether scoring would wait now: for a shared store, a disk, or others at work on this engine."""
+        if self._store.waits or (self._journal is not None and self._journal.is_full):
+            return True
+        if not self._lock.acquire(blocking=False):
+            return True
+        self._lock.release()
+        return False
+
     # -- scoring
 
     def score(self, event: Event, features: bool = False) -> Decision:

@@ -203,6 +203,11 @@ class Journal:
                     "when there is room, or set journal=None to go without."
                 )
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `wait_for_room` would wait."""
+        return self.file is not None and self._queued >= self._queue_entries
+
     def flush(self, timeout_s: float | None = None) -> None:
         """Return when everything appended before this call is committed. Raises JournalError."""
         if self.file is None:

@@ -29,7 +29,7 @@ from riskengine import cli
 from riskengine.errors import RiskEngineError
 from riskengine.service.access import LOOK_SECONDS, NEEDED, SCOPES, make_key, revoke_key, rotate_key
 from riskengine.service.bodies import read_batch, read_body
-from riskengine.service.gathering import FullError, Gatherer
+from riskengine.service.gathering import INLINE_MAX, FullError, Gatherer, Job, Outcome
 from riskengine.service.problems import RefusedError
 from riskengine.service.settings import DEPTH_MAX, Settings
 
@@ -510,6 +510,30 @@ def test_keys_are_made_listed_and_ended(
 # -- its parts
 
 
+class Waited(Job):
+    """A job that somebody awaits."""
+
+    __slots__ = ("done",)
+
+    @classmethod
+    def submit(
+        cls, gatherer: Gatherer, events: list[Any], features: bool = False, seconds: float = 60
+    ) -> Waited:
+        loop = asyncio.get_running_loop()
+        job = cls(events, features, loop.time() + seconds)
+        job.done = loop.create_future()
+        gatherer.submit(job)
+        return job
+
+    done: asyncio.Future[Outcome]
+
+    def finish(self, outcome: Outcome, seconds: float) -> None:
+        if isinstance(outcome, Exception):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
+
+
 def test_what_waits_is_bounded_and_comes_out_in_batches() -> None:
     """While the engine is at work, what comes is gathered; past the bound it is refused at once."""
     at_work, go_on = threading.Event(), threading.Event()
@@ -522,15 +546,16 @@ def test_what_waits_is_bounded_and_comes_out_in_batches() -> None:
         return [(event, features) for event in events]
 
     async def play() -> None:
-        gatherer = Gatherer(score, 5, lambda n, seconds: None)
+        gatherer = Gatherer(score, 5, lambda n, seconds: None, lambda: True)
         with pytest.raises(FullError):
-            gatherer.submit([0])
+            Waited.submit(gatherer, [0])
         gatherer.start()
-        jobs = [gatherer.submit([0])]
+        jobs = [Waited.submit(gatherer, [0])]
         await asyncio.to_thread(at_work.wait)
-        jobs += [gatherer.submit([1]), gatherer.submit([2, 3]), gatherer.submit([4], True)]
+        jobs += [Waited.submit(gatherer, [1]), Waited.submit(gatherer, [2, 3])]
+        jobs += [Waited.submit(gatherer, [4], True)]
         with pytest.raises(FullError):
-            gatherer.submit([5])
+            Waited.submit(gatherer, [5])
         go_on.set()
         results: list[Any] = [await job.done for job in jobs]
         assert results == [[(0, False)], [(1, False)], [(2, False), (3, False)], [(4, True)]]
@@ -538,23 +563,77 @@ def test_what_waits_is_bounded_and_comes_out_in_batches() -> None:
         assert gatherer.held == 0
         await gatherer.close()
         with pytest.raises(FullError):
-            gatherer.submit([6])
+            Waited.submit(gatherer, [6])
 
     asyncio.run(play())
 
 
-def test_a_batch_that_fails_is_taken_apart() -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_batch_that_fails_is_taken_apart(waits: bool) -> None:
     def score(events: list[Any], features: bool) -> list[Any]:
         if "poison" in events:
             raise ValueError(events)
         return events
 
     async def play() -> None:
-        gatherer = Gatherer(score, 100, lambda n, seconds: None)
+        gatherer = Gatherer(score, 100, lambda n, seconds: None, lambda: waits)
         gatherer.start()
-        jobs = [gatherer.submit([name]) for name in ("a", "poison", "b")]
+        jobs = [Waited.submit(gatherer, [name]) for name in ("a", "poison", "b")]
         outcomes: list[Any] = await asyncio.gather(*(job.done for job in jobs), return_exceptions=True)
         assert [outcome for outcome in outcomes if not isinstance(outcome, ValueError)] == [["a"], ["b"]]
+        await gatherer.close()
+
+    asyncio.run(play())
+
+
+def test_the_loop_scores_small_batches_itself_where_nothing_is_waited_for() -> None:
+    here = threading.current_thread()
+    scored: list[tuple[int, bool]] = []
+    waits = False
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        scored.append((len(events), threading.current_thread() is here))
+        return events
+
+    async def play() -> None:
+        nonlocal waits
+        gatherer = Gatherer(score, 4 * INLINE_MAX, lambda n, seconds: None, lambda: waits)
+        gatherer.start()
+        for events in ([0] * INLINE_MAX, [0] * (INLINE_MAX + 1)):
+            await Waited.submit(gatherer, events).done
+        jobs = [Waited.submit(gatherer, [0] * (INLINE_MAX // 2)) for _ in range(3)]
+        await asyncio.gather(*(job.done for job in jobs))
+        waits = True
+        await Waited.submit(gatherer, [0]).done
+        await gatherer.close()
+
+    asyncio.run(play())
+    assert scored == [
+        (INLINE_MAX, True), (INLINE_MAX + 1, False), (INLINE_MAX, True), (INLINE_MAX // 2, True), (1, False),
+    ]  # fmt: skip
+
+
+def test_a_job_past_its_deadline_is_told_so_and_scored_all_the_same() -> None:
+    go_on = threading.Event()
+    scored: list[int] = []
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        assert go_on.wait(60)
+        scored.extend(events)
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 100, lambda n, seconds: None, lambda: True)
+        gatherer.start()
+        began = time.monotonic()
+        late = [Waited.submit(gatherer, [i], seconds=0.05 * i) for i in (2, 1)]
+        patient = Waited.submit(gatherer, [3])
+        assert [await job.done for job in late] == [None, None]
+        assert 0.05 < time.monotonic() - began < 5
+        go_on.set()
+        results: Any = await patient.done
+        assert results == [3]
+        assert scored == [2, 1, 3]
         await gatherer.close()
 
     asyncio.run(play())

@@ -20,6 +20,7 @@ FORMATS: Final[dict[bytes, Format]] = {
     b"application/vnd.msgpack": "msgpack",
 }
 MEDIA_TYPES: Final[dict[Format, bytes]] = {"json": b"application/json", "msgpack": b"application/msgpack"}
+_CHARSETS: Final = (b"utf-8", b"utf8", b"us-ascii")
 _JSON: Final = msgspec.json.Decoder()
 _PACKED: Final = msgspec.msgpack.Decoder()
 _ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -28,7 +29,13 @@ _PLAIN_NAME: Final = re.compile(r"[\w.-]{1,64}")
 
 def format_of(content_type: bytes) -> Format:
     """JSON or MessagePack, by a Content-Type header. Raises RefusedError."""
-    known = FORMATS.get(content_type) or FORMATS.get(content_type.partition(b";")[0].strip().lower())
+    known = FORMATS.get(content_type)
+    if known is None:
+        kind, *parameters = (part.strip() for part in content_type.lower().split(b";"))
+        known = FORMATS.get(kind)
+        for parameter in parameters:
+            if parameter.startswith(b"charset=") and parameter[8:].strip(b'"') not in _CHARSETS:
+                raise RefusedError("media-type", "send UTF-8, the one charset that JSON has")
     if known is None:
         raise RefusedError(
             "media-type", "send application/json or application/msgpack, and say so in Content-Type"
@@ -36,14 +43,14 @@ def format_of(content_type: bytes) -> Format:
     return known
 
 
-def read_body(body: bytes, format: Format = "json") -> Any:
+def read_body(body: bytes | bytearray, format: Format = "json") -> Any:
     """The value of a body. Raises RefusedError."""
     value = _decode(body, format)
     _look_through(body, format, value)
     return value
 
 
-def read_batch(body: bytes, format: Format) -> tuple[list[Any], dict[int, RefusedError]]:
+def read_batch(body: bytes | bytearray, format: Format) -> tuple[list[Any], dict[int, RefusedError]]:
     """The events of a batch, and by place what is wrong with those that cannot be told what they say.
 
     Raises RefusedError where it is no array, or too long.
@@ -69,7 +76,7 @@ def read_batch(body: bytes, format: Format) -> tuple[list[Any], dict[int, Refuse
     return events, {}
 
 
-def _decode(body: bytes, format: Format) -> Any:
+def _decode(body: bytes | bytearray, format: Format) -> Any:
     try:
         return _JSON.decode(body) if format == "json" else _PACKED.decode(body)
     except RecursionError:
@@ -81,7 +88,7 @@ def _decode(body: bytes, format: Format) -> Any:
         raise RefusedError("malformed", f"this is not {what}: {why}") from None
 
 
-def _look_through(body: bytes, format: Format, value: Any) -> None:
+def _look_through(body: bytes | bytearray, format: Format, value: Any) -> None:
     """Refuse what is nested too deep, and JSON objects with a name twice.
 
     Every name and string of JSON stands between two quotes, and a name that is there twice is lost in
@@ -94,25 +101,25 @@ def _look_through(body: bytes, format: Format, value: Any) -> None:
 
 
 def _strings(value: Any, depth: int) -> int:
-    """How many strings and names are in a value."""
-    if type(value) is str:
-        return 1
-    if not depth and type(value) in (dict, list):
-        _refuse_depth()
+    """How many strings and names are in a value, counted by kind: looking at each item takes thrice that."""
     if type(value) is dict:
+        items: Any = value.values()
+        # JSON has no other names than strings; those of MessagePack are not counted for anything.
+        found = len(value)
+    elif type(value) is list:
+        items = value
         found = 0
-        for name, item in value.items():
-            if type(name) is str:
-                found += 1
-            kind = type(item)
-            if kind is str:
-                found += 1
-            elif kind is dict or kind is list:
-                found += _strings(item, depth - 1)
-        return found
-    if type(value) is list:
-        return sum([_strings(item, depth - 1) for item in value])
-    return 0
+    else:
+        return int(type(value) is str)
+    if not depth:
+        _refuse_depth()
+    kinds = list(map(type, items))
+    found += kinds.count(str)
+    if dict in kinds or list in kinds:
+        found += sum(
+            [_strings(item, depth - 1) for item in items if type(item) is dict or type(item) is list]
+        )
+    return found
 
 
 def _refuse_depth() -> NoReturn:

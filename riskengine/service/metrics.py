@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine, Result
+from riskengine.errors import EventError
 from riskengine.service.gathering import Gatherer
 
 SECONDS: Final = (
@@ -85,12 +86,14 @@ class Metrics(Collector):
 
     def results(self, events: Sequence[Any], results: Sequence[Result]) -> None:
         """Events were answered."""
+        decisions, risk = self._decisions, self._risk
         for event, result in zip(events, results, strict=True):
-            if not isinstance(result, Decision):
+            if type(result) is not Decision:
+                assert isinstance(result, EventError)
                 self._problems[result.problems[0].code] += 1
                 continue
-            self._decisions[event["type"].strip(), result.action] += 1
-            self._risk.add(result.risk)
+            decisions[event["type"].strip(), result.action] += 1
+            risk.add(result.risk)
             if result.fired:
                 self._fired.update(result.fired)
             if result.shadow:

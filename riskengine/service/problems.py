@@ -14,16 +14,17 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 # What can go wrong: the status it is told with, and its title.
 KINDS: Final = {
-    "malformed": (400, "The body cannot be read"),
+    "malformed": (400, "The request cannot be read"),
     "key-missing": (401, "An API key is needed"),
     "key-unknown": (401, "The API key is not known"),
     "scope-missing": (403, "The API key may not do this"),
     "not-found": (404, "There is no such thing"),
     "method": (405, "The method is not allowed here"),
-    "slow": (408, "The body did not come in time"),
+    "slow": (408, "The request did not come in time"),
     "conflict": (409, "It is in conflict with what is there"),
     "too-large": (413, "The request is too large"),
     "media-type": (415, "The content type is not understood"),
+    "head-too-large": (431, "The head of the request is too large"),
     "invalid": (422, "The content is not right"),
     "policy": (422, "The policy may not be used"),
     "rate": (429, "Too many requests with this API key"),
@@ -73,3 +74,14 @@ def overfull() -> RefusedError:
     return RefusedError(
         "busy", "the queue is full: send it again in a second", headers=((b"retry-after", b"1"),)
     )
+
+
+def told(refused: RefusedError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of a problem."""
+    body = msgspec.json.encode(refused.details)
+    headers: Headers = (
+        (b"content-type", MEDIA_TYPE),
+        (b"content-length", b"%d" % len(body)),
+        *refused.headers,
+    )
+    return refused.details.status, list(headers), body

@@ -20,11 +20,10 @@ from riskengine.reading import WrongError, read_time
 from riskengine.service import document, trial
 from riskengine.service.bodies import read_body
 from riskengine.service.document import operation
-from riskengine.service.front import told
 from riskengine.service.gathering import Gatherer
 from riskengine.service.metrics import Metrics
 from riskengine.service.policies import NotPossibleError, Policies
-from riskengine.service.problems import RefusedError, refusal
+from riskengine.service.problems import RefusedError, refusal, told
 from riskengine.service.settings import BATCH_EVENTS_MAX, Settings
 from riskengine.service.shapes import (
     Activated,

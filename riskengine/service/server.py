@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,10 +24,12 @@ from riskengine.service.gathering import Gatherer
 from riskengine.service.metrics import Metrics
 from riskengine.service.policies import Policies
 from riskengine.service.routes import application
+from riskengine.service.scoring import Scoring
 from riskengine.service.settings import Settings
 
 _log = logging.getLogger(__name__)
 CONNECTIONS_WAITING = 2_048  # to be accepted: a campaign opens with a burst
+IDLE_SECONDS = 30  # that a connection is kept on which nothing is asked
 
 
 def take_port(settings: Settings) -> socket.socket:
@@ -75,7 +79,10 @@ def build(engine: Engine, settings: Settings, access: Access, policies: Policies
     """The whole application on an engine, which it does not close."""
     metrics = Metrics(engine)
     gatherer = Gatherer(
-        lambda events, features: engine.score_many(events, features), settings.queue_events, metrics.batch
+        lambda events, features: engine.score_many(events, features),
+        settings.queue_events,
+        metrics.batch,
+        lambda: engine.waits,
     )
     metrics.watch(gatherer)
     rest = application(engine, gatherer, metrics, settings, policies)
@@ -94,7 +101,7 @@ def build(engine: Engine, settings: Settings, access: Access, policies: Policies
             await gatherer.close()
 
     rest.router.lifespan_context = lifespan
-    return Front(engine, gatherer, metrics, rest, settings, access)
+    return Front(Scoring(engine, gatherer, metrics, settings), metrics, rest, settings, access)
 
 
 def serve(
@@ -106,14 +113,18 @@ def serve(
     ready: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C: then take nothing new, answer what is under way, and return."""
+    front = build(engine, settings, access, policies)
     config = uvicorn.Config(
-        build(engine, settings, access, policies),
+        front,
+        http=_speaker(front),
+        ws="none",
         lifespan="on",
+        proxy_headers=False,  # nothing here asks who the client is
         log_config=None,
         access_log=False,  # paths hold values of lists: they are nobody's to log
         server_header=False,
         timeout_graceful_shutdown=settings.drain_seconds,
-        timeout_keep_alive=30,
+        timeout_keep_alive=IDLE_SECONDS,
         h11_max_incomplete_event_size=65_536,
     )
     _Server(config, ready).run(sockets=[listening])
@@ -131,6 +142,15 @@ def _reread(loop: asyncio.AbstractEventLoop, policies: Policies) -> None:
     loop.run_in_executor(None, work)
 
 
+def _speaker(front: Front) -> Any:
+    """What uvicorn is to speak HTTP with."""
+    try:
+        from riskengine.service.protocol import Speaker
+    except ImportError:  # httptools has no wheel for this machine: slower, and heads may come slowly
+        return "h11"
+    return Speaker(front)
+
+
 class _Server(uvicorn.Server):
     """uvicorn, ending in peace: its own raises the signal again after the drain, and dies by it."""
 
@@ -141,6 +161,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # What is there now stays: looking through it for garbage stopped everything for 100 ms.
+            gc.collect()
+            gc.freeze()
             self._ready()
 
     @contextmanager

@@ -1,0 +1,298 @@
+"""uvicorn's HTTP protocol, with a short way for requests to score and an end to patience.
+
+A request to score costs uvicorn a task, an event, two messages and two timers: half of what it takes in all.
+Here it goes from the parser to `Scoring` and from there to the socket. What is not plain about it (a query,
+chunks, HTTP/1.0, a request before it that is not answered yet) takes uvicorn's own way, through the ASGI
+application, to the same answer.
+
+uvicorn waits for the head of a request for as long as the client likes, and httptools takes any amount of it.
+Here each connection has a time by which something must have come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from riskengine.service.front import Front, too_slow
+from riskengine.service.problems import Headers, RefusedError, told
+from riskengine.service.scoring import BATCH, SCORE, Answer, failed
+
+HEAD_BYTES_MAX: Final = 65_536
+SHORT_BYTES_MAX: Final = 65_536  # of a body that may take the short way
+LOOK_SECONDS: Final = 1.0  # between looks at how long connections have been silent
+IDLE, HEAD, BODY, OURS = range(4)  # what a connection is waiting for: a request, the rest of it, us
+_ROUTES: Final = {route.encode(): route for route in (SCORE, BATCH)}
+
+
+class _Event:
+    """What the base class tells that there is more of a body, or none."""
+
+    def set(self) -> None:
+        pass
+
+
+class _Short:
+    """A request on the short way: what the base class wants to know of the one it is at."""
+
+    __slots__ = (
+        "began",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "more_body",
+        "response_complete",
+    )
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.body = bytearray()
+        self.more_body = True  # until all of it is there
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = True
+        self.message_event = _EVENT
+
+
+_EVENT: Final = _Event()
+
+
+class Speaker:
+    """Makes the protocol of each connection, as uvicorn asks for it, and watches over their silence."""
+
+    def __init__(self, front: Front) -> None:
+        """`front` is the application that uvicorn calls for all that is not plain."""
+        self._front = front
+        self._looks = False
+
+    def __call__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Protocol:
+        """A connection's protocol."""
+        made = Protocol(self._front, config, server_state, app_state, _loop)
+        if not self._looks:
+            self._looks = True
+            made.loop.call_later(LOOK_SECONDS, self._look, made.loop, made.connections)
+        return made
+
+    def _look(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
+        """End what has been waited for too long, on all connections."""
+        for connection in list(connections):
+            connection.lose_patience(loop.time())
+        self._looks = bool(connections)
+        if self._looks:
+            loop.call_later(LOOK_SECONDS, self._look, loop, connections)
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        front: Front,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.front = front
+        self.short: _Short | None = None  # what is being read, where it takes the short way
+        self.waits_for = IDLE
+        self.since = 0.0  # when it began to wait for that, by the loop's clock
+        self.head_bytes = 0
+        self.is_over = False  # nothing more is read
+
+    # -- what uvicorn and its parser call
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """A connection is there."""
+        super().connection_made(transport)
+        self._wait_for_a_request()
+
+    def data_received(self, data: bytes) -> None:
+        """Something has come."""
+        if self.is_over:
+            return
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._read_again(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._hang_up(RefusedError("malformed", "this is not HTTP/1.1"))
+        if self.waits_for == HEAD:
+            self.head_bytes += len(data)
+            if self.head_bytes > HEAD_BYTES_MAX:
+                detail = f"a request's head has at most {HEAD_BYTES_MAX:,} bytes"
+                self._hang_up(RefusedError("head-too-large", detail))
+
+    def on_message_begin(self) -> None:
+        """A request begins; its scope is made when it turns out to need one."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self.head_bytes = 0
+        self.waits_for = HEAD
+        self.since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        """The head is there: the way is chosen."""
+        if self.parser.should_upgrade():
+            return
+        route = _ROUTES.get(self.url)
+        if route is not None and self._is_plain():
+            self.short = _Short(time.perf_counter())
+            self.cycle = self.short  # type: ignore[assignment]  # it has all that is asked of a cycle
+            self.route = route
+            self.waits_for = BODY  # and for as long as the head may take
+            return
+        self.short = None
+        url, headers, waits_for_100 = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url = url
+        self.headers.extend(headers)
+        self.expect_100_continue = waits_for_100
+        self.waits_for = OURS  # the application has its own patience with bodies
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body is there."""
+        if self.short is not None:
+            self.short.body += body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The whole request is there."""
+        if self.parser.should_upgrade():
+            return
+        self.waits_for = OURS
+        cycle = self.short
+        if cycle is None:
+            super().on_message_complete()
+            return
+        cycle.more_body = False
+        more: Headers = ()
+        try:
+            access = self.front.access
+            if access.required:
+                more = access.admit({"method": "POST", "path": self.route, "headers": self.headers})
+        except RefusedError as refused:
+            self._answer(cycle, Answer(*told(refused)), more)
+            return
+        except Exception as error:
+            self._answer(cycle, failed(error), more)
+            return
+        self.front.scoring.ask(
+            self.route,
+            self.headers,
+            b"",
+            cycle.body,
+            cycle.began,
+            lambda answer: self._answer(cycle, answer, more),
+        )
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but for a timer each request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        if self.pipeline:
+            self.waits_for = OURS
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.waits_for == OURS:
+            self._wait_for_a_request()
+
+    def _read_again(self, rest: bytes) -> None:
+        """Go on with a request that asks for HTTP/2 too, as Java's client does: the parser gives up its body.
+
+        It is answered as if it had not asked, which HTTP allows.
+        """
+        method, url, headers = self.parser.get_method(), self.url, self.headers
+        lines = [b"%b: %b\r\n" % header for header in headers if header[0] not in (b"upgrade", b"connection")]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(b"%b %b HTTP/1.1\r\n%b\r\n" % (method, url, b"".join(lines)) + rest)
+
+    # -- the short way
+
+    def _is_plain(self) -> bool:
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            return False  # it came before that one was answered
+        if self.parser.get_method() != b"POST" or self.expect_100_continue:
+            return False
+        if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive():
+            return False
+        has_length = False
+        for name, value in self.headers:
+            if name == b"content-length":
+                if len(value) > 6 or not value.isdigit() or int(value) > SHORT_BYTES_MAX:
+                    return False
+                has_length = True
+            elif name == b"transfer-encoding":
+                return False
+        return has_length
+
+    def _answer(self, cycle: _Short, answer: Answer, more: Headers) -> None:
+        self.front.metrics.request(self.route, answer.status, time.perf_counter() - cycle.began)
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        cycle.response_complete = True
+        keeps = cycle.keep_alive and (b"connection", b"close") not in answer.headers
+        self._write(answer, more, keeps)
+        self.on_response_complete()
+
+    def _write(self, answer: Answer, more: Headers, keeps: bool) -> None:
+        status, headers, body = answer
+        parts = [STATUS_LINE[status]]
+        parts += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+        parts += [b"%b: %b\r\n" % header for header in headers]
+        parts += [b"%b: %b\r\n" % header for header in more]
+        if not keeps and (b"connection", b"close") not in headers:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", body)
+        self.transport.write(b"".join(parts))
+        if not keeps:
+            self.transport.close()
+
+    # -- patience
+
+    def _wait_for_a_request(self) -> None:
+        self.waits_for = IDLE
+        self.since = self.loop.time()
+
+    def lose_patience(self, now: float) -> None:
+        """End it where what it waits for has not come by now (of the loop's clock)."""
+        waited = now - self.since
+        if self.waits_for == IDLE:
+            if waited > self.timeout_keep_alive:
+                self.transport.close()
+        elif self.waits_for in (HEAD, BODY) and waited > self.front.settings.body_seconds:
+            self._hang_up(too_slow(self.front.settings.body_seconds))
+
+    def _hang_up(self, refused: RefusedError) -> None:
+        """Read nothing more: say why and close the connection, once what is under way is answered."""
+        if self.transport.is_closing():
+            return
+        self.is_over = True
+        self.front.metrics.request("other", refused.details.status, 0.0)
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            self.flow.pause_reading()
+            cycle.keep_alive = False
+        else:
+            self._write(Answer(*told(refused)), (), False)

@@ -1,0 +1,209 @@
+"""What `/v1/score` and `/v1/score/batch` do, from the body of a request to the body of its answer.
+
+Nothing here awaits: `ask` takes a request, and its answer is handed to a callback, at once or when its batch
+is scored. So one way leads through an ASGI application and another past it (protocol.py), to the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from riskengine.decision import Decision
+from riskengine.engine import Engine, Result
+from riskengine.errors import EventError, RiskEngineError
+from riskengine.service import contract
+from riskengine.service.bodies import MEDIA_TYPES, Format, format_of, read_batch, read_body
+from riskengine.service.gathering import FullError, Gatherer, Job, Outcome
+from riskengine.service.metrics import Metrics
+from riskengine.service.problems import RefusedError, overfull, refusal, told
+from riskengine.service.settings import Settings
+
+SCORE: Final = "/v1/score"
+BATCH: Final = "/v1/score/batch"
+DEADLINE_MS_MAX: Final = 60_000
+_ENCODE: Final[Mapping[Format, Callable[[Any], bytes]]] = {
+    "json": msgspec.json.Encoder().encode,
+    "msgpack": msgspec.msgpack.Encoder().encode,
+}
+_log = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """What is sent back."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+Respond = Callable[[Answer], None]
+
+
+class Scoring:
+    """Scores requests on an engine. To be used on the event loop that `gatherer` was started on."""
+
+    def __init__(self, engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: Settings) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self._gatherer = gatherer
+        self._deadline_seconds = settings.deadline_ms / 1e3
+
+    def ask(
+        self,
+        route: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        query: bytes,
+        body: bytes | bytearray,
+        began: float,
+        respond: Respond,
+    ) -> None:
+        """Have a request (SCORE or BATCH) answered: `respond` is called once, maybe before this returns.
+
+        `headers` have lower-case names; `began` (of time.perf_counter) is when the request came.
+        """
+        try:
+            content_type, seconds = b"", self._deadline_seconds
+            for name, value in headers:
+                if name == b"content-type":
+                    content_type = value
+                elif name == b"x-deadline-ms":
+                    seconds = _deadline_seconds(value)
+            format = format_of(content_type)
+            poisoned: dict[int, RefusedError] = {}
+            if route == BATCH:
+                events, poisoned = read_batch(body, format)
+                sound = [event for i, event in enumerate(events) if i not in poisoned] if poisoned else events
+            else:
+                events = sound = [read_body(body, format)]
+            request = _Request(self, sound, bool(query) and _wants_features(query), seconds - _since(began))
+            request.respond, request.format = respond, format
+            request.batch, request.poisoned = events if route == BATCH else None, poisoned
+            if sound:
+                self._gatherer.submit(request)
+            else:
+                request.finish((), 0.0)
+        except RefusedError as refused:
+            respond(Answer(*told(refused)))
+        except FullError:
+            respond(Answer(*told(overfull())))
+        except Exception as error:
+            respond(failed(error))
+
+
+class _Request(Job):
+    """A request whose events are being scored."""
+
+    __slots__ = ("batch", "entered", "format", "poisoned", "respond", "scoring")
+
+    batch: Sequence[Any] | None  # all events of one that came as a batch, those in `poisoned` too
+    format: Format
+    poisoned: dict[int, RefusedError]
+    respond: Respond
+
+    def __init__(self, scoring: Scoring, events: list[Any], features: bool, seconds: float) -> None:
+        super().__init__(events, features, asyncio.get_running_loop().time() + seconds)
+        self.scoring = scoring
+        self.entered = time.perf_counter()
+
+    def finish(self, outcome: Outcome, seconds: float) -> None:
+        try:
+            answer = self._answer(outcome, seconds)
+        except RefusedError as refused:
+            answer = Answer(*told(refused))
+        except Exception as error:
+            answer = failed(error)
+        self.respond(answer)
+
+    def _answer(self, outcome: Outcome, seconds: float) -> Answer:
+        if outcome is None:
+            outcome = contract.answer(self.scoring.engine.policy, self.events, time.time_ns() // 1_000_000)
+        elif isinstance(outcome, RiskEngineError):
+            raise RefusedError("journal", str(outcome), headers=((b"retry-after", b"1"),))
+        elif isinstance(outcome, Exception):
+            raise outcome
+        self.scoring.metrics.results(self.events, outcome)
+        if self.batch is None:
+            result = outcome[0]
+            if isinstance(result, EventError):
+                raise refusal(result)
+            body = _ENCODE[self.format](_shown(result, self.features))
+        else:
+            rest = iter(outcome)
+            items = [
+                _item(i, self.poisoned.get(i) or next(rest), self.features) for i in range(len(self.batch))
+            ]
+            body = _ENCODE[self.format](items)
+        waited = max(_since(self.entered) - seconds, 0.0)
+        return Answer(
+            200,
+            [
+                (b"content-type", MEDIA_TYPES[self.format]),
+                (b"content-length", b"%d" % len(body)),
+                (b"server-timing", b"queue;dur=%.3f, engine;dur=%.3f" % (1e3 * waited, 1e3 * seconds)),
+            ],
+            body,
+        )
+
+
+def failed(error: BaseException) -> Answer:
+    """The answer where riskengine itself has gone wrong.
+
+    What went wrong may hold a person's data: only its kind is told, here and in the log.
+    """
+    _log.error("a request failed: %s", _where(error))
+    return Answer(*told(RefusedError("bug", f"{type(error).__name__}: please report it")))
+
+
+def _since(began: float) -> float:
+    return time.perf_counter() - began
+
+
+def _deadline_seconds(header: bytes) -> float:
+    if not header.isdigit() or not 1 <= int(header[:6]) <= DEADLINE_MS_MAX or len(header) > 5:
+        raise RefusedError(
+            "malformed", f"X-Deadline-Ms is a whole number of milliseconds from 1 to {DEADLINE_MS_MAX}"
+        )
+    return int(header) / 1e3
+
+
+def _wants_features(query: bytes) -> bool:
+    given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    wanted = given.get("features", "false")
+    if wanted not in ("true", "false"):
+        raise RefusedError("malformed", "features is true or false")
+    return wanted == "true"
+
+
+def _item(i: int, result: Result | RefusedError, features: bool) -> object:
+    """One item of a batch's answer: a decision, or a problem with pointers into the batch."""
+    if isinstance(result, EventError):
+        return refusal(result, i).details
+    if isinstance(result, RefusedError):
+        problems = tuple(
+            msgspec.structs.replace(p, pointer=f"/{i}{p.pointer}") for p in result.details.problems
+        )
+        return msgspec.structs.replace(result.details, problems=problems)
+    return _shown(result, features)
+
+
+def _shown(decision: Decision, features: bool) -> Decision:
+    """A retry gets the first answer, which may have had features that are not asked for now."""
+    if features or decision.features is msgspec.UNSET:
+        return decision
+    return msgspec.structs.replace(decision, features=msgspec.UNSET)
+
+
+def _where(error: BaseException) -> str:
+    """The kind of an error and where it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace is not None else ""
+    return f"{type(error).__name__}{place}"
