@@ -1,9 +1,12 @@
 -- Put a snapshot in the place of what it was folded from, and keep all that was appended since.
 --
--- KEYS  entity
--- ARGV  the first bytes that its value had (24), how many bytes were folded, snapshot, ms that it lives
+-- KEYS  entity, claims of the reservations that were granted in what was folded
+-- ARGV  the first bytes that its value had (24), how many bytes were folded, snapshot, ms that it lives, ms that
+--       an undecided claim lives, and of each claim what would give its reservation back
 --
 -- Those first bytes hold a count of snapshots, so that no other value can be taken for the one that was read.
+-- A snapshot does not tell whose reservations it holds: of events that are not decided (their claim has no trace
+-- yet), which may never be if their engine has died, that is kept beside the claim (h).
 -- Answers 1, or 0 where another snapshot came first.
 
 if redis.call('GETRANGE', KEYS[1], 0, 23) ~= ARGV[1] then
@@ -11,4 +14,11 @@ if redis.call('GETRANGE', KEYS[1], 0, 23) ~= ARGV[1] then
 end
 local since = redis.call('GETRANGE', KEYS[1], ARGV[2], -1)
 redis.call('SET', KEYS[1], ARGV[3] .. since, 'PX', ARGV[4])
+for i = 2, #KEYS do
+  if redis.call('STRLEN', KEYS[i]) == 24 then
+    local held = string.sub(KEYS[i], 1, -24) .. 'h' .. string.sub(KEYS[i], -22)
+    redis.call('APPEND', held, ARGV[4 + i])
+    redis.call('PEXPIRE', held, ARGV[5])
+  end
+end
 return 1

@@ -1,12 +1,14 @@
 -- Keep the decisions of a batch with what each event moved, and give back what denied events hold.
 --
 -- KEYS  epoch, n claims, entities that something is given back to
--- ARGV  epoch expected, n, r, ms that a trace lives, ms that a decision lives, n times (claim's value with its
---       trace, decision), r times (number of the event, number of the entity, records)
+-- ARGV  epoch expected, n, r, ms that a trace lives, ms that a decision lives, whether who decides has seen what
+--       an operator released (1), n times (claim's value with its trace, decision), r times (number of the
+--       event, number of the entity, records)
 --
--- The first decision of an event stands: of a second one nothing is kept, and nothing is given back. What is
--- given back is marked (p), so that it is given back once, even where a decision is lost and made again; what
--- was given back before the decision has a mark of its own (q).
+-- The first decision of an event stands: of a second one nothing is kept, and nothing is given back. Where an
+-- operator released what an undecided event held, an empty decision keeps its engine from deciding, should it
+-- live. What is given back is marked (p), so that it is given back once, even where a decision is lost and made
+-- again; what was given back before the decision has a mark of its own (b).
 -- Answers how many stood, or -1 where the epoch is not the one expected.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -16,12 +18,16 @@ end
 local n = tonumber(ARGV[2])
 local stood = {}
 local count = 0
-local at = 5
+local at = 7
 for i = 1, n do
   local claim = KEYS[1 + i]
   local decision = string.sub(claim, 1, -24) .. 'd' .. string.sub(claim, -22)
-  if redis.call('SET', decision, ARGV[at + 2], 'PX', ARGV[5], 'NX') then
-    redis.call('SET', claim, ARGV[at + 1], 'PX', ARGV[4])
+  local first = redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')
+  if not first and ARGV[6] == '1' and redis.call('GET', decision) == '' then
+    first = redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5])
+  end
+  if first then
+    redis.call('SET', claim, ARGV[at], 'PX', ARGV[4])
     stood[i] = true
     count = count + 1
   end
@@ -30,17 +36,18 @@ end
 
 local settled = {}
 for _ = 1, tonumber(ARGV[3]) do
-  local i = tonumber(ARGV[at + 1])
-  local entity = KEYS[1 + n + tonumber(ARGV[at + 2])]
+  local i = tonumber(ARGV[at])
+  local entity = KEYS[1 + n + tonumber(ARGV[at + 1])]
   if stood[i] then
     if settled[i] == nil then
       local claim = KEYS[1 + i]
       local start, name = string.sub(claim, 1, -24), string.sub(claim, -22)
-      settled[i] = redis.call('EXISTS', start .. 'q' .. name) == 0
-        and redis.call('SET', start .. 'p' .. name, 'denied', 'PX', ARGV[5], 'NX') and true or false
+      local before = redis.call('GET', start .. 'b' .. name)
+      settled[i] = not (before and string.sub(before, 1, 6) == 'denied')
+        and redis.call('SET', start .. 'p' .. name, 'denied', 'PX', ARGV[4], 'NX') and true or false
     end
     if settled[i] and redis.call('EXISTS', entity) == 1 then
-      redis.call('APPEND', entity, ARGV[at + 3])
+      redis.call('APPEND', entity, ARGV[at + 2])
     end
   end
   at = at + 3

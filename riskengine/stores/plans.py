@@ -156,12 +156,7 @@ class Plans:
         at = 0
         while at < len(tail):
             end = at + wire.HEAD + 8 * tail[at + 1]
-            record = tail[at:end]
-            tag = int.from_bytes(record[3:8], "little")
-            if tag == new.tag:
-                records.append(record)
-            elif (old := self.of(tag)) is not None:
-                records.append(self._record(record, entity, old, new))
+            records.append(self.adapted(tail[at:end], entity, new))
             at = end
         return b"".join(records)
 
@@ -224,6 +219,14 @@ class Plans:
         s = slabs.locate(meta, table, old_table, 1)
         return packed(new, words, s, now) if s else b""
 
+    def adapted(self, record: bytes, entity: str, new: LaidOut) -> bytes:
+        """A record as it would be under a plan; empty where it moves nothing there."""
+        tag = int.from_bytes(record[3:8], "little")
+        if tag == new.tag:
+            return record
+        old = self.of(tag)
+        return b"" if old is None else self._record(record, entity, old, new)
+
     def _record(self, record: bytes, entity: str, old: LaidOut, new: LaidOut) -> bytes:
         """A record of one plan as another has it; empty where it moves nothing there."""
         if entity not in old.entities or entity not in new.entities:
@@ -256,6 +259,18 @@ def folded(value: bytes, entity: str, plan: LaidOut) -> bytes:
     if not value:
         return b""
     e = plan.entities.index(entity)
+    words, s, _, _ = _unfolded(value, e, plan)
+    return packed(plan, words, s, e) if s else b""
+
+
+def fold_value(value: bytes, e: int, plan: LaidOut) -> tuple[Bytes, int]:
+    """A value of one plan with what was granted marked in it (wire.take_in), and where its tail begins."""
+    _, _, data, tail_at = _unfolded(value, e, plan)
+    return data, tail_at
+
+
+def _unfolded(value: bytes, e: int, plan: LaidOut) -> tuple[Int64s, int, Bytes, int]:
+    """Memory with a value's slab, where that is (0: nowhere), the value as it was read, where its tail is."""
     growth = int(plan.plan.entities[e, ledger.E_GROWTH])
     words = np.zeros((1 << 12) + 64 * (len(value) + growth), np.int64)
     meta, table, old_table = (
@@ -264,14 +279,15 @@ def folded(value: bytes, entity: str, plan: LaidOut) -> bytes:
         np.zeros(2, np.int64),
     )
     slabs.lay_out(words, meta)
-    tails, outcome = np.empty((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
+    tails, outcome = np.zeros((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
+    data = np.frombuffer(bytearray(value), np.uint8)
     wire.take_in(
-        plan.flat, plan.tag, plan.number, words, meta, table, old_table,
-        np.frombuffer(bytearray(value), np.uint8), np.zeros(1, np.int64), np.array([len(value)]), 1,
-        np.array([[1, e, 0, 0]]), np.zeros((1, plan.record_words), np.int64), 0, 0, tails, outcome,
+        plan.flat, plan.tag, plan.number, words, meta, table, old_table, data, np.zeros(1, np.int64),
+        np.array([len(value)]), 1, np.array([[1, e, 0, 0]]), np.zeros((1, plan.record_words), np.int64), 0, 0,
+        tails, outcome,
     )  # fmt: skip
-    s = slabs.locate(meta, table, old_table, 1)
-    return packed(plan, words, s, e) if s and outcome[0] == wire.FOLDED else b""
+    s = slabs.locate(meta, table, old_table, 1) if outcome[0] == wire.FOLDED else 0
+    return words, s, data, int(tails[0, wire.SNAPSHOT_BYTES])
 
 
 def packed(plan: LaidOut, words: Int64s, s: int, e: int) -> bytes:

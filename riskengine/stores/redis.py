@@ -6,6 +6,8 @@ slabs made of the values that one call answers. See DESIGN.md, ideas 2 and 5, fo
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ import msgspec
 import numpy as np
 
 from riskengine import packing
-from riskengine.decision import Decision, Verdict
+from riskengine.decision import DENY, Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import (
@@ -35,6 +37,7 @@ from riskengine.ledger import (
 )
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, Row, StoreError, slabs, wire
 from riskengine.stores.edits import Edits
+from riskengine.stores.holds import held_of, holds_in
 from riskengine.stores.known import Known
 from riskengine.stores.link import Item, Link, Reply, facts_of
 from riskengine.stores.place import Place, kind_of, missing_epoch
@@ -48,7 +51,11 @@ TAIL_RECORDS: Final = 64
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 NO_CLAIMS: Final = np.empty((0, 2), np.int64)
-BY_DENIAL: Final = b"denied"
+BY_DENIAL: Final = b"denied"  # as conclude.lua looks for it
+ANEW: Final = b"anew"
+RESUMED: Final = b"resumed"
+IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
+LOOK_AGAIN_S: Final = 0.002
 BY_RELEASE: Final = b"released"
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -70,6 +77,8 @@ class _Asked:
     met: Met
     entities: Int64s  # (K, 4)
     resumed: bool = False  # an event that was entered before, and not decided
+    gave_back: bool = False  # and that has given back what it reserved
+    left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
     forgotten: bool = False  # one that was decided, but the decision is not kept any more
     follows: Int64s = field(default_factory=NO_CLAIMS.copy)
     traces: Int64s = field(default_factory=NO_CLAIMS.copy)
@@ -135,10 +144,14 @@ class RedisStore:
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """The one wait: claim events, append records, fold what is known, and read each event's row."""
         try:
+            if not counted:
+                self._stand_in(touches.batch.claim[0].tobytes())
             asked = self._ask(touches, followed)
             reply = self._answer(self._request(asked, asked.asked))
             values_at = self._read_marks(asked, reply, counted)
             self._fold(asked, reply, values_at)
+            if asked.resumed:
+                self._find_granted(asked)
             self._edits.catch_up(int(reply.item(1) or b"0"))
         except StoreError:
             self._edits.lists.look_up(touches)  # as far as we know them
@@ -233,7 +246,6 @@ class RedisStore:
             batch.claim.view(np.int64),
             batch.content.view(np.int64),
             batch.time,
-            batch.event_hash.view(np.int64),
             touches.records,
             booked,
             asked.amounts,
@@ -284,7 +296,7 @@ class RedisStore:
             assert isinstance(claim, bytes), "a claim that is known has a value"
             if claim[:16] != asked.touches.batch.content[i].tobytes():
                 met[i] = "conflict"
-            elif isinstance(decision, bytes):
+            elif isinstance(decision, bytes) and decision:
                 met[i] = _DECODER.decode(decision)
             elif counted:
                 met[i] = "undecided"
@@ -297,6 +309,42 @@ class RedisStore:
             self._void(asked, list(met) if met else range(len(marks)))
         asked.met = met
         return at
+
+    def _stand_in(self, claim: bytes) -> None:
+        """Before an event is decided that another engine has entered: wait for that one, then stop it.
+
+        From here on it can reserve nothing anew for the event, nor give anything back before deciding: what
+        is in the log is all that there will be.
+        """
+        names = [self.place.claim_name(letter, claim) for letter in (b"c", b"d", b"b")]
+        while self._link.call("GET", names[1])[0] is None:
+            left = self._link.call("PTTL", names[0])[0]
+            if not isinstance(left, int) or not UNDECIDED_MS - IN_FLIGHT_MS < left <= UNDECIDED_MS:
+                self._link.call("SET", names[2], RESUMED, "NX", "PX", UNDECIDED_MS)
+                return
+            time.sleep(LOOK_AGAIN_S)
+
+    def _find_granted(self, asked: _Asked) -> None:
+        """What an event that was entered before holds: as the log says, or who folded it out of there."""
+        touches, plan = asked.touches, self.features.plan
+        claim = touches.batch.claim[0].tobytes()
+        found: set[tuple[str, int, int]] = set()
+        for e in {int(row[L_ENTITY]) for row in plan.limits}:
+            name, key = self.features.entities[e], int(touches.keys[0, e])
+            if key == 0:
+                continue
+            value = self._link.call("GET", self.place.entity_name(name, key))[0]
+            holds = holds_in(value, name, key, self._plans, self._plan)
+            found.update((name, key, hold.cell) for hold in holds if hold.claim == claim)
+        # What is folded meanwhile is kept before it is gone from the tail: so this is read after it.
+        names = [self.place.claim_name(letter, claim) for letter in (b"b", b"h")]
+        before, kept = self._link.call("MGET", *names)
+        asked.gave_back = isinstance(before, bytes) and before.startswith(BY_DENIAL)
+        found.update((hold.entity, hold.key, hold.cell) for hold in held_of(kept, self._plans, self._plan))
+        for limit, row in enumerate(plan.limits):
+            e = int(row[L_ENTITY])
+            spot = self.features.entities[e], int(touches.keys[0, e]), self._cell(limit)
+            asked.granted[0, limit] = spot in found
 
     def _first_stamp(self, touches: Touches, time: int) -> None:
         """An event that came without a time was stamped when it first came, and that is its time."""
@@ -377,8 +425,9 @@ class RedisStore:
         own = self._plans.converted(value, name, self._plan)
         tails, state = np.empty((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
         flat, fingerprint = self.features.flat, self.fingerprint
+        data = as_array(own)
         wire.take_in(
-            flat, self.tag, fingerprint, *work.arrays, as_array(own), np.zeros(1, np.int64),
+            flat, self.tag, fingerprint, *work.arrays, data, np.zeros(1, np.int64),
             np.array([len(own) if own else -1]), 1, asked.entities[k : k + 1], work.row, *stop, tails, state,
         )  # fmt: skip
         outcome[k] = state[0]
@@ -389,7 +438,8 @@ class RedisStore:
         s = slabs.locate(*work.arrays[1:], key)
         sections = [packed(self._plan, work.words, s, e)] if s else []
         sections += self._plans.others(value, name, self._plan)
-        self._write_back(e, key, head, length, b"".join(sections))
+        tail = data, int(tails[0, wire.SNAPSHOT_BYTES]), len(own)
+        self._write_back(e, key, head, length, b"".join(sections), *tail)
 
     def _entity(self, asked: _Asked, k: int) -> str:
         return self.features.entities[int(asked.entities[k, 1])]
@@ -420,25 +470,36 @@ class RedisStore:
             s = slabs.locate(*work.arrays[1:], key)
             if s == 0:
                 continue
-            self._write_back(
-                e, key, *self._write_back_of(reply, values_at, k), packed(self._plan, work.words, s, e)
-            )
+            head, length = self._write_back_of(reply, values_at, k)
+            start = int(reply.offsets[values_at + k])
+            tail = reply.data, start + int(tails[k, wire.SNAPSHOT_BYTES]), start + length
+            self._write_back(e, key, head, length, packed(self._plan, work.words, s, e), *tail)
 
     def _write_back_of(self, reply: Reply, values_at: int, k: int) -> tuple[bytes, int]:
         """The first bytes of a value, which compact.lua looks for, and how many were read."""
         at, length = int(reply.offsets[values_at + k]), int(reply.lengths[values_at + k])
         return reply.data[at : at + packing.HEADER].tobytes(), length
 
-    def _write_back(self, e: int, key: int, head: bytes, length: int, sections: bytes) -> None:
-        """Put snapshots in the place of what was read; they are counted: no two values begin alike."""
+    def _write_back(
+        self, e: int, key: int, head: bytes, length: int, sections: bytes, data: Bytes, at: int, end: int
+    ) -> None:
+        """Put snapshots in the place of what was read; they are counted: no two values begin alike.
+
+        data[at:end] is the tail that was folded.
+        """
         if not sections:
             return
         count = int.from_bytes(head[2:4], "little") + 1 if head[:2] == MAGIC else 1
         value = sections[:2] + (count & 0xFFFF).to_bytes(2, "little") + sections[4:]
-        name = self.place.entity_name(self.features.entities[e], key)
-        self._link.tell(
-            command(("EVALSHA", self._link.names["compact"], 1, name, head, length, value, self._lives_ms[e]))
-        )
+        reservations = (end - at) // wire.RESERVATION + 1
+        size = 400 + len(value) + reservations * (len(self._prefix) + 64 + wire.HELD_BYTES)
+        out = np.empty(size, np.uint8)
+        lives = as_array(bulk(b"%d" % self._lives_ms[e]) + bulk(self._lives[0]))
+        end = wire.write_compact(
+            out, self.features.flat, self._prefix, self._kinds, self._opening["compact"], lives, key, e,
+            as_array(head), length, as_array(value), data, at, end,
+        )  # fmt: skip
+        self._link.tell(out[:end].data)
 
     # -- limits
 
@@ -457,12 +518,15 @@ class RedisStore:
             slots = np.empty((batch.n, self._traces.width), np.int64)
             asked.traces = slots
             where = (features.flat, *work.arrays, touches.keys, batch.time)
-            wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
             self._place_buckets(asked)
             if asked.resumed or asked.forgotten:
                 asked.granted[:, asked.handed != 0] = 1
                 self._settle_given(asked, verdict)
+                if asked.gave_back and verdict.severity[0] != DENY:  # its policy was another then
+                    asked.granted[:] = 0
+                    self._settle_given(asked, verdict)
                 return 0
+            wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
             wire.give_back_all(*where, asked.granted, asked.amounts)
             asked.granted[:, asked.handed != 0] = 1
             prior, prior_keys = NOTHING_HELD, NO_KEYS
@@ -499,7 +563,8 @@ class RedisStore:
             if wire.compare(slots, self._traces.at_holds, asked.granted, again, asked.give_back):
                 try:
                     self._ask_again(asked, verdict, again)
-                except StoreError:  # what was granted at first stands
+                except StoreError:  # what was granted at first stands; what came of the rest is found later
+                    asked.left_open = {i for i, _ in pairs(again)}
                     self._settle_given(asked, verdict)
         except BaseException:
             self.claims.clear()
@@ -540,37 +605,39 @@ class RedisStore:
         spots = {self._spot(touches, i, limit) for i, limit in pairs(again)}
         events = {i for i, limit in pairs(asked.give_back) if self._spot(touches, i, limit) in spots}
         released = [(i, limit) for i, limit in pairs(asked.give_back) if i in events]
-        claims: dict[tuple[bytes, int], _Entry] = {}
+        token = secrets.token_bytes(8)
+        claims: dict[int, _Entry] = {}
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
-        numbers = []
-        for letter, kind, lasts, wanted in (
-            (b"q", wire.RELEASE, asked.buckets, released),
-            (b"b", wire.RESERVE, asked.mosts, pairs(again)),
-        ):
+        for wanted, said in ((released, BY_DENIAL), (pairs(again), ANEW)):
             for i, limit in wanted:
-                claims.setdefault((letter, i), _Entry(letter, touches.batch.claim[i].tobytes(), BY_DENIAL))
-                numbers.append(list(claims).index((letter, i)))
-                amount, last = int(asked.amounts[i, limit]), int(lasts[i, limit])
-                cell = int(plan.limits[limit, L_CELL])
-                time, event = int(touches.batch.time[i]), int(touches.batch.event_hash.view(np.int64)[i])
-                record = self._booking(kind, limit, time, event, amount, last)
+                claim = touches.batch.claim[i].tobytes()
+                claims.setdefault(i, _Entry(b"b", claim, said + token))
+                time, amount = int(touches.batch.time[i]), int(asked.amounts[i, limit])
+                if said is ANEW:
+                    record = self._reservation(limit, time, claim, amount, int(asked.mosts[i, limit]))
+                else:
+                    record = self._release(limit, time, claim, amount, int(asked.buckets[i, limit]))
                 spot = self._spot(touches, i, limit)
-                pieces.setdefault(spot, []).append((numbers[-1], record))
+                pieces.setdefault(spot, []).append((list(claims).index(i), record))
         moved = self._move(list(claims.values()), pieces)
+        if any(
+            value is not None and value.endswith(token) for value in moved.known if isinstance(value, bytes)
+        ):
+            raise StoreError("away", "the store has done as asked, and what came of it was lost on the way")
+        new = dict(zip(claims, moved.new, strict=True))
         self._fold_again(moved)
         work, lost = self._work, False
-        for number, (i, limit) in zip(numbers, [*released, *pairs(again)], strict=True):
+        for i, limit in (*released, *pairs(again)):
             e, key = self._spot(touches, i, limit)
             cell, amount = int(plan.limits[limit, L_CELL]), int(asked.amounts[i, limit])
-            new = moved.new[number]
             if asked.give_back[i, limit]:
                 asked.granted[i, limit] = asked.give_back[i, limit] = 0
-                if new:
+                if new[i]:
                     bucket = int(asked.buckets[i, limit])
                     slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
                 continue
             time, most = int(touches.batch.time[i]), int(asked.mosts[i, limit])
-            granted = new and wire.book(self.features.flat, *work.arrays, e, cell, key, time, amount, most)
+            granted = new[i] and wire.book(self.features.flat, *work.arrays, e, cell, key, time, amount, most)
             asked.granted[i, limit] = granted
             lost = lost or not granted
         if lost:  # others came in between: what they left is what there is
@@ -581,12 +648,21 @@ class RedisStore:
         e = int(self.features.plan.limits[limit, L_ENTITY])
         return e, int(touches.keys[i, e])
 
-    def _booking(self, kind: int, limit: int, time: int, event: int, amount: int, last: int) -> bytes:
-        e = int(self.features.plan.limits[limit, L_ENTITY])
-        cell = int(self.features.plan.limits[limit, L_CELL] - self.features.plan.entities[e, E_CELLS])
-        out = np.empty(wire.BOOKING, np.uint8)
-        wire.put_booking(out, 0, kind, cell, self.tag, time, event, amount, last)
+    def _reservation(self, limit: int, time: int, claim: bytes, amount: int, most: int) -> bytes:
+        out = np.empty(wire.RESERVATION, np.uint8)
+        event, rest = np.frombuffer(claim, np.int64).tolist()
+        wire.put_reservation(out, 0, self._cell(limit), self.tag, time, event, rest, amount, most)
         return out.tobytes()
+
+    def _release(self, limit: int, time: int, claim: bytes, amount: int, bucket: int) -> bytes:
+        out = np.empty(wire.BOOKING, np.uint8)
+        event = int.from_bytes(claim[:8], "little", signed=True)
+        wire.put_release(out, 0, self._cell(limit), self.tag, time, event, amount, bucket)
+        return out.tobytes()
+
+    def _cell(self, limit: int) -> int:
+        plan = self.features.plan
+        return int(plan.limits[limit, L_CELL] - plan.entities[int(plan.limits[limit, L_ENTITY]), E_CELLS])
 
     def _move(
         self, claims: Sequence[_Entry], pieces: Mapping[tuple[int, int], Sequence[tuple[int, bytes]]]
@@ -641,7 +717,7 @@ class RedisStore:
         assert asked is not None, "what is concluded has been settled"
         self._asked = None
         batch = touches.batch
-        rows = [i for i in range(batch.n) if i not in asked.met]
+        rows = [i for i in range(batch.n) if i not in asked.met and i not in asked.left_open]
         if asked.forgotten:  # what it moved is known from when it was decided
             name = self.place.claim_name(b"d", batch.claim[0].tobytes())
             answer = _ENCODER.encode(decisions[0])
@@ -662,7 +738,9 @@ class RedisStore:
         sizes = [len(answer) for answer in answers]
         names = len(self._prefix) + 40
         out = self._room(400 + len(rows) * (names + trace + 96) + sum(sizes) + back * (names + 96))
-        times = as_array(bulk(b"%d" % lives.horizon_ms) + bulk(b"%d" % lives.fresh_ms))
+        times = as_array(
+            bulk(b"%d" % lives.horizon_ms) + bulk(b"%d" % lives.fresh_ms) + bulk(b"%d" % asked.resumed)
+        )
         end = wire.write_conclude(
             out,
             features.flat,
@@ -805,7 +883,7 @@ class RedisStore:
         for limit in np.flatnonzero((prior[:, 1] != NONE) & ~handed).tolist():
             e = int(self.features.plan.limits[limit, L_ENTITY])
             bucket, amount = prior[limit].tolist()
-            record = self._booking(wire.RELEASE, limit, int(touches.batch.time[0]), 0, amount, bucket)
+            record = self._release(limit, int(touches.batch.time[0]), bytes(8), amount, bucket)
             pieces.setdefault((e, int(prior_keys[e])), []).append((0, record))
         moved = self._move([_Entry(b"r", followed.claim, own)], pieces)
         if moved.new[0] or moved.known[0] == own:
@@ -828,7 +906,7 @@ class RedisStore:
                 limit = self.features.limit_names.index(name)
                 e = int(self.features.plan.limits[limit, L_ENTITY])
                 at = trace.keys.get(self.features.entities[e], 0)
-                record = self._booking(wire.RELEASE, limit, known.time, 0, amount, bucket)
+                record = self._release(limit, known.time, bytes(8), amount, bucket)
                 pieces.setdefault((e, at), []).append((0, record))
         return self._move([_Entry(b"r", key, BY_RELEASE)], pieces).new[0]
 

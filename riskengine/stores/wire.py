@@ -5,12 +5,15 @@ section   header (24 bytes) and snapshot of one plan, as in packing.py; bytes 2-
 tail      records not folded in yet, in the order of the log
 record    kind (1), words (1), cell (1), plan (5), words (8 each)
 
-The words are those of the entity's record (RECORD), or time, event hash, amount, and maximum (RESERVE) or
-bucket (RELEASE) of what an event wants of a limit. A reservation is granted when what is held where it stands
-in the log leaves room for it: every reader finds the same.
+The words are those of the entity's record (RECORD); or time, event hash, amount, and bucket of what an event
+gives back of a limit (RELEASE); or time, event hash, amount, maximum, and the other half of the event's
+claim, of what it wants of one (RESERVE). A reservation is granted when what is held where it stands in the
+log leaves room for it: every reader finds the same.
 
 Names of keys are the prefix, a letter, and 64 bits of hash in 11 characters: `e` and two characters that tell
-the kind for an entity; `c` twice 64 bits for a claim, `d` for its decision, `r` for who settled its holds.
+the kind for an entity; twice 64 bits for an event: `c` for its claim, `d` for its decision, `r` for who
+settled its holds, `b` for what it gave back or reserved anew before it was decided, `p` for what it gave back
+when it was, `h` for what it may hold and was folded before.
 """
 
 from __future__ import annotations
@@ -53,14 +56,18 @@ from riskengine.stores.resp import DOLLAR, NIL, STAR, put_bulk, put_bytes, put_e
 
 RECORD, RESERVE, RELEASE = 1, 2, 3
 HEAD: Final = 8  # bytes before a record's words
-BOOKING: Final = HEAD + 32  # bytes of a reservation, and of its release
+BOOKING: Final = HEAD + 32  # bytes of a release
+RESERVATION: Final = BOOKING + 8
+AT_MOST, AT_CLAIM = HEAD + 24, HEAD + 32  # where a reservation has its maximum, and half of its claim
+GRANTED: Final = NONE + 1  # what is written over the maximum of one that was granted, in what was read
+KEY_CHARS: Final = 11
+HELD_BYTES: Final = 3 + KEY_CHARS + BOOKING  # of an entity's name, and the release of what is held there
 WORDS_MAX: Final = 255
 MAGIC_0, MAGIC_1 = packing.MAGIC & 0xFF, packing.MAGIC >> 8
 CLAIM_BYTES: Final = 24  # of a claim's value before its trace: content, time
 FOLDED, FOREIGN, BROKEN, STOPPED = range(4)  # what became of a value
 HANDED: Final = 2  # what a limit is asked for has been held by the event that is followed
 RECORDS, SNAPSHOT_BYTES, TAIL_BYTES, SINCE, TAIL_SIZE = range(5)  # columns of what is told of values
-KEY_CHARS: Final = 11
 
 ALPHABET: Final = np.frombuffer(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8
@@ -219,7 +226,7 @@ def piece_size(plan: Int64s, records: Int64s, asked: Bytes, i: int, e: int) -> i
         size = HEAD + 8 * entity_of(plan, e, E_WIDTH)
     for limit in range(plan[P_LIMITS_N]):
         if asked[i, limit] and limit_of(plan, limit, L_ENTITY) == e:
-            size += BOOKING
+            size += RESERVATION
     return size
 
 
@@ -234,7 +241,7 @@ def put_piece(
     amounts: Int64s,
     mosts: Int64s,
     time: Int64s,
-    event_hash: Int64s,
+    claims: Int64s,
     i: int,
     e: int,
 ) -> int:
@@ -248,14 +255,14 @@ def put_piece(
     for limit in range(plan[P_LIMITS_N]):
         if asked[i, limit] and limit_of(plan, limit, L_ENTITY) == e:
             cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
-            at = put_booking(
+            at = put_reservation(
                 out,
                 at,
-                RESERVE,
                 cell,
                 tag,
                 time[i],
-                event_hash[i],
+                claims[i, 0],
+                claims[i, 1],
                 amounts[i, limit],
                 mosts[i, limit],
             )
@@ -272,15 +279,28 @@ def put_head(out: Bytes, at: int, kind: int, size: int, cell: int, tag: int) -> 
 
 
 @jit
-def put_booking(
-    out: Bytes, at: int, kind: int, cell: int, tag: int, time: int, event: int, amount: int, last: int
+def put_reservation(
+    out: Bytes, at: int, cell: int, tag: int, time: int, event: int, claim: int, amount: int, most: int
 ) -> int:
-    """Write a reservation (`last` is the maximum) or a release (`last` is the bucket)."""
-    at = put_head(out, at, kind, 4, cell, tag)
+    """Write what an event wants of a limit; `event` and `claim` are the halves of its claim."""
+    at = put_head(out, at, RESERVE, 5, cell, tag)
     at = put_raw(out, at, time, 8)
     at = put_raw(out, at, event, 8)
     at = put_raw(out, at, amount, 8)
-    return put_raw(out, at, last, 8)
+    at = put_raw(out, at, most, 8)
+    return put_raw(out, at, claim, 8)
+
+
+@jit
+def put_release(
+    out: Bytes, at: int, cell: int, tag: int, time: int, event: int, amount: int, bucket: int
+) -> int:
+    """Write what an event gives back."""
+    at = put_head(out, at, RELEASE, 4, cell, tag)
+    at = put_raw(out, at, time, 8)
+    at = put_raw(out, at, event, 8)
+    at = put_raw(out, at, amount, 8)
+    return put_raw(out, at, bucket, 8)
 
 
 @jit
@@ -297,7 +317,6 @@ def write_observe(
     claims: Int64s,
     contents: Int64s,
     time: Int64s,
-    event_hash: Int64s,
     records: Int64s,
     asked: Bytes,
     amounts: Int64s,
@@ -350,7 +369,7 @@ def write_observe(
         i = entities[k, 2]
         while i >= 0:
             at = put_piece(
-                out, at, plan, tag, records, asked, amounts, mosts, time, event_hash, i, entities[k, 1]
+                out, at, plan, tag, records, asked, amounts, mosts, time, claims, i, entities[k, 1]
             )
             i = after[i, entities[k, 1]]
         at = put_end(out, at)
@@ -382,6 +401,7 @@ def take_in(
 ) -> None:
     """Fold values (item k of `offsets`, `lengths` for entity k of `entities`) into slabs of the workspace.
 
+    Reservations that are granted are marked in `data` (GRANTED).
     `row` (1, W) is room for a record. A value is folded up to the first record of event `stop_event` at
     `stop_time` (STOPPED), where that is not 0. Writes of each value what its columns say (tails
     (K, TAIL_SIZE); SINCE is the time of its snapshot, else of its first record), and what became of it
@@ -466,7 +486,8 @@ def take_in_one(
             amount = get_raw(data, at + HEAD + 16, 8)
             last = get_raw(data, at + HEAD + 24, 8)
             if data[at] == RESERVE:
-                book(plan, words, meta, table, old_table, e, cell, key, time, amount, last)
+                if book(plan, words, meta, table, old_table, e, cell, key, time, amount, last):
+                    put_raw(data, at + AT_MOST, GRANTED, 8)
             else:
                 slabs.give_hold_back(plan, words, meta, table, old_table, e, cell, key, last, amount)
             s = slabs.locate(meta, table, old_table, key)
@@ -495,7 +516,8 @@ def survey(plan: Int64s, tag: int, fingerprint: int, data: Bytes, at: int, end: 
                 return BROKEN
         elif data[at] == RESERVE or data[at] == RELEASE:
             cell = int(data[at + 2])
-            if data[at + 1] != 4 or cell >= entity_of(plan, e, ledger.E_CELLS_N):
+            size = 5 if data[at] == RESERVE else 4
+            if data[at + 1] != size or cell >= entity_of(plan, e, ledger.E_CELLS_N):
                 return BROKEN
             if cell_of(plan, entity_of(plan, e, E_CELLS) + cell, ledger.C_KIND) != HOLDS:
                 return BROKEN
@@ -646,6 +668,70 @@ def settle_given(
             traces[i, at_holds + 2 * limit + 1] = amounts[i, limit] if held else NONE
 
 
+@jit
+def write_compact(
+    out: Bytes,
+    plan: Int64s,
+    prefix: Bytes,
+    kinds: Bytes,
+    opening: Bytes,
+    lives: Bytes,
+    key: int,
+    e: int,
+    head: Bytes,
+    length: int,
+    value: Bytes,
+    data: Bytes,
+    at: int,
+    end: int,
+) -> int:
+    """Write the call of compact.lua; return its bytes. `lives` are two strings of RESP.
+
+    data[at:end] is the tail that was folded: of every reservation granted there goes along what would give it
+    back, for where nobody has decided that event yet.
+    """
+    n = 0
+    place = at
+    while place < end:
+        n += data[place] == RESERVE and get_raw(data, place + AT_MOST, 8) == GRANTED
+        place += HEAD + 8 * int(data[place + 1])
+    to = put_line(out, 0, STAR, 3 + 1 + n + 5 + n)
+    to = put_bytes(out, to, opening, 0, len(opening))
+    to = put_number(out, to, 1 + n)
+    to = put_entity_name(out, to, prefix, kinds, e, key)
+    place = at
+    while place < end:
+        if data[place] == RESERVE and get_raw(data, place + AT_MOST, 8) == GRANTED:
+            high, low = get_raw(data, place + HEAD + 8, 8), get_raw(data, place + AT_CLAIM, 8)
+            to = put_claim_name(out, to, prefix, 99, high, low)
+        place += HEAD + 8 * int(data[place + 1])
+    to = put_bulk(out, to, head, 0, len(head))
+    to = put_number(out, to, length)
+    to = put_bulk(out, to, value, 0, len(value))
+    to = put_bytes(out, to, lives, 0, len(lives))
+    place = at
+    while place < end:
+        if data[place] == RESERVE and get_raw(data, place + AT_MOST, 8) == GRANTED:
+            to = put_line(out, to, DOLLAR, HELD_BYTES)
+            to = put_end(out, put_held(out, to, plan, kinds, key, e, data, place))
+        place += HEAD + 8 * int(data[place + 1])
+    return to
+
+
+@jit
+def put_held(out: Bytes, to: int, plan: Int64s, kinds: Bytes, key: int, e: int, data: Bytes, at: int) -> int:
+    """Write where a granted reservation (data[at:]) is held, and the record that would give it back."""
+    out[to] = 101  # e
+    out[to + 1] = kinds[2 * e]
+    out[to + 2] = kinds[2 * e + 1]
+    to = put_word(out, to + 3, key)
+    cell, tag = int(data[at + 2]), get_raw(data, at + 3, 5)
+    time, event = get_raw(data, at + HEAD, 8), get_raw(data, at + HEAD + 8, 8)
+    window = cell_of(plan, entity_of(plan, e, E_CELLS) + cell, ledger.C_WINDOWS)
+    bucket = ledger.bucket_of(plan, window, time)
+    return put_release(out, to, cell, tag, time, event, get_raw(data, at + HEAD + 16, 8), bucket)
+
+
 # ---- concluding -------------------------------------------------------------------------------------
 
 
@@ -742,7 +828,7 @@ def write_conclude(
     for i in rows:
         for limit in range(limits):
             back += give_back[i, limit]
-    at = put_line(out, 0, STAR, 3 + 1 + n + back + 5 + 2 * n + 3 * back)
+    at = put_line(out, 0, STAR, 3 + 1 + n + back + 6 + 2 * n + 3 * back)
     at = put_bytes(out, at, opening, 0, len(opening))
     at = put_number(out, at, 1 + n + back)
     at = put_bytes(out, at, epoch_key, 0, len(epoch_key))
@@ -783,9 +869,8 @@ def write_conclude(
                 at = put_line(out, at, DOLLAR, BOOKING)
                 at = put_end(
                     out,
-                    put_booking(
-                        out, at, RELEASE, cell, tag, time[i], event_hash[i], amounts[i, limit],
-                        buckets[i, limit],
+                    put_release(
+                        out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
                     ),
                 )  # fmt: skip
     return at
