@@ -163,6 +163,12 @@ class Engine:
         return self._policy.fingerprint
 
     @property
+    def epoch(self) -> str | None:
+        """Which life of a shared store's data counts now; None in memory."""
+        place = getattr(self._store, "place", None)
+        return None if place is None else str(place.epoch.decode())
+
+    @property
     def journal(self) -> Journal | None:
         """Where decisions are kept, to be read; None where they are not."""
         return self._journal

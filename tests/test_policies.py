@@ -102,6 +102,7 @@ def test_a_policy_is_activated_kept_and_rolled_back(tmp_path: Path) -> None:
         assert server.stop() == 0
 
         server = start(tmp_path)  # a restart serves what was activated last, and says so
+        assert any(line.startswith("ann activated this policy over HTTP") for line in server.told)
         assert action() == "deny"
         back = ask("POST", "/v1/policy/rollback", {"reason": "too hard"})
         assert (back["of"], back["reason"], action()) == (act["id"], "too hard", "review")
@@ -115,7 +116,6 @@ def test_a_policy_is_activated_kept_and_rolled_back(tmp_path: Path) -> None:
         assert contract["fail"] == {"coupon_claim": "review", "payment": "review"}
     finally:
         assert server.stop() == 0
-    assert any(line.startswith("ann activated this policy over HTTP") for line in server.told)
 
 
 def test_what_does_not_check_or_fails_its_tests_is_not_activated(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -54,7 +56,9 @@ POLICY = policy(
         "busy-user": {"on": "coupon_claim", "when": "user_claims > 3", "risk": 0.2, "mode": "shadow"},
     },
 )  # fmt: skip
-SETTINGS = {"RISKENGINE_DEADLINE_MS": "30000", "RISKENGINE_BODY_SECONDS": "1"}
+SETTINGS = {
+    "RISKENGINE_DEADLINE_MS": "30000", "RISKENGINE_BODY_SECONDS": "1", "RISKENGINE_NOTICE_SECONDS": "0"
+}  # fmt: skip
 
 
 def claim(event_id: str, **fields: Any) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def start(folder: Path, *arguments: str, **variables: str) -> Served:
     told: list[str] = []
     for line in process.stderr:
         told.append(line.rstrip())
-        if found := re.match(r"serving .* at http://127\.0\.0\.1:(\d+) ", line):
+        if found := re.match(r"serving .* at https?://127\.0\.0\.1:(\d+) ", line):
             return Served(process, int(found[1]), told)
     process.stderr.close()
     raise AssertionError((process.wait(), told))
@@ -356,7 +360,7 @@ def test_it_says_how_it_fares(server: Served) -> None:
     assert server.ask("GET", "/livez").value == {"ready": True}
     assert server.ask("GET", "/readyz").value == {"ready": True}
     checks = server.ask("GET", "/readyz?verbose").value["checks"]
-    assert set(checks) == {"policy", "store", "journal", "backlog"}
+    assert list(checks) == ["store", "epoch", "journal", "model", "policy", "backlog"]
     server.score(claim("metered"))
     text = server.ask("GET", "/metrics").body.decode()
     assert re.search(
@@ -699,3 +703,69 @@ def test_what_was_acknowledged_is_journaled_when_it_is_stopped(tmp_path: Path) -
     assert server.told[-1].startswith("stopped: ")
     with Journal.open(f"sqlite:///{tmp_path / 'journal.db'}", create=False) as journal:
         assert [event_id for event_id in acknowledged if journal.decision(event_id) is None] == []
+
+
+# -- life
+
+
+def test_it_gives_notice_before_it_stops(tmp_path: Path) -> None:
+    """SIGTERM: /readyz says 503 while everything is still answered; what is under way at the end is too."""
+    lay_out(tmp_path / "rules")
+    server = start(tmp_path, RISKENGINE_NOTICE_SECONDS="1", RISKENGINE_BODY_SECONDS="10")
+    slow = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    event = json.dumps(claim("under-way")).encode()
+    slow.sendall(b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+    slow.sendall(b"content-length: %d\r\n\r\n%b" % (len(event), event[:9]))
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    told = server.ask("GET", "/readyz?verbose")
+    assert (told.status, told.value["failing"]) == (503, ["process"])
+    assert told.value["checks"]["process"] == "stopping"
+    assert server.score(claim("in-time")).status == 200
+    while time.monotonic() - began < 30:
+        try:
+            socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+        except OSError:
+            break
+    assert time.monotonic() - began >= 1.0
+    slow.sendall(event[9:])
+    with slow:
+        assert slow.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    assert server.stop() == 0
+    assert time.monotonic() - began < 20
+
+
+def test_tls(tmp_path: Path) -> None:
+    lay_out(tmp_path / "rules")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    shutil.copy(ROOT / "tests" / "tls" / "cert.pem", cert)
+    shutil.copy(ROOT / "tests" / "tls" / "key.pem", key)
+    server = start(tmp_path, "--tls-cert", str(cert), "--tls-key", str(key), "--journal", "none")
+    try:
+        trusted = ssl.create_default_context(cafile=cert)
+        connection = http.client.HTTPSConnection("localhost", server.port, timeout=60, context=trusted)
+        connection.request("POST", "/v1/score", json.dumps(claim("sealed")), JSON)
+        assert connection.getresponse().status == 200
+        connection.close()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            server.ask("GET", "/livez")
+    finally:
+        assert server.stop() == 0
+
+
+def test_what_cannot_be_served_is_told_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cert.pem").write_text("x", encoding="utf-8")
+    for arguments, said in (
+        (("--host", "0.0.0.0"), "0.0.0.0 can be reached from other machines, and keys.json has no API keys"),
+        (("--tls-cert", "cert.pem"), "TLS takes both"),
+        (("--tls-cert", "none.pem", "--tls-key", "cert.pem"), "none.pem cannot be read"),
+        (("--tls-cert", "cert.pem", "--tls-key", "cert.pem"), "no certificate with its key"),
+        (("--workers", "2"), "2 workers cannot share the store memory://"),
+    ):
+        assert cli.run(("serve", "--port", "0", *arguments)) == 2
+        assert said in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["cert.pem"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -40,6 +42,14 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Processes; the memory store has one.", show_default="1")
     ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Speak TLS: the certificate, with its chain (PEM).")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's key (PEM).")] = None,
+    log: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="Lines for people, or JSON for programs.", show_default="text"),
+    ] = None,
     from_folder: Annotated[
         bool, typer.Option("--from-folder", help="Serve the folder's policy, not what was activated last.")
     ] = False,
@@ -48,8 +58,12 @@ def serve(
 
     Every option has a variable too: --port is RISKENGINE_PORT. The routes are at /docs.
     """
+    from riskengine.policy import load_definition
+    from riskengine.service import logs
+    from riskengine.service import port as port_of
     from riskengine.service.access import Access
     from riskengine.service.settings import Settings
+    from riskengine.service.workers import Supervisor, command
 
     folder = str(rules_folder(rules)) if rules is not None or not os.environ.get("RISKENGINE_RULES") else None
     settings = Settings.read(
@@ -60,6 +74,9 @@ def serve(
         host=host,
         port=port,
         workers=workers,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        log=log,
         from_folder=from_folder or None,
     )
     settings.check()
@@ -70,37 +87,33 @@ def serve(
             "anybody could score, label and edit lists. Make one with `riskengine keys make NAME --scope "
             "score`, or listen on 127.0.0.1."
         )
-    with compiling_told():
-        from riskengine.engine import Engine
-        from riskengine.service import server
-        from riskengine.service.policies import Policies
-        from riskengine.service.rehearsal import rehearse
+    port_of.check_tls(settings)
+    logs.set_up(settings.log)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves: what it starts with is read just now
+    tell = say if settings.log == "text" else logging.getLogger("riskengine.serve").info
+    listening = port_of.take_port(settings)
+    place = f"{settings.host}:{listening.getsockname()[1]}"
+    scheme = "http" if settings.tls_cert is None else "https"
 
-        listening = server.take_port(settings)
-        policies = Policies.find(settings)
-        with (
-            listening,
-            Engine.open(policies.definition, store=settings.store, journal=settings.journal_url) as engine,
-        ):
-            rehearse(engine.definition)
-            if settings.store.startswith("memory:"):
-                _resume(engine)
-            place = f"{settings.host}:{listening.getsockname()[1]}"
+    def ready(name: str) -> None:
+        many = f" with {settings.workers} workers" if settings.workers > 1 else ""
+        tell(f"serving {name} at {scheme}://{place} (docs at {scheme}://{place}/docs){many}")
+        if access.required:
+            tell(f"API keys are those of {settings.keys}")
+        else:
+            tell("without API keys: whoever can reach this machine's loopback may do everything")
 
-            def ready() -> None:
-                say(f"serving {engine.definition.name} at http://{place} (docs at http://{place}/docs)")
-                if (act := policies.current) is not None:
-                    say(
-                        f"{act.author or 'somebody'} activated this policy over HTTP: a rollback, SIGHUP or "
-                        f"--from-folder goes back to that of {settings.rules}"
-                    )
-                if access.required:
-                    say(f"API keys are those of {settings.keys}")
-                else:
-                    say("without API keys: whoever can reach this machine's loopback may do everything")
+    with listening:
+        if settings.workers > 1:
+            name = load_definition(settings.rules).name
+            Supervisor(settings, listening, command()).run(lambda: ready(name))
+        else:
+            with compiling_told():
+                from riskengine.service import server
 
-            server.serve(engine, settings, access, policies, listening, ready)
-    say("stopped: everything that was under way is answered and journaled")
+                resume = _resume if settings.store.startswith("memory:") else None
+                server.run(settings, access, listening, ready, resume)
+    tell("stopped: everything that was under way is answered and journaled")
 
 
 def _resume(engine: Engine) -> None:

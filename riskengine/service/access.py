@@ -6,11 +6,13 @@ gain nothing. A sidecar takes in a changed file within a second.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import re
 import secrets
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Mapping, MutableMapping
@@ -25,6 +27,7 @@ from riskengine.service.problems import Headers, RefusedError
 Scope = Literal["score", "label", "lists", "policy", "read", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 LOOK_SECONDS: Final = 0.5  # between looks at the file
+_BUCKET: Final = struct.Struct("dd")  # requests left, and when
 
 # What a route asks for; None: anybody may. `admin` may do everything. A test holds this against OpenAPI.
 NEEDED: Final[Mapping[tuple[str, str], Scope | None]] = {
@@ -122,9 +125,14 @@ def revoke_key(path: Path, key_id: str) -> None:
 class Access:
     """Who may do what. Without a single key at the start, everybody may do everything."""
 
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path | None, shared: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`shared` is a folder by which workers keep one count of each key's requests."""
         self._path = path
+        self._shared = shared
         self._clock = clock
+        self._counting: dict[str, int] = {}  # by key: descriptor of the file that workers share
         self._seen = _state(path)
         self._looked = clock()
         self._keys = {key.id: key for key in read_keys(path)} if path is not None else {}
@@ -180,11 +188,7 @@ class Access:
 
     def _take(self, key: Key, per_second: int) -> Headers:
         """One request from a bucket that fills at `per_second` and holds one second's worth."""
-        now = self._clock()
-        had, at = self._tokens.get(key.id, (float(per_second), now))
-        tokens = min(float(per_second), had + (now - at) * per_second)
-        left = tokens - 1.0
-        self._tokens[key.id] = (tokens if left < 0 else left), now
+        left = self._left(key.id, float(per_second))
         # https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
         headers = (
             (b"ratelimit-policy", b'"key";q=%d;w=1' % per_second),
@@ -197,6 +201,35 @@ class Access:
                 headers=(*headers, (b"retry-after", b"1")),
             )
         return headers
+
+    def _left(self, key_id: str, per_second: float) -> float:
+        """How many requests a key has left after this one; below 0 it is one too many."""
+        if self._shared is None:
+            now = self._clock()
+            left, kept = _one_less(self._tokens.get(key_id), per_second, now)
+            self._tokens[key_id] = kept, now
+            return left
+        file = self._counting.get(key_id)
+        if file is None:
+            path = self._shared / f"key-{key_id}"
+            file = self._counting[key_id] = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)  # for three calls of the system; the clock is the machine's
+        try:
+            now = self._clock()
+            said = os.pread(file, _BUCKET.size, 0)
+            left, kept = _one_less(_BUCKET.unpack(said) if said else None, per_second, now)
+            os.pwrite(file, _BUCKET.pack(kept, now), 0)
+            return left
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _one_less(known: tuple[float, float] | None, per_second: float, now: float) -> tuple[float, float]:
+    """What a bucket has after one request (below 0: it is refused), and what is to be kept of it."""
+    had, at = known or (per_second, now)
+    tokens = min(per_second, had + max(now - at, 0.0) * per_second)
+    left = tokens - 1.0
+    return left, tokens if left < 0 else left
 
 
 def _needed(method: str, path: str) -> Scope | None:

@@ -1,10 +1,15 @@
-"""What the sidecar counts, for Prometheus. Names and rules are labels; nothing of an event's content is."""
+"""What the sidecar counts, for Prometheus. Names and rules are labels; nothing of an event's content is.
+
+Several workers share a folder: each writes there what it counted, and whoever is asked sums all up. A worker
+that takes the place of a dead one goes on from what that one wrote: sums never go back.
+"""
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine, Result
-from riskengine.errors import EventError
+from riskengine.errors import EventError, RiskEngineError
 from riskengine.service.gathering import Gatherer
 
 SECONDS: Final = (
@@ -23,47 +28,94 @@ SECONDS: Final = (
 )  # fmt: skip
 EVENTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 RISK: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+WRITE_SECONDS: Final = 0.5  # between a worker's writes of what it counted
+DEGRADED: Final = "degraded:"
 
 
-class Histogram:
+class Histogram(msgspec.Struct):
     """How often a value was at most each bound. Fed by one thread."""
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+    bounds: tuple[float, ...]
+    counts: list[int]
+    sum: float = 0.0
+
+    @classmethod
+    def of(cls, bounds: tuple[float, ...]) -> Histogram:
+        """One without values."""
+        return cls(bounds, [0] * (len(bounds) + 1))
 
     def add(self, value: float) -> None:
         """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def take_in(self, other: Histogram) -> None:
+        """Add what another counted."""
+        if other.bounds == self.bounds:
+            self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+            self.sum += other.sum
 
     def fill(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """Add what was counted to a family, cumulated as Prometheus has it."""
         total = 0
         buckets: list[tuple[str, float]] = []
-        for bound, n in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+        for bound, n in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             total += n
             buckets.append((bound, total))
-        family.add_metric(labels, buckets, self._sum)
+        family.add_metric(labels, buckets, self.sum)
+
+
+class Counts(msgspec.Struct):
+    """Everything that is counted in one process, by label."""
+
+    requests: dict[tuple[str, int], int] = {}
+    seconds: dict[str, Histogram] = {}
+    decisions: dict[tuple[str, str], int] = {}
+    fired: dict[str, int] = {}
+    shadow: dict[str, int] = {}
+    flags: dict[str, int] = {}
+    problems: dict[str, int] = {}
+    store_errors: dict[str, int] = {}
+    risk: Histogram = msgspec.field(default_factory=lambda: Histogram.of(RISK))
+    batches: Histogram = msgspec.field(default_factory=lambda: Histogram.of(EVENTS))
+    scoring: Histogram = msgspec.field(default_factory=lambda: Histogram.of(SECONDS))
+    gauges: dict[str, float] = {}  # what there is just now; those of a process that ended are void
+
+    def take_in(self, other: Counts) -> None:
+        """Add what another process counted."""
+        for name in _TALLIES:
+            tally: dict[Any, int] = getattr(self, name)
+            for key, n in list(getattr(other, name).items()):
+                tally[key] = tally.get(key, 0) + n
+        for route, histogram in list(other.seconds.items()):
+            self.seconds.setdefault(route, Histogram.of(SECONDS)).take_in(histogram)
+        self.risk.take_in(other.risk)
+        self.batches.take_in(other.batches)
+        self.scoring.take_in(other.scoring)
+        for name, value in list(other.gauges.items()):
+            self.gauges[name] = self.gauges.get(name, 0.0) + value
+
+
+_TALLIES: Final = ("requests", "decisions", "fired", "shadow", "flags", "problems", "store_errors")
+_GAUGES: Final = {
+    "queue_events": "Events waiting or being scored.",
+    "journal_queued": "The journal's entries: queued.",
+    "journal_committed": "The journal's entries: committed.",
+    "journal_failures": "The journal's attempts: failures.",
+}
 
 
 class Metrics(Collector):
     """Counted on the event loop in plain dicts (a labelled counter of the client costs 1 us a touch)."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, own: Path | None = None) -> None:
+        """`own` is this worker's file in the folder that workers share; None: there is one process."""
         self._engine = engine
+        self._own = own
         self._gatherer: Gatherer | None = None
-        self._requests: Counter[tuple[str, int]] = Counter()
-        self._seconds: dict[str, Histogram] = {}
-        self._decisions: Counter[tuple[str, str]] = Counter()
-        self._fired: Counter[str] = Counter()
-        self._shadow: Counter[str] = Counter()
-        self._flags: Counter[str] = Counter()
-        self._problems: Counter[str] = Counter()
-        self._risk = Histogram(RISK)
-        self._batches = Histogram(EVENTS)
-        self._scoring = Histogram(SECONDS)
+        self._counts = _read(own) or Counts() if own is not None else Counts()
+        self._counts.gauges = {}
+        self._before = dict(self._counts.store_errors)
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -73,74 +125,126 @@ class Metrics(Collector):
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
-        self._requests[route, status] += 1
-        histogram = self._seconds.get(route)
+        counts = self._counts
+        key = route, status
+        counts.requests[key] = counts.requests.get(key, 0) + 1
+        histogram = counts.seconds.get(route)
         if histogram is None:
-            histogram = self._seconds[route] = Histogram(SECONDS)
+            histogram = counts.seconds[route] = Histogram.of(SECONDS)
         histogram.add(seconds)
 
     def batch(self, events: int, seconds: float) -> None:
         """The engine scored a batch."""
-        self._batches.add(events)
-        self._scoring.add(seconds)
+        self._counts.batches.add(events)
+        self._counts.scoring.add(seconds)
 
     def results(self, events: Sequence[Any], results: Sequence[Result]) -> None:
         """Events were answered."""
-        decisions, risk = self._decisions, self._risk
+        counts = self._counts
+        decisions, risk = counts.decisions, counts.risk
         for event, result in zip(events, results, strict=True):
             if type(result) is not Decision:
                 assert isinstance(result, EventError)
-                self._problems[result.problems[0].code] += 1
+                _count(counts.problems, (result.problems[0].code,))
                 continue
-            decisions[event["type"].strip(), result.action] += 1
+            key = event["type"].strip(), result.action
+            decisions[key] = decisions.get(key, 0) + 1
             risk.add(result.risk)
             if result.fired:
-                self._fired.update(result.fired)
+                _count(counts.fired, result.fired)
             if result.shadow:
-                self._shadow.update(result.shadow)
+                _count(counts.shadow, result.shadow)
             if result.flags:
-                self._flags.update(result.flags)
+                _count(counts.flags, result.flags)
+
+    def write(self) -> None:
+        """Let the other workers read what was counted."""
+        if self._own is not None:
+            partial = self._own.with_suffix(".partial")
+            partial.write_bytes(msgspec.msgpack.encode(self._now()))
+            os.replace(partial, self._own)
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Everything, of all workers, in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Metric families, for the registry."""
-        yield _counter("requests", "Requests answered.", ("route", "status"), self._requests)
+        counts = Counts()
+        counts.take_in(self._now())
+        if self._own is not None:
+            for path in self._own.parent.glob("worker-*"):
+                if path != self._own and path.suffix != ".partial":
+                    counts.take_in(_read(path) or Counts())
+        yield _counter("requests", "Requests answered.", ("route", "status"), counts.requests)
         seconds = HistogramMetricFamily(
             "riskengine_request_seconds", "From the head of a request to its answer.", labels=("route",)
         )
-        for route, histogram in list(self._seconds.items()):
+        for route, histogram in counts.seconds.items():
             histogram.fill(seconds, (route,))
         yield seconds
-        yield _counter("decisions", "Events decided.", ("type", "action"), self._decisions)
-        yield _counter("fired", "Live rules that fired, limits that refused.", ("rule",), self._fired)
-        yield _counter("shadow", "The same of rules and limits in shadow.", ("rule",), self._shadow)
-        yield _counter("flags", "Flags of decisions (degraded:..., late).", ("flag",), self._flags)
-        yield _counter("problems", "Events that could not be decided.", ("code",), self._problems)
+        degraded = {k.removeprefix(DEGRADED): n for k, n in counts.flags.items() if k.startswith(DEGRADED)}
+        yield _counter("decisions", "Events decided.", ("type", "action"), counts.decisions)
+        yield _counter("fired", "Live rules that fired, limits that refused.", ("rule",), counts.fired)
+        yield _counter("shadow", "The same of rules and limits in shadow.", ("rule",), counts.shadow)
+        yield _counter("degraded", "Events decided by contract, by why.", ("kind",), degraded)
+        yield _counter("flags", "Flags of decisions (degraded:..., late).", ("flag",), counts.flags)
+        yield _counter("problems", "Events that could not be decided.", ("code",), counts.problems)
+        yield _counter(
+            "store_errors", "Batches that the store did not answer.", ("kind",), counts.store_errors
+        )
         for name, told, histogram in (
-            ("risk", "Risk of what was decided.", self._risk),
-            ("batch_events", "Events in a batch of the engine.", self._batches),
-            ("batch_seconds", "Time the engine took for a batch.", self._scoring),
+            ("risk", "Risk of what was decided.", counts.risk),
+            ("batch_events", "Events in a batch of the engine.", counts.batches),
+            ("batch_seconds", "Time the engine took for a batch.", counts.scoring),
         ):
             family = HistogramMetricFamily(f"riskengine_{name}", told, labels=())
             histogram.fill(family, ())
             yield family
-        if self._gatherer is not None:
-            yield GaugeMetricFamily(
-                "riskengine_queue_events", "Events waiting or being scored.", value=self._gatherer.held
-            )
-        for name, value in msgspec.to_builtins(self._engine.info()).items():
+        for name, told in _GAUGES.items():
+            if name in counts.gauges:
+                yield GaugeMetricFamily(f"riskengine_{name}", told, value=counts.gauges[name])
+        yield from self._of_store()
+
+    def _of_store(self) -> Iterator[Metric]:
+        """Sizes of the store, which workers share; none while it cannot be asked."""
+        try:
+            info = msgspec.to_builtins(self._engine.info())
+        except RiskEngineError:
+            info = {}
+        yield GaugeMetricFamily("riskengine_store_up", "Whether the store answers.", value=bool(info))
+        for name, value in info.items():
             yield GaugeMetricFamily(f"riskengine_store_{name}", f"The store's {name}.", value=value)
+
+    def _now(self) -> Counts:
+        """What this process counted, with what there is in it just now."""
+        counts = self._counts
+        counts.store_errors = dict(self._before)
+        for kind, n in self._engine.store_errors.copy().items():
+            counts.store_errors[kind] = counts.store_errors.get(kind, 0) + n
+        if self._gatherer is not None:
+            counts.gauges["queue_events"] = float(self._gatherer.held)
         if self._engine.journal is not None:
             status = self._engine.journal.status
             for name in ("queued", "committed", "failures"):
-                told = f"The journal's entries or attempts: {name}."
-                yield GaugeMetricFamily(f"riskengine_journal_{name}", told, value=status[name])
+                counts.gauges[f"journal_{name}"] = float(status[name])
+        return counts
 
 
-def _counter(name: str, told: str, labels: Sequence[str], counts: Counter[Any]) -> CounterMetricFamily:
+def _count(tally: dict[str, int], names: Sequence[str]) -> None:
+    for name in names:
+        tally[name] = tally.get(name, 0) + 1
+
+
+def _read(path: Path) -> Counts | None:
+    """What a worker wrote; None where it has written nothing yet."""
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=Counts)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _counter(name: str, told: str, labels: Sequence[str], counts: Mapping[Any, int]) -> CounterMetricFamily:
     family = CounterMetricFamily(f"riskengine_{name}", told, labels=labels)
     for key, n in list(counts.items()):
         family.add_metric([str(part) for part in (key if isinstance(key, tuple) else (key,))], n)

@@ -29,6 +29,7 @@ from riskengine.stores.activations import KEPT, Activations
 LOOK_SECONDS: Final = 0.3  # between looks at what others activated
 RETRY_SECONDS: Final = 5.0  # before what could not be served is tried again
 FLUSH_SECONDS: Final = 5.0
+LEADER_SECONDS: Final = 1.0  # for the worker that leads to do what all were told
 _log = logging.getLogger(__name__)
 
 
@@ -42,8 +43,11 @@ class Policies:
     Its methods wait for processes, servers and files: call them from threads.
     """
 
-    def __init__(self, settings: Settings, definition: Definition, files: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: Settings, definition: Definition, files: Mapping[str, str], leads: bool
+    ) -> None:
         """Use `Policies.find`."""
+        self._leads = leads
         self.definition = definition  # that of the start
         self.files = files  # of the policy that serves
         self.current: Activation | None = None  # None: the folder's serves
@@ -56,10 +60,13 @@ class Policies:
         self._follower: threading.Thread | None = None
 
     @classmethod
-    def find(cls, settings: Settings) -> Policies:
-        """What is to serve from the start. Raises PolicyError and RiskEngineError."""
+    def find(cls, settings: Settings, leads: bool = True) -> Policies:
+        """What is to serve from the start. Raises PolicyError and RiskEngineError.
+
+        Of several workers one `leads`: what all are told at once, it does for all.
+        """
         definition, files = load_definition(settings.rules), trial.read_folder(settings.rules)
-        found = cls(settings, definition, files)
+        found = cls(settings, definition, files, leads)
         if settings.store.partition(":")[0].partition("+")[0] in SHARED:
             found._shared = Activations.open(settings.store, definition.tenant)
             found._past = found._shared.newer()
@@ -75,6 +82,13 @@ class Policies:
                     f"{error}\n\n{act.author or 'somebody'} activated this policy over HTTP, and it cannot "
                     "be served here any more: serve --from-folder goes back to that of --rules"
                 ) from None
+            if leads:
+                _log.info(
+                    "%s activated this policy over HTTP: a rollback, SIGHUP or --from-folder goes back to "
+                    "that of %s",
+                    act.author or "somebody",
+                    settings.rules,
+                )
         return found
 
     def serve(self, engine: Engine) -> None:
@@ -138,7 +152,10 @@ class Policies:
         Where another was activated that ends, for all that share the store.
         """
         if self.current is not None:
-            self._act("folder", None, author, None)
+            if not self._leads:
+                self._stop.wait(LEADER_SECONDS)  # and then there is no leader, or it is about to start
+            if self.current is not None:
+                self._act("folder", None, author, None)
             return
         with self._lock:
             definition, files = self._read(None)

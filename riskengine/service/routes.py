@@ -20,11 +20,9 @@ from riskengine.reading import WrongError, read_time
 from riskengine.service import document, trial
 from riskengine.service.bodies import read_body
 from riskengine.service.document import operation
-from riskengine.service.gathering import Gatherer
-from riskengine.service.metrics import Metrics
 from riskengine.service.policies import NotPossibleError, Policies
 from riskengine.service.problems import RefusedError, refusal, told
-from riskengine.service.settings import BATCH_EVENTS_MAX, Settings
+from riskengine.service.settings import BATCH_EVENTS_MAX
 from riskengine.service.shapes import (
     Activated,
     ActivationShown,
@@ -45,6 +43,7 @@ from riskengine.service.shapes import (
     Rollback,
     RuleShown,
 )
+from riskengine.service.sidecar import Sidecar
 from riskengine.stores import StoreError
 
 
@@ -62,10 +61,9 @@ Body = Annotated[Any, Depends(_read)]
 MaybeBody = Annotated[Any, Depends(_read_any)]  # None where there is none
 
 
-def application(
-    engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: Settings, policies: Policies
-) -> FastAPI:
-    """The routes, on this engine."""
+def application(sidecar: Sidecar) -> FastAPI:
+    """The routes of a sidecar."""
+    engine = sidecar.engine
     app = FastAPI(title="riskengine", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
     app.add_exception_handler(RefusedError, _refused)
@@ -76,8 +74,8 @@ def application(
     _follow_up(app, engine)
     _lists(app, engine)
     _tables(app, engine)
-    _policy(app, engine, policies)
-    _operating(app, engine, gatherer, metrics, settings)
+    _policy(app, engine, sidecar.policies)
+    _operating(app, sidecar)
     return app
 
 
@@ -354,9 +352,7 @@ def _author(request: Request) -> str | None:
     return name
 
 
-def _operating(
-    app: FastAPI, engine: Engine, gatherer: Gatherer, metrics: Metrics, settings: Settings
-) -> None:
+def _operating(app: FastAPI, sidecar: Sidecar) -> None:
     @app.get("/livez", **operation(None, Readiness))
     async def livez() -> Response:
         """Whether the process answers at all."""
@@ -365,26 +361,16 @@ def _operating(
     @app.get("/readyz", **operation(None, Readiness, 503))
     def readyz(verbose: Annotated[str | None, Query()] = None) -> Response:
         """Whether traffic should come here. With `?verbose`, how each part fares, a line each."""
-        checks = {
-            "policy": f"{engine.definition.name} {engine.fingerprint}",
-            "store": f"{settings.store.partition(':')[0]}, {engine.info().entities:,} entities",
-            "journal": "none",
-            "backlog": f"{gatherer.held:,} of {settings.queue_events:,} events",
-        }
-        ready = gatherer.is_open
-        if engine.journal is not None:
-            status = engine.journal.status
-            ready = ready and status["failure"] is None
-            checks["journal"] = (
-                f"{status['queued']:,} entries to write" if status["failure"] is None else "failing"
-            )
-        found = Readiness(ready, checks if verbose is not None else {})
-        return Response(msgspec.json.encode(found), 200 if ready else 503, media_type="application/json")
+        checks = sidecar.checks()
+        failing = [name for name, (good, _) in checks.items() if not good]
+        told = {name: line for name, (_, line) in checks.items()} if verbose is not None else {}
+        found = Readiness(not failing, failing, told)
+        return Response(msgspec.json.encode(found), 503 if failing else 200, media_type="application/json")
 
     @app.get("/metrics", include_in_schema=True, **document.plain("text/plain", "Metrics for Prometheus."))
     def show_metrics() -> Response:
         """Everything that is counted, in Prometheus' text format."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(sidecar.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/openapi.json", include_in_schema=False)
     def openapi() -> Response:

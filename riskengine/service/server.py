@@ -1,16 +1,17 @@
-"""Runs the sidecar: takes the port, opens the engine, serves until asked to stop, leaves nothing undone."""
+"""Runs the sidecar: opens the engine, serves until asked to stop, and leaves nothing undone."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import signal
 import socket
-import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -21,63 +22,44 @@ from riskengine.errors import RiskEngineError
 from riskengine.service.access import Access
 from riskengine.service.front import Front
 from riskengine.service.gathering import Gatherer
-from riskengine.service.metrics import Metrics
+from riskengine.service.metrics import WRITE_SECONDS, Metrics
 from riskengine.service.policies import Policies
+from riskengine.service.rehearsal import rehearse
 from riskengine.service.routes import application
 from riskengine.service.scoring import Scoring
 from riskengine.service.settings import Settings
+from riskengine.service.sidecar import Sidecar
 
 _log = logging.getLogger(__name__)
-CONNECTIONS_WAITING = 2_048  # to be accepted: a campaign opens with a burst
 IDLE_SECONDS = 30  # that a connection is kept on which nothing is asked
 
 
-def take_port(settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say (port 0: any). RiskEngineError where it cannot be had."""
-    port, host = settings.port, settings.host
-    family, address = settings.address
-    taken = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-        taken.listen(CONNECTIONS_WAITING)
-    except OSError as error:
-        taken.close()
-        if error.errno == errno.EADDRINUSE:
-            message = (
-                f"port {port} of {host} is taken, maybe by another sidecar: stop the program that has it "
-                f"(`{_who_has(port)}` says which), or choose another port with --port (--port 0 takes any "
-                "that is free)"
-            )
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            message = (
-                f"port {port} of {host} may not be used by this user: choose one above 1023 with --port, "
-                "such as 8080"
-            )
-        elif error.errno == errno.EADDRNOTAVAIL:
-            message = (
-                f"{host} is no address of this machine: give --host one that it has, 127.0.0.1 to answer "
-                "only its own programs, or 0.0.0.0 for all"
-            )
-        else:
-            message = (
-                f"port {port} of {host} cannot be used ({error.strerror}): choose another with --host and "
-                "--port"
-            )
-        raise RiskEngineError(message) from None
-    return taken
+def run(
+    settings: Settings,
+    access: Access,
+    listening: socket.socket,
+    ready: Callable[[str], None],
+    resume: Callable[[Engine], None] | None = None,
+    shared: Path | None = None,
+) -> None:
+    """Open everything, serve until SIGTERM or Ctrl-C, and leave nothing undone.
+
+    `resume` is what an engine needs before it serves; `shared` is this worker's file in the folder that
+    workers share. Raises RiskEngineError.
+    """
+    policies = Policies.find(settings, leads=shared is None or shared.name.endswith("-0"))
+    with Engine.open(policies.definition, store=settings.store, journal=settings.journal_url) as engine:
+        rehearse(engine.definition)
+        if resume is not None:
+            resume(engine)
+        serve(engine, settings, access, policies, listening, lambda: ready(policies.definition.name), shared)
 
 
-def _who_has(port: int) -> str:
-    """The command that names who listens on a port, by system."""
-    if sys.platform == "win32":
-        return f"netstat -ano | findstr :{port}"
-    return f"ss -ltnp sport = :{port}" if sys.platform == "linux" else f"lsof -iTCP:{port} -sTCP:LISTEN"
-
-
-def build(engine: Engine, settings: Settings, access: Access, policies: Policies) -> Front:
+def build(
+    engine: Engine, settings: Settings, access: Access, policies: Policies, shared: Path | None = None
+) -> tuple[Front, Sidecar]:
     """The whole application on an engine, which it does not close."""
-    metrics = Metrics(engine)
+    metrics = Metrics(engine, shared)
     gatherer = Gatherer(
         lambda events, features: engine.score_many(events, features),
         settings.queue_events,
@@ -85,7 +67,8 @@ def build(engine: Engine, settings: Settings, access: Access, policies: Policies
         lambda: engine.waits,
     )
     metrics.watch(gatherer)
-    rest = application(engine, gatherer, metrics, settings, policies)
+    sidecar = Sidecar(engine, settings, policies, gatherer, metrics)
+    rest = application(sidecar)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -93,15 +76,18 @@ def build(engine: Engine, settings: Settings, access: Access, policies: Policies
         policies.serve(engine)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, _reread, loop, policies)
+        writing = asyncio.create_task(_write_often(metrics))
         try:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
             await asyncio.to_thread(policies.close)
             await gatherer.close()
+            writing.cancel()
+            metrics.write()
 
     rest.router.lifespan_context = lifespan
-    return Front(Scoring(engine, gatherer, metrics, settings), metrics, rest, settings, access)
+    return Front(Scoring(engine, gatherer, metrics, settings), metrics, rest, settings, access), sidecar
 
 
 def serve(
@@ -111,9 +97,10 @@ def serve(
     policies: Policies,
     listening: socket.socket,
     ready: Callable[[], None],
+    shared: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C: then take nothing new, answer what is under way, and return."""
-    front = build(engine, settings, access, policies)
+    front, sidecar = build(engine, settings, access, policies, shared)
     config = uvicorn.Config(
         front,
         http=_speaker(front),
@@ -126,8 +113,16 @@ def serve(
         timeout_graceful_shutdown=settings.drain_seconds,
         timeout_keep_alive=IDLE_SECONDS,
         h11_max_incomplete_event_size=65_536,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
-    _Server(config, ready).run(sockets=[listening])
+    _Server(config, sidecar, ready).run(sockets=[listening])
+
+
+async def _write_often(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(WRITE_SECONDS)
+        metrics.write()
 
 
 def _reread(loop: asyncio.AbstractEventLoop, policies: Policies) -> None:
@@ -152,11 +147,16 @@ def _speaker(front: Front) -> Any:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, ending in peace: its own raises the signal again after the drain, and dies by it."""
+    """uvicorn, ending in peace: its own raises the signal again after the drain, and dies by it.
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    On SIGTERM it goes on for a moment as it was, while /readyz tells the load balancer to stay away.
+    """
+
+    def __init__(self, config: uvicorn.Config, sidecar: Sidecar, ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self._sidecar = sidecar
         self._ready = ready
+        self._stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -165,6 +165,19 @@ class _Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        notice = self._sidecar.settings.notice_seconds
+        self._sidecar.stopping = True
+        if sig == signal.SIGTERM and notice and self._stop_at is None:
+            self._stop_at = time.monotonic() + notice
+        else:  # asked again, or by a person who waits
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

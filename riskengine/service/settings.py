@@ -7,7 +7,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from riskengine.errors import RiskEngineError
 
@@ -25,7 +25,11 @@ class Settings:
     journal: str = "sqlite:///journal.db"  # none: keeps no journal
     host: str = "127.0.0.1"
     port: int = 8080
-    workers: int = 1
+    tls_cert: str | None = None  # PEM, with the chain to the authority
+    tls_key: str | None = None
+    workers: int = 1  # processes
+    log: Literal["text", "json"] = "text"
+    log_requests: bool = False  # each request, not only what changes something or fails
     keys: str = "keys.json"  # the file of API keys (`riskengine keys`)
     queue_events: int = 4_000  # waiting or being scored; what comes past it is refused with 503
     body_bytes: int = 1_048_576
@@ -44,6 +48,8 @@ class Settings:
             given = environment.get(name)
             if flags.get(field.name) is not None:
                 chosen[field.name] = flags[field.name]
+            elif given and field.name == "log" and given not in ("text", "json"):
+                raise RiskEngineError(f"{name} is text or json")
             elif given:
                 chosen[field.name] = _READ.get(str(field.type), _text)(name, given)
         settings = cls(**chosen)
@@ -84,12 +90,7 @@ class Settings:
         if self.workers > 1 and self.store.startswith("memory:"):
             raise RiskEngineError(
                 f"{self.workers} workers cannot share the store {self.store}: it lives in one process, so "
-                "each worker would count for itself and grant every limit again. Use one worker."
-            )
-        if self.workers > 1:
-            raise RiskEngineError(
-                f"{self.workers} workers cannot be started by one command yet: start as many sidecars, each "
-                "on a port of its own, on the one store"
+                "each would count for itself and grant every limit again. Use one worker, or --store redis://..."
             )
 
 

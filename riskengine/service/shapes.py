@@ -152,7 +152,8 @@ class PolicyShown(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whether it is ready; `checks` tells of each part where that was asked for."""
+    """Whether it is ready, else what fails; `checks` tells of each part where that was asked for."""
 
     ready: bool
+    failing: list[str] = []
     checks: dict[str, str] = {}

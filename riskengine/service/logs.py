@@ -1,0 +1,70 @@
+"""What the sidecar says of itself: lines for people, or JSON for programs. Never what events hold.
+
+Messages are ours, and so are the fields beside them (`extra=`): routes as the code writes them, names of
+keys, statuses, ids of requests. An exception tells its kind and its place, not its text, which may hold data.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import msgspec
+
+Form = Literal["text", "json"]
+ROOT: Final = "riskengine"
+_USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def set_up(form: Form, worker: int | None = None) -> None:
+    """Have everything that `riskengine` logs written to standard error, each record a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json(worker) if form == "json" else _Text())
+    root = logging.getLogger(ROOT)
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    for name in ("uvicorn", "uvicorn.error", "asyncio"):  # their errors too; what they tell else we say
+        other = logging.getLogger(name)
+        other.handlers = [handler]
+        other.setLevel(logging.ERROR)
+        other.propagate = False
+
+
+def where(error: BaseException) -> str:
+    """The kind of an error and where it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace is not None else ""
+    return f"{type(error).__name__}{place}"
+
+
+def _more(record: logging.LogRecord) -> dict[str, Any]:
+    """The fields beside a message."""
+    found = {
+        name: value for name, value in record.__dict__.items() if name not in _USUAL and value is not None
+    }
+    if record.exc_info and record.exc_info[1] is not None:
+        found["error"] = where(record.exc_info[1])
+    return found
+
+
+class _Json(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._same = {} if worker is None else {"worker": worker}
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = {"time": at, "level": record.levelname.lower(), "message": record.getMessage()}
+        return msgspec.json.encode({**said, **self._same, **_more(record)}, enc_hook=str).decode()
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        more = "".join(f" {name}={value}" for name, value in _more(record).items())
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"{level}{record.getMessage()}{more}"
