@@ -178,7 +178,7 @@ def test_sighup_reads_the_folder_again(tmp_path: Path) -> None:
 
 def test_all_sidecars_on_one_store_move_together_under_load(tmp_path: Path, redis: str) -> None:
     """Within 2 s of the answer each serves the new policy, none half of it; no request fails meanwhile."""
-    store = apart(redis)
+    store = apart(redis, timeout=10_000)
     rules = lay_out(tmp_path / "rules", files("allow"))
     begin(store, load_definition(rules).tenant)
     rooms = [tmp_path / name for name in ("one", "two")]
@@ -230,7 +230,7 @@ def test_all_sidecars_on_one_store_move_together_under_load(tmp_path: Path, redi
 
 
 def test_lists_and_tables_are_in_effect_everywhere_within_a_second(tmp_path: Path, redis: str) -> None:
-    store = apart(redis)
+    store = apart(redis, timeout=10_000)
     given = files(
         "allow",
         lists={"blocked": {"of": ["device"]}},
@@ -276,7 +276,7 @@ def test_lists_and_tables_are_in_effect_everywhere_within_a_second(tmp_path: Pat
 
 
 def test_what_the_store_cannot_tell_is_refused(redis: str) -> None:
-    log = Activations.open(apart(redis), "t")
+    log = Activations.open(apart(redis, timeout=10_000), "t")
     log._client.xadd(log._key, {b"a": b"?"})
     with pytest.raises(Exception, match="none that this version reads"):
         log.newer()

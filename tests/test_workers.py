@@ -33,7 +33,7 @@ def redis() -> Iterator[str]:
 
 def pressed(room: Path, redis: str, workers: int = 2) -> Served:
     """Workers on a store of their own."""
-    store = apart(redis)
+    store = apart(redis, timeout=10_000)
     if not (room / "rules").is_dir():
         lay_out(room / "rules", files("allow"))
     begin(store, load_definition(room / "rules").tenant)
@@ -139,10 +139,10 @@ def test_a_key_has_one_rate_over_all_workers_and_they_end_with_their_supervisor(
 def test_workers_that_cannot_start_end_it(tmp_path: Path, redis: str) -> None:
     rules = lay_out(tmp_path / "rules", {"policy.yaml": "policy: x\nruels: 1\n"})
     with pytest.raises(AssertionError, match="did you mean 'rules'"):
-        start(tmp_path, "--store", apart(redis), "--workers", "2", **SHARED)
+        start(tmp_path, "--store", apart(redis, timeout=10_000), "--workers", "2", **SHARED)
     lay_out(rules, files())
     with pytest.raises(AssertionError, match=r"riskengine store init.*a worker did not start"):
-        start(tmp_path, "--store", apart(redis), "--workers", "2", **SHARED)
+        start(tmp_path, "--store", apart(redis, timeout=10_000), "--workers", "2", **SHARED)
 
 
 def test_the_memory_store_has_one_worker(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
