@@ -17,12 +17,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from riskengine.decision import Decision, ModelScore, Reason
+    from riskengine.answer import Decision, ModelScore, Reason
     from riskengine.engine import Engine
     from riskengine.errors import EventError, PolicyError, Problem, RiskEngineError
 
 _HOMES = {
-    "Decision": "decision", "ModelScore": "decision", "Reason": "decision", "Engine": "engine",
+    "Decision": "answer", "ModelScore": "answer", "Reason": "answer", "Engine": "engine",
     "EventError": "errors", "PolicyError": "errors", "Problem": "errors", "RiskEngineError": "errors",
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # values, and what reads and writes them
     (
         "errors", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source", "normal",
-        "scalars", "intake", "reading", "columns", "event", "files", "entries",
+        "scalars", "intake", "reading", "columns", "event", "files", "entries", "answer",
     ),
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",
@@ -33,13 +33,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # consumers of the engine and of replay
     (
         "check", "ruletest", "samples", "training", "evaluation", "charts", "publishing", "reporting",
-        "judging", "rehearsal", "backtest", "simulate", "service",
+        "judging", "rehearsal", "backtest", "simulate", "service", "client",
     ),
     ("demo",),
     ("cli", "__main__"),
 )  # fmt: skip
 LAYERS = {module: layer for layer, modules in enumerate(FLOORS) for module in modules}
-MAY_READ_A_CLOCK = {"engine", "stores", "service", "cli"}  # stores: how long to wait for a server
+MAY_READ_A_CLOCK = {"engine", "stores", "service", "cli", "client"}  # stores: how long to wait for a server
 CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("time", "monotonic"), ("time", "monotonic_ns"),
     ("time", "perf_counter"), ("time", "perf_counter_ns"), ("time", "process_time"),
