@@ -18,7 +18,7 @@ from riskengine.service import shapes
 from riskengine.service.access import NEEDED
 from riskengine.service.problems import KINDS, ProblemDetails
 
-_TITLES: Final = dict(KINDS.values())
+_TITLES: Final = dict(reversed([*KINDS.values()]))  # of a status that several have, the first one's
 _TYPES: Final = (
     Decision, ProblemDetails, shapes.LabelRecord, shapes.LabelDone, shapes.Released, shapes.Removed,
     shapes.Recorded, shapes.ListEntry, shapes.ListEntryShown, shapes.PolicyFiles, shapes.CheckReport,
@@ -50,6 +50,26 @@ _EXAMPLE: Final = {
     "coupon_type": "ten-off",
     "amount": 10,
 }
+_DECIDED: Final = {
+    "event_id": "e1",
+    "decision_id": "5d0c6ab29f9c5a9e3b1f0e7c2d4a6b80",
+    "action": "deny",
+    "risk": 0.0,
+    "challenge": None,
+    "reasons": [
+        {
+            "rule": "one-coupon-a-device",
+            "message": {"zh": "该设备今天已领取过此券", "en": "This device has claimed this coupon today"},
+            "risk": 0.0,
+        }
+    ],
+    "fired": ["one-coupon-a-device"],
+    "shadow": [],
+    "model": None,
+    "policy": "7f1b0c9d2e3a4b5c",
+    "flags": [],
+    "time": 1_794_362_400_000,
+}
 _KEY: Final = {
     "type": "http",
     "scheme": "bearer",
@@ -69,23 +89,33 @@ _FEATURES: Final = {
 }
 
 
-def operation(body: Any, gives: Any, *problems: int) -> dict[str, Any]:
-    """What FastAPI is to say of a route: types of its body and of its answer, and statuses of problems."""
+def operation(
+    body: Any, gives: Any, *problems: int, sends: object = None, answers: object = None, needed: bool = True
+) -> dict[str, Any]:
+    """What FastAPI is to say of a route: types of its body and of its answer, and statuses of problems.
+
+    `sends` and `answers` are examples; `needed`: whether there must be a body.
+    """
     extra: dict[str, Any] = {}
     if body is not None:
         problems = (400, 408, 413, 415, *problems)
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(body)}}}
-    answer = {"description": "Done", "content": {"application/json": {"schema": _schema(gives)}}}
+        extra["requestBody"] = {"required": needed, "content": {"application/json": _content(body, sends)}}
+    answer = {"description": "Done", "content": {"application/json": _content(gives, answers)}}
     return {
         "openapi_extra": extra,
-        "responses": {200: answer, **_problems(*problems)},
+        "responses": {200: answer, **_problems(*dict.fromkeys((*problems, 500)))},
         "response_model": None,
     }
 
 
+def _content(type: Any, example: object) -> dict[str, Any]:
+    return {"schema": _schema(type)} if example is None else {"schema": _schema(type), "example": example}
+
+
 def plain(media_type: str, told: str) -> dict[str, Any]:
     """The same of a route that answers with text."""
-    return {"responses": {200: {"description": told, "content": {media_type: {}}}}, "response_model": None}
+    answer = {"description": told, "content": {media_type: {"schema": {"type": "string"}}}}
+    return {"responses": {200: answer, **_problems(500)}, "response_model": None}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -106,7 +136,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     item = {"anyOf": [_ref("Decision"), _ref("ProblemDetails")]}
     found["paths"] = {
         "/v1/score": {
-            "post": _scoring("Decide one event", _ref("Event"), _ref("Decision"), _EXAMPLE, 409, 422)
+            "post": _scoring(
+                "Decide one event", _ref("Event"), _ref("Decision"), _EXAMPLE, _DECIDED, 409, 422
+            )
         },
         "/v1/score/batch": {
             "post": _scoring(
@@ -114,6 +146,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 batch,
                 {"type": "array", "items": item},
                 [_EXAMPLE],
+                [_DECIDED],
             )
         },
         **found["paths"],
@@ -131,7 +164,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _scoring(
-    told: str, body: dict[str, Any], gives: dict[str, Any], example: object, *problems: int
+    told: str, body: dict[str, Any], gives: dict[str, Any], example: object, answer: object, *problems: int
 ) -> dict[str, Any]:
     kinds = ("application/json", "application/msgpack")
     return {
@@ -147,7 +180,10 @@ def _scoring(
         "responses": {
             "200": {
                 "description": "Decided; Server-Timing tells the time taken",
-                "content": {kind: {"schema": gives} for kind in kinds},
+                "content": {
+                    kind: {"schema": gives, "example": answer} if kind == kinds[0] else {"schema": gives}
+                    for kind in kinds
+                },
             },
             **{
                 str(status): problem
@@ -161,10 +197,36 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": _TITLES[status],
-            "content": {"application/problem+json": {"schema": _ref("ProblemDetails")}},
+            "content": {
+                "application/problem+json": {"schema": _ref("ProblemDetails"), "example": _problem(status)}
+            },
         }
         for status in statuses
     }
+
+
+def _problem(status: int) -> dict[str, Any]:
+    """A problem of this status, as it might be told."""
+    kind = next(name for name, (known, _) in KINDS.items() if known == status)
+    example: dict[str, Any] = {
+        "type": f"urn:riskengine:problem:{kind}",
+        "title": _TITLES[status],
+        "status": status,
+        "detail": _TITLES[status],
+        "problems": [],
+    }
+    if status == 422:
+        message = "expected a number, found text"
+        example["problems"] = [
+            {
+                "pointer": "/amount",
+                "code": "wrong-type",
+                "message": message,
+                "expected": "a number",
+                "found": "text",
+            }
+        ]
+    return example
 
 
 def _schema(type: Any) -> dict[str, Any]:

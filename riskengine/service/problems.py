@@ -29,6 +29,7 @@ KINDS: Final = {
     "policy": (422, "The policy may not be used"),
     "rate": (429, "Too many requests with this API key"),
     "bug": (500, "A bug in riskengine"),
+    "not-ready": (503, "It is not ready"),
     "store": (503, "The store cannot be asked"),
     "journal": (503, "The journal cannot be written"),
     "busy": (503, "There is more to do than can be done in time"),

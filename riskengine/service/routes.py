@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 import msgspec
 from fastapi import Depends, FastAPI, Query, Request
@@ -21,7 +21,7 @@ from riskengine.service import document, trial
 from riskengine.service.bodies import read_body
 from riskengine.service.document import operation
 from riskengine.service.policies import NotPossibleError, Policies
-from riskengine.service.problems import RefusedError, refusal, told
+from riskengine.service.problems import MEDIA_TYPE, RefusedError, refusal, told
 from riskengine.service.settings import BATCH_EVENTS_MAX
 from riskengine.service.shapes import (
     Activated,
@@ -33,6 +33,7 @@ from riskengine.service.shapes import (
     LabelRecord,
     ListEntry,
     ListEntryShown,
+    NotReady,
     PolicyActivation,
     PolicyFiles,
     PolicyShown,
@@ -45,6 +46,24 @@ from riskengine.service.shapes import (
 )
 from riskengine.service.sidecar import Sidecar
 from riskengine.stores import StoreError
+
+# Examples, for the document.
+_ENTRY: Final = {"expires": "2026-12-31T00:00:00+08:00", "reason": "a device farm"}
+_ENTRY_SHOWN: Final = {
+    "expires": 1_798_646_400_000, "reason": "a device farm", "author": "ann", "time": 1_794_362_400_000
+}  # fmt: skip
+_ROW: Final = {"daily_budget": 5_000}
+_FILES: Final = {"policy.yaml": "policy: campaign-protection\n...", "coupon.test.yaml": "start: ..."}
+_ACTIVATION: Final[dict[str, Any]] = {
+    "id": "9f86d081884c7d65",
+    "action": "activate",
+    "fingerprint": "7f1b0c9d2e3a4b5c",
+    "author": "ann",
+    "reason": "a new farm",
+    "time": 1_794_362_400_000,
+    "of": None,
+    "difference": "--- a/coupon.yaml\n+++ b/coupon.yaml\n...",
+}
 
 
 async def _read(request: Request) -> Any:
@@ -81,7 +100,16 @@ def application(sidecar: Sidecar) -> FastAPI:
 
 def _follow_up(app: FastAPI, engine: Engine) -> None:
     @app.post(
-        "/v1/labels", **operation(LabelRecord | list[LabelRecord], LabelDone | list[LabelDone], 404, 422)
+        "/v1/labels",
+        **operation(
+            LabelRecord | list[LabelRecord],
+            LabelDone | list[LabelDone],
+            404,
+            422,
+            503,
+            sends={"event_id": "e1", "label": "fraud", "source": "chargeback"},
+            answers={"event_id": "e1", "known": True},
+        ),
     )
     def label(body: Body) -> Response:
         """Say what became known of events: one label or an array of up to 1,000."""
@@ -95,12 +123,15 @@ def _follow_up(app: FastAPI, engine: Engine) -> None:
         answers = [_label(engine, record, i) for i, record in enumerate(body)]
         return _reply([a.details if isinstance(a, RefusedError) else a for a in answers])
 
-    @app.post("/v1/decisions/{event_id:path}/release", **operation(None, Released, 422))
+    @app.post(
+        "/v1/decisions/{event_id:path}/release",
+        **operation(None, Released, 422, 503, answers={"event_id": "e1", "released": True}),
+    )
     def release(event_id: str) -> Response:
         """Give back what an event holds of limits: its order was cancelled."""
         return _reply(Released(event_id, engine.release(event_id)))
 
-    @app.get("/v1/decisions/{event_id:path}", **operation(None, Recorded, 404, 409))
+    @app.get("/v1/decisions/{event_id:path}", **operation(None, Recorded, 404, 409, 422, 503))
     def recorded(event_id: str) -> Response:
         """What the journal holds of an event: its decision, the event (masked), its labels."""
         if engine.journal is None:
@@ -133,7 +164,7 @@ def _label(engine: Engine, record: Any, at: int | None = None) -> LabelDone | Re
 def _lists(app: FastAPI, engine: Engine) -> None:
     path = "/v1/lists/{name}/{entity}/{value:path}"
 
-    @app.get(path, **operation(None, ListEntryShown, 404, 422))
+    @app.get(path, **operation(None, ListEntryShown, 404, 422, 503, answers=_ENTRY_SHOWN))
     def get_entry(name: str, entity: str, value: str) -> Response:
         """The entry of a value. Of a composite entity, its values with slashes between them."""
         found = engine.list_get(name, entity, _member(engine, name, entity, value))
@@ -141,7 +172,7 @@ def _lists(app: FastAPI, engine: Engine) -> None:
             raise RefusedError("not-found", f"it is not on the list {name}")
         return _reply(found)
 
-    @app.put(path, **operation(ListEntry, ListEntryShown, 404, 422))
+    @app.put(path, **operation(ListEntry, ListEntryShown, 404, 422, 503, sends=_ENTRY, answers=_ENTRY_SHOWN))
     def put_entry(name: str, entity: str, value: str, body: Body, request: Request) -> Response:
         """Enter a value into a list, or replace its entry; in effect from the next batch on, everywhere.
 
@@ -158,7 +189,7 @@ def _lists(app: FastAPI, engine: Engine) -> None:
         engine.list_put(name, entity, member, expires, entry.reason, author)
         return _reply(engine.list_get(name, entity, member))
 
-    @app.delete(path, **operation(None, Removed, 404, 422))
+    @app.delete(path, **operation(None, Removed, 404, 422, 503, answers={"removed": True}))
     def delete_entry(name: str, entity: str, value: str, request: Request) -> Response:
         """Take a value off a list; whether it was on it."""
         member = _member(engine, name, entity, value)
@@ -184,7 +215,7 @@ def _member(engine: Engine, name: str, entity: str, value: str) -> str | list[st
 def _tables(app: FastAPI, engine: Engine) -> None:
     path = "/v1/tables/{name}/{key:path}"
 
-    @app.get(path, **operation(None, dict[str, Any], 404))
+    @app.get(path, **operation(None, dict[str, Any], 404, 422, 503, answers=_ROW))
     def get_row(name: str, key: str) -> Response:
         """A row of a table; times are in milliseconds."""
         _known_table(engine, name)
@@ -193,14 +224,14 @@ def _tables(app: FastAPI, engine: Engine) -> None:
             raise RefusedError("not-found", f"table {name} has no such row")
         return _reply(row)
 
-    @app.put(path, **operation(dict[str, Any], dict[str, Any], 404, 409, 422))
+    @app.put(path, **operation(dict[str, Any], dict[str, Any], 404, 409, 422, 503, sends=_ROW, answers=_ROW))
     def put_row(name: str, key: str, body: Body, request: Request) -> Response:
         """Enter or replace a row of a live table; in effect from the next batch on, in every sidecar."""
         _live_table(engine, name)
         engine.table_put(name, key, _typed(body, dict[str, Any]), _author(request))
         return _reply(engine.table_get(name, key))
 
-    @app.delete(path, **operation(None, Removed, 404, 409))
+    @app.delete(path, **operation(None, Removed, 404, 409, 422, 503, answers={"removed": True}))
     def delete_row(name: str, key: str, request: Request) -> Response:
         """Remove a row of a live table; whether it was there."""
         _live_table(engine, name)
@@ -247,24 +278,44 @@ def _policy(app: FastAPI, engine: Engine, policies: Policies) -> None:
             )
         )
 
-    @app.get("/v1/policy/history", **operation(None, History, 503))
+    @app.get("/v1/policy/history", **operation(None, History, 503, answers={"activations": [_ACTIVATION]}))
     def history() -> Response:
         """What was activated, by whom, when and with what difference; the newest first, up to 100."""
         return _reply(History([_shown_activation(act) for act in reversed(policies.history())]))
 
-    @app.get("/v1/policy/contract", **operation(None, Contract))
+    @app.get(
+        "/v1/policy/contract",
+        **operation(
+            None, Contract, answers={"fingerprint": "7f1b0c9d2e3a4b5c", "fail": {"payment": "closed"}}
+        ),
+    )
     def contract() -> Response:
         """What clients do by themselves while no sidecar answers: `fail` of each event type."""
         kinds = engine.definition.events
         return _reply(Contract(engine.fingerprint, {name: kind.fail for name, kind in kinds.items()}))
 
-    @app.post("/v1/policy/check", **operation(PolicyFiles, CheckReport, 422, 503))
+    @app.post(
+        "/v1/policy/check",
+        **operation(
+            PolicyFiles, CheckReport, 422, 503, sends={"files": _FILES}, answers={"ok": True, "findings": []}
+        ),
+    )
     def check_policy(body: Body) -> Response:
         """Lint the files of a policy, as `riskengine check` does. Nothing of them is kept."""
         found = _tried(lambda: policies.check(_files(_typed(body, PolicyFiles).files)))
         return _reply(CheckReport(found.ok, found.findings))
 
-    @app.post("/v1/policy/activate", **operation(PolicyActivation, Activated, 422, 503))
+    @app.post(
+        "/v1/policy/activate",
+        **operation(
+            PolicyActivation,
+            Activated,
+            422,
+            503,
+            sends={"files": _FILES, "reason": "a new farm"},
+            answers={"activation": _ACTIVATION, "tests": 33, "findings": []},
+        ),
+    )
     def activate(body: Body, request: Request) -> Response:
         """Serve the policy of these files, where it checks and passes its own rule tests.
 
@@ -277,7 +328,19 @@ def _policy(app: FastAPI, engine: Engine, policies: Policies) -> None:
             raise RefusedError("policy", _why_not(outcome), list(_problems(outcome)))
         return _reply(Activated(_shown_activation(act), outcome.tests or 0, outcome.findings))
 
-    @app.post("/v1/policy/rollback", **operation(Rollback, ActivationShown, 409, 422, 503))
+    @app.post(
+        "/v1/policy/rollback",
+        **operation(
+            Rollback,
+            ActivationShown,
+            409,
+            422,
+            503,
+            sends={"reason": "too hard"},
+            answers=_ACTIVATION | {"action": "rollback"},
+            needed=False,
+        ),
+    )
     def rollback(body: MaybeBody, request: Request) -> Response:
         """Serve what served before the last activation; asked again, what served before that."""
         asked = _typed({} if body is None else body, Rollback)
@@ -362,10 +425,16 @@ def _operating(app: FastAPI, sidecar: Sidecar) -> None:
     def readyz(verbose: Annotated[str | None, Query()] = None) -> Response:
         """Whether traffic should come here. With `?verbose`, how each part fares, a line each."""
         checks = sidecar.checks()
-        failing = [name for name, (good, _) in checks.items() if not good]
-        told = {name: line for name, (_, line) in checks.items()} if verbose is not None else {}
-        found = Readiness(not failing, failing, told)
-        return Response(msgspec.json.encode(found), 503 if failing else 200, media_type="application/json")
+        lines = {name: line for name, (_, line) in checks.items()} if verbose is not None else {}
+        failing = [
+            Problem(f"/checks/{name}", name, line) for name, (good, line) in checks.items() if not good
+        ]
+        if not failing:
+            return _reply(Readiness(True, lines))
+        said = "; ".join(f"{problem.code}: {problem.message}" for problem in failing)
+        details = RefusedError("not-ready", said, failing).details
+        found = NotReady(**msgspec.structs.asdict(details), checks=lines)
+        return Response(msgspec.json.encode(found), 503, media_type=MEDIA_TYPE.decode())
 
     @app.get("/metrics", include_in_schema=True, **document.plain("text/plain", "Metrics for Prometheus."))
     def show_metrics() -> Response:

@@ -8,6 +8,7 @@ import msgspec
 
 from riskengine.decision import Decision
 from riskengine.errors import Finding
+from riskengine.service.problems import ProblemDetails
 
 
 class LabelRecord(msgspec.Struct, frozen=True):
@@ -152,8 +153,13 @@ class PolicyShown(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whether it is ready, else what fails; `checks` tells of each part where that was asked for."""
+    """Whether it is ready; `checks` tells of each part where that was asked for."""
 
     ready: bool
-    failing: list[str] = []
     checks: dict[str, str] = {}
+
+
+class NotReady(ProblemDetails, frozen=True, omit_defaults=True):
+    """A problem with one more part: all `checks`, where they were asked for."""
+
+    checks: dict[str, str] = msgspec.field(default_factory=dict)
