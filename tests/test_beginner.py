@@ -21,7 +21,7 @@ from snapshot import matches_snapshot
 from riskengine import cli
 from riskengine.cli import terminal
 from riskengine.errors import RiskEngineError
-from riskengine.service.server import take_port
+from riskengine.service.port import take_port
 from riskengine.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
