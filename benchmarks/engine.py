@@ -1,4 +1,7 @@
-"""The shipped policy end to end, on one core: one event at a time, batches of dicts, and Arrow columns.
+"""A policy end to end, on one core: one event at a time, batches of dicts, and Arrow columns.
+
+Targets are of the first policy (31 features, 8 limits, 25 rules, kept in `first/`), so that figures of a year
+apart can be compared; `pack_*` are of the shipped one, and say what its depth costs an entity touched.
 
 Before anything is timed, all three ways must give the same decisions for the same events. The same again with
 a model of 200 trees over every feature that a model can be asked with, trained on rows of such traffic: its
@@ -25,7 +28,7 @@ from riskengine import Decision, Engine
 from riskengine.card import MODEL_FILE, MODEL_TYPES, Card, Span, model_digest
 from riskengine.policy import feature_fingerprint, load_definition
 
-TITLE = "the engine on the shipped policy, one core"
+TITLE = "the engine on the first policy and on the shipped one, one core"
 TARGETS = {
     "single_us": "<= 30",
     "dicts_per_s": ">= 70000",
@@ -34,7 +37,8 @@ TARGETS = {
     "model_columns_per_s": ">= 55000",
 }
 
-RULES: Final = Path(__file__).resolve().parent.parent / "rules"
+RULES: Final = Path(__file__).resolve().parent / "first" / "rules"
+PACK: Final = Path(__file__).resolve().parent.parent / "rules"
 KEY: Final = bytes(range(16))
 START_MS: Final = 1_794_355_200_000  # 2026-11-11T00:00:00Z
 EVENTS: Final = 60_000
@@ -64,6 +68,11 @@ def measure() -> dict[str, Any]:
         columns_s = min(in_columns(stream)[1] for _ in range(REPEATS))
         model_dicts_s = min(in_batches(stream, rules)[1] for _ in range(REPEATS))
         model_columns_s = min(in_columns(stream, rules)[1] for _ in range(REPEATS))
+        check(stream[:CHECKED], PACK)
+        pack_singles = np.array(one_by_one(stream[:SINGLES], PACK)[1][SINGLES // 2 :]) / 1_000
+        pack_dicts_s = min(in_batches(stream, PACK)[1] for _ in range(REPEATS))
+        pack_columns_s = min(in_columns(stream, PACK)[1] for _ in range(REPEATS))
+        touched, pack_touched = (keys_an_event(stream[:CHECKED], of) for of in (RULES, PACK))
         asked = len(Card.load(rules.parent / "models" / MODEL).features)
     return {
         "events": EVENTS,
@@ -76,11 +85,25 @@ def measure() -> dict[str, Any]:
         "model_single_us": float(np.median(modelled)),
         "model_dicts_per_s": EVENTS / model_dicts_s,
         "model_columns_per_s": EVENTS / model_columns_s,
+        "pack_single_us": float(np.median(pack_singles)),
+        "pack_dicts_per_s": EVENTS / pack_dicts_s,
+        "pack_columns_per_s": EVENTS / pack_columns_s,
+        "keys_an_event": touched,
+        "us_a_key": 1e6 * columns_s / EVENTS / touched,
+        "pack_keys_an_event": pack_touched,
+        "pack_us_a_key": 1e6 * pack_columns_s / EVENTS / pack_touched,
     }
 
 
+def keys_an_event(events: Events, rules: Path) -> float:
+    """How many entities an event touches, on average."""
+    with Engine.open(rules, key=KEY) as engine:
+        batch, _ = engine.policy.schema.parse(events, START_MS + 3_600_000)
+    return float(np.count_nonzero(batch.keys)) / batch.n
+
+
 def with_model(folder: Path) -> Path:
-    """The shipped rules with a model beside them, which they name."""
+    """The rules with a model beside them, which they name."""
     rules = folder / "rules"
     shutil.copytree(RULES, rules)
     settings = rules / "policy.yaml"

@@ -114,13 +114,13 @@ def test_an_event_of_no_known_type(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_misspelt_feature(capfd: pytest.CaptureFixture[str]) -> None:
-    edit("rules/coupon.yaml", "phone_users_30d >= 4", "phone_user_30d >= 4")
+    edit("rules/account.yaml", "phone_users_30d >= 3", "phone_user_30d >= 3")
     says("feature-misspelt", capfd, "check", code=1)
     says("feature-misspelt-scored", capfd, *SCORE, code=1)
 
 
 def test_tabs_in_yaml(capfd: pytest.CaptureFixture[str]) -> None:
-    edit("rules/coupon.yaml", "  phone-pool:\n    on:", "  phone-pool:\n\ton:")
+    edit("rules/account.yaml", "  card-shared:", "\tcard-shared:")
     says("yaml-tab", capfd, "check", code=1)
 
 
@@ -210,7 +210,7 @@ def test_ctrl_c_in_the_demo() -> None:
     ) as process:
         assert process.stderr is not None
         said = ""
-        while "scoring it" not in said:  # the kernels may have to be compiled before
+        while "learn what is decided" not in said:  # the kernels may have to be compiled before
             said = process.stderr.readline()
             assert said, process.wait(60)
         time.sleep(0.2)
