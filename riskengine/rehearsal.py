@@ -47,14 +47,15 @@ def rehearse(
     with written:
         for number in range(count):
             traffic = simulate(seed + number, DAYS, users)
+            events = traffic.events
             earlier_ms = (count - 1 - number) * APART_MS
-            for record in (*traffic.events, *traffic.labels):
+            for record in (*events, *traffic.labels):
                 record["event_id"] = f"{number + 1}-{record['event_id']}"
                 for name in _TIMES & record.keys():
                     record[name] -= earlier_ms
             told += traffic.labels
             with Engine.open(definition, model=NONE) as engine:
-                replay(engine, _chunks(traffic.events), written.write, _refuse)
+                replay(engine, _chunks(events), written.write, _refuse)
             shown(number + 1, count)
     files.write_records(labels, told)
 

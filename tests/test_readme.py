@@ -138,10 +138,8 @@ def test_every_command_of_the_readme(installed: Installed) -> None:
     where = installed.run("python -c 'import riskengine; print(riskengine.__file__)'").stdout
     assert where.startswith(str(installed.python.parent.parent)), where
     steps = session()
-    assert [step.command.split()[1] for step in steps if step.command.startswith("riskengine")][:2] == [
-        "demo",
-        "init",
-    ]
+    commands = [step.command.split()[1] for step in steps if step.command.startswith("riskengine")]
+    assert commands[:3] == ["demo", "demo", "init"]
     for number, step in enumerate(steps):
         done = installed.run(step.command)
         told = plain(done.stdout)
@@ -174,7 +172,8 @@ def first_missing(told: list[str], shown: list[str]) -> str | None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     """What the fresh environment above borrows, a real installation gets from the wheel's metadata."""
-    named = [re.split(r"[<>=~! ;\[]", line)[0].lower() for line in PROJECT["dependencies"]]
+    declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["client"]]
+    named = [re.split(r"[<>=~! ;\[]", line)[0].lower() for line in declared]
     known = {IMPORTED_AS.get(name, name) for name in named} | {"riskengine"} | set(sys.stdlib_module_names)
     imported = {
         name.split(".")[0]

@@ -26,7 +26,7 @@ from riskengine.models import REASON_RISK_MIN, REASONS_MAX, Model, models_folder
 from riskengine.policy import definition_fingerprint, load_definition
 from riskengine.ruletest import run_tests
 from riskengine.shipped import shipped
-from riskengine.simulate import ORDINARY
+from riskengine.simulate import HONEST
 
 FEATURES = {
     "claims_1d": {"count": "coupon_claim", "by": "user", "over": "1d"},
@@ -432,7 +432,7 @@ def test_a_story_tells_of_the_model(rules: Path) -> None:
     always = {"on": "any", "when": "true", "then": "review", "risk": 0.25, "mode": "live"}
     with opened(rules, model="m1", rules={"always": always}) as stage:
         decision = scored(stage)[-1]
-        story = tell("A payment", EVENTS[-1], decision, ORDINARY, stage.engine.definition)
+        story = tell("A payment", EVENTS[-1], decision, HONEST, stage.engine.definition)
     assert decision.model is not None
     p, risk = decision.model.p, decision.risk
     assert story.risk == f"Risk = 1 - (1 - {p:.2f}) x (1 - 0.25) = {risk:.2f}."

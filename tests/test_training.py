@@ -227,8 +227,8 @@ def test_too_few_frauds_are_told(history: Path) -> None:
 def test_simulated_campaigns_are_learned_from(tmp_path: Path) -> None:
     rules = Path(__file__).resolve().parent.parent / "rules"
     asked = [
-        "train", "--simulated", "4", "--users", "400", "--name", "s", "--out", str(tmp_path), "--trials", "1",
-        "--rules", str(rules), "--by", "user",
+        "train", "--simulated", "4", "--users", "1000", "--name", "s", "--out", str(tmp_path),
+        "--rules", str(rules), "--by", "user", "--trials", "1",
     ]  # fmt: skip
     assert run(asked) == 0
     card = Card.load(tmp_path / "s")

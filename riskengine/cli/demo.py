@@ -16,10 +16,10 @@ from riskengine.errors import RiskEngineError
 from riskengine.shipped import shipped
 
 if TYPE_CHECKING:
-    from riskengine.demo import Report, Story
+    from riskengine.demo import Report, Story, Tally
 
 RULES_SHOWN = 14
-PRACTICE_EVENTS = 512
+PRACTICE_USERS = 100
 
 
 def demo(
@@ -50,23 +50,21 @@ def demo(
         from riskengine import demo as day
         from riskengine.engine import Engine
         from riskengine.policy import load_definition
-        from riskengine.simulate import simulate
+        from riskengine.simulate import expected
 
-        policy = day.watched_by_model(load_definition(folder)) if model is None else folder
+        policy = day.with_shipped_model(load_definition(folder)) if model is None else folder
         with Engine.open(policy, model=model) as engine:  # what is wrong is told before anyone waits
             if not as_json:
-                say(f"simulating a campaign day of {users:,} customers, and scoring it ...")
-            with bar("simulating") as moved:
-                traffic = simulate(seed, users=users, shown=moved)
+                say(f"simulating a campaign of {users:,} customers, who learn what is decided ...")
             # Kernels are compiled or loaded before the clock runs.
             with Engine.open(policy, model=model) as practice:
-                day.play(practice, traffic.events[:PRACTICE_EVENTS], lambda done: None)
-            with bar("scoring") as moved:
-                total = len(traffic.events)
-                began = time.perf_counter()
-                decisions = day.play(engine, traffic.events, lambda done: moved(done, total))
-                seconds = time.perf_counter() - began
-            report = day.judge(seed, traffic, decisions, engine.definition)
+                day.play(practice, seed, PRACTICE_USERS)
+            with bar("living through it") as moved:
+                total = expected(day.DAYS, users)
+                played = day.play(
+                    engine, seed, users, lambda done: moved(done, max(total, done)), time.perf_counter
+                )
+            report, seconds = day.judge(seed, played, engine.definition), played.seconds
     _write(output, day.render_page(report))
     if as_json:
         show_json(_plain(report, seconds, output))
@@ -90,43 +88,54 @@ def _told(report: Report, seconds: float, folder: Path, output: Path) -> Iterato
 
 
 def _headline(report: Report, seconds: float) -> Iterator[str]:
-    abuse = report.stopped + report.missed
-    people = sum(report.customers.values())
-    denied = report.customers["deny"]
+    abuse, people = report.abuse, sum(report.customers.values())
+    ends = report.customers
     yield (
-        f"{count(report.events, 'event')} of one day, {abuse.events:,} of them abuse (seed {report.seed}), "
-        f"scored in {seconds:.1f} s"
+        f"{count(report.events, 'event')} of one day, {abuse.events:,} attempts of abuse among them "
+        f"(seed {report.seed})"
     )
+    yield f"decided in {seconds:.1f} s, with the days before; what follows is by money and by attempts"
     yield ""
-    lines: tuple[tuple[str, int, int, str, Style], ...] = (
-        ("stopped", report.stopped.events, abuse.events, f"{_yuan(report.stopped.fen)} yuan kept", "green"),
-        ("missed", report.missed.events, abuse.events, f"{_yuan(report.missed.fen)} yuan lost", "red"),
-        (
-            "hit by mistake", report.hit, people,
-            f"{denied:,} denied, {report.hit - denied:,} asked or held", "yellow",
-        ),
+    sides: tuple[tuple[str, Tally, Style], ...] = (
+        ("stopped", report.stopped, "green"), ("held for review", report.held, "yellow"),
+        ("missed", report.missed, "red"),
     )  # fmt: skip
-    for name, events, whole, rest, style in lines:
-        of = f"of {whole:,} {'customers' if name == 'hit by mistake' else 'abuse'}"
-        yield f"  {_fill(name, 15, style)} {events:>6,} {of:19} {_share(events, whole):>6}   {rest}"
+    for name, tally, style in sides:
+        share = _share(tally.fen, abuse.fen)
+        after = f"{_yuan(tally.fen):>12} yuan in {count(tally.events, 'attempt')}"
+        yield f"  {_fill(name, 16, style)} {share:>6} of the money, {after}"
+    refused = ends["denied"] + ends["failed"]
+    yield (
+        f"  {_fill('hit by mistake', 16, 'yellow')} {_share(refused, people, 2):>6} of {people:,} customers "
+        f"refused, {_yuan(report.hit_fen)} yuan,"
+    )
+    yield (
+        f"  {'':16} {_share(ends['asked'], people, 2):>6} asked and let in, "
+        f"{_share(ends['held'], people, 2)} held for review"
+    )
 
 
 def _by_kind(report: Report) -> Iterator[str]:
     yield ""
     yield paint(
-        f"{'By kind of abuse':26} {'stopped':>9} {'missed':>9} {'yuan kept':>14} {'yuan lost':>14}", "bold"
+        f"{'By kind of abuse':20} {'stopped':>8} {'held':>6} {'missed':>7} {'of money':>9} {'yuan lost':>10}"
+        f" {'first stop':>11}",
+        "bold",
     )
     for kind in report.kinds:
-        yield (
-            f"  {kind.kind:24} {kind.stopped.events:>9,} {kind.missed.events:>9,} "
-            f"{_yuan(kind.stopped.fen):>14} {_yuan(kind.missed.fen):>14}"
-        )
+        whole = kind.stopped + kind.held + kind.missed
+        if whole.events:
+            first = "never" if kind.first_stop_ms is None else f"{kind.first_stop_ms / 60_000:,.0f} min"
+            yield (
+                f"  {kind.kind:18} {kind.stopped.events:>8,} {kind.held.events:>6,} {kind.missed.events:>7,} "
+                f"{_share(kind.stopped.fen, whole.fen):>9} {_yuan(kind.missed.fen):>10} {first:>11}"
+            )
 
 
 def _by_rule(report: Report) -> Iterator[str]:
     yield ""
     yield paint(
-        f"{'By rule (* is a limit)':32} {'abuse stopped':>13} {'yuan kept':>14} {'customers hit':>15}", "bold"
+        f"{'By rule (* is a limit)':32} {'abuse events':>13} {'after yuan':>14} {'customers hit':>15}", "bold"
     )
     live = [rule for rule in report.rules if not rule.is_shadow]
     for rule in live[:RULES_SHOWN]:
@@ -179,9 +188,9 @@ def _plain(report: Report, seconds: float, output: Path) -> dict[str, Any]:
 
     return {
         "ok": True,
-        "events": report.events,
         "seconds": seconds,
         "stopped": dataclasses.asdict(report.stopped),
+        "held": dataclasses.asdict(report.held),
         "missed": dataclasses.asdict(report.missed),
         "hit": report.hit,
         **dataclasses.asdict(report),
@@ -216,8 +225,8 @@ def _yuan(fen: int) -> str:
     return f"{fen / 100:,.2f}"
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
+def _share(part: int, whole: int, digits: int = 1) -> str:
+    return f"{part / whole:.{digits}%}" if whole else "-"
 
 
 def _fill(text: str, width: int, style: Style) -> str:

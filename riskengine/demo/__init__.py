@@ -1,13 +1,15 @@
 """A campaign day under attack, scored and judged: what was stopped and missed, and who was hit by mistake.
 
-`play` scores simulated traffic; `judge` holds the decisions against the labels; `render_page` shows it all.
+`play` lets a campaign happen to an engine; `judge` holds its decisions against what only the simulation
+knows; `render_page` shows it all.
 """
 
 from __future__ import annotations
 
 from riskengine.demo.judging import (
-    ALLOW,
+    DAYS,
     Bin,
+    Day,
     KindReport,
     Report,
     RuleReport,
@@ -15,15 +17,16 @@ from riskengine.demo.judging import (
     Tally,
     judge,
     play,
-    watched_by_model,
+    with_shipped_model,
 )
 from riskengine.demo.page import render_page
 from riskengine.demo.stories import Because, Story
 
 __all__ = [
-    "ALLOW",
+    "DAYS",
     "Because",
     "Bin",
+    "Day",
     "KindReport",
     "Report",
     "RuleReport",
@@ -33,5 +36,5 @@ __all__ = [
     "judge",
     "play",
     "render_page",
-    "watched_by_model",
+    "with_shipped_model",
 ]

@@ -1,9 +1,10 @@
-"""Decisions of a simulated day against its labels: counts and money by kind of abuse, rule, time and risk."""
+"""A simulated day lived through and judged: counts and money by kind of abuse, rule, time and risk."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,21 +12,44 @@ import numpy as np
 from msgspec import UnsetType
 
 from riskengine.decision import Decision
-from riskengine.definition import ACTIONS, Definition, Limit, Rule
+from riskengine.definition import Definition, Limit, Rule
 from riskengine.demo.stories import Story, choose
 from riskengine.engine import Engine
 from riskengine.errors import EventError, RiskEngineError
 from riskengine.models import load_models
-from riskengine.simulate import DAY_MS, KINDS, ORDINARY, Traffic, kind_of
+from riskengine.simulate import (
+    CAMPAIGN_DAY_MS,
+    DAY_MS,
+    HONEST,
+    IN_VAIN,
+    KINDS,
+    Outcome,
+    Told,
+    Traffic,
+    at_stake,
+    simulate,
+    trusted_devices,
+)
 
 ALLOW: Final = "allow"
 SLOT_MS: Final = 900_000  # pictures show quarters of an hour
 BINS: Final = 10
-CHUNK_EVENTS: Final = 512
+DAYS: Final = 4  # the campaign's day is the last: those before let the engine get to know people
+ALLOWED, ASKED, HELD, FAILED, DENIED = "allowed", "asked", "held", "failed", "denied"
+ENDS: Final = (ALLOWED, ASKED, HELD, FAILED, DENIED)  # asked: and passed
 SHIPPED_MODEL: Final = "campaign-v1"
 SUSPECTED: Final = 0.5  # where a policy names no threshold
 
 Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """What was simulated, the decision on each event, and how long the deciding took."""
+
+    traffic: Traffic
+    decisions: list[Decision]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +65,16 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class KindReport:
-    """One kind of abuse: what got through, and what did not (denied, challenged or held for review)."""
+    """One kind of abuse, by attempts: stopped (denied, or asked and failed), held for review, or let through.
+
+    `first_stop_ms` is how long it went on before the first was stopped; None where none was.
+    """
 
     kind: str
     stopped: Tally
+    held: Tally
     missed: Tally
+    first_stop_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +120,10 @@ class Report:
 
     policy: str
     seed: int
-    customers: dict[str, int]  # events of ordinary customers by action
+    events: int  # of that day
+    customers: dict[str, int]  # attempts of honest customers by what became of them
+    hit_fen: int  # what those among them were after who did not get it
+    in_vain: int  # attempts of theirs at what they had already, or nobody has
     kinds: tuple[KindReport, ...]
     rules: tuple[RuleReport, ...]  # what did most first
     slots: tuple[Slot, ...]
@@ -100,91 +132,149 @@ class Report:
 
     @property
     def stopped(self) -> Tally:
-        """Abuse that was denied, challenged or held for review."""
+        """Abuse that was denied, or that failed when it was asked."""
         return sum((kind.stopped for kind in self.kinds), Tally())
 
     @property
+    def held(self) -> Tally:
+        """Abuse that waits for a person to look at it."""
+        return sum((kind.held for kind in self.kinds), Tally())
+
+    @property
     def missed(self) -> Tally:
-        """Abuse that was allowed."""
+        """Abuse that got what it wanted."""
         return sum((kind.missed for kind in self.kinds), Tally())
 
     @property
-    def events(self) -> int:
-        """Of customers and of abuse."""
-        return self.stopped.events + self.missed.events + sum(self.customers.values())
+    def abuse(self) -> Tally:
+        """All of it."""
+        return self.stopped + self.held + self.missed
 
     @property
     def hit(self) -> int:
-        """Events of customers that were not simply allowed."""
-        return sum(self.customers.values()) - self.customers.get(ALLOW, 0)
+        """Attempts of customers that were not simply allowed."""
+        return sum(self.customers.values()) - self.customers[ALLOWED]
 
 
-def play(engine: Engine, events: Sequence[Event], shown: Callable[[int], None]) -> list[Decision]:
-    """Score a day in its order, with features; `shown` is told how many events are done.
+def play(
+    engine: Engine,
+    seed: int,
+    users: int,
+    shown: Callable[[int], None] = lambda done: None,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Day:
+    """Let customers and abusers live through DAYS that end with the campaign's, and decide on each event.
 
-    Raises RiskEngineError where the policy does not take these events.
+    They learn what is decided, and react. `shown` is told how many events are done; `clock` tells seconds, to
+    time the decisions by. Raises RiskEngineError where the policy does not take these events.
     """
-    now = np.maximum.accumulate(np.array([event["time"] for event in events], np.int64))
+    for device in trusted_devices(users):
+        with suppress(RiskEngineError):  # a policy without such a list trusts nobody
+            engine.list_put("trusted", "device", device)
     decisions: list[Decision] = []
-    for start in range(0, len(events), CHUNK_EVENTS):
-        end = start + CHUNK_EVENTS
-        for result in engine.score_many(events[start:end], features=True, now=now[start:end]):
+    seconds = 0.0
+    newest_ms = 0
+
+    def decide(events: list[Event]) -> list[Outcome]:
+        nonlocal seconds, newest_ms
+        now = np.maximum.accumulate([newest_ms, *(event["time"] for event in events)])[1:]
+        newest_ms = int(now[-1])
+        began = clock()
+        results = engine.score_many(events, features=newest_ms >= CAMPAIGN_DAY_MS, now=now)
+        seconds += clock() - began
+        outcomes = []
+        for event, result in zip(events, results, strict=True):
             if isinstance(result, EventError):
                 raise RiskEngineError(
                     f"this policy cannot score the simulated events: {result}. The demo needs the event "
-                    "types coupon_claim, qr_scan and payment as the shipped policy has them."
+                    "types of the shipped policy: coupon_claim, qr_scan, payment, refund, credential_change."
                 )
+            outcomes.append(Outcome(event["event_id"], result.action, result.challenge))
             decisions.append(result)
-        shown(len(decisions))
-    return decisions
+        return outcomes
+
+    traffic = simulate(seed, DAYS, users, shown, decide)
+    return Day(traffic, decisions, seconds)
 
 
-def watched_by_model(definition: Definition) -> Definition:
-    """The policy with the shipped model in shadow, where it has no model and that one fits its features."""
+def with_shipped_model(definition: Definition) -> Definition:
+    """The policy with the shipped model acting, where it has no model and that one fits its features."""
     if definition.model is not None or definition.challengers:
         return definition
-    watched = replace(definition, challengers=(SHIPPED_MODEL,))
+    modelled = replace(definition, model=SHIPPED_MODEL)
     try:
-        load_models(watched)
+        load_models(modelled)
     except RiskEngineError:  # the policy counts something else than the model knows
         return definition
-    return watched
+    return modelled
 
 
-def judge(seed: int, traffic: Traffic, decisions: Sequence[Decision], definition: Definition) -> Report:
-    """Hold the decisions of a day against its labels. The decisions carry features."""
-    kinds = {label["event_id"]: kind_of(label) for label in traffic.labels}
+def judge(seed: int, day: Day, definition: Definition) -> Report:
+    """Hold the decisions of the campaign's day against what only the simulation knows."""
     judged = [
-        (event, decision, kinds[event["event_id"]])
-        for event, decision in zip(traffic.events, decisions, strict=True)
+        (one.event, decision, one.kind)
+        for one, decision in zip(day.traffic.told, day.decisions, strict=True)
+        if one.event["time"] >= CAMPAIGN_DAY_MS
     ]
-    stopped: dict[str, Tally] = defaultdict(Tally)
-    missed: dict[str, Tally] = defaultdict(Tally)
-    customers: Counter[str] = Counter()
-    for event, decision, kind in judged:
-        if kind == ORDINARY:
-            customers[decision.action] += 1
-        else:
-            side = missed if decision.action == ALLOW else stopped
-            side[kind] += Tally(1, at_stake(event))
+    attempts = list(_attempts(day.traffic))
+    customers = Counter(attempt.end for attempt in attempts if attempt.kind == HONEST)
     return Report(
         policy=definition.name,
         seed=seed,
-        customers={action: customers[action] for action in ACTIONS},
-        kinds=tuple(KindReport(kind, stopped[kind], missed[kind]) for kind in KINDS),
+        events=len(judged),
+        customers={end: customers[end] for end in ENDS},
+        hit_fen=sum(one.fen for one in attempts if one.kind == HONEST and one.end in (DENIED, FAILED)),
+        in_vain=sum(attempt.kind == IN_VAIN for attempt in attempts),
+        kinds=tuple(_kinds(attempts)),
         rules=tuple(
             sorted(_rules(judged, definition), key=lambda rule: (rule.is_shadow, -rule.abuse.events))
         ),
-        slots=tuple(_slots(judged)),
+        slots=tuple(_slots(attempts)),
         bins=tuple(_bins(judged)),
         stories=choose(judged, definition),
     )
 
 
-def at_stake(event: Event) -> int:
-    """What an event is after, in fen: of a payment with a coupon its discount, else its amount."""
-    name = "discount" if "coupon_type" in event and event["type"] == "payment" else "amount"
-    return round(float(event.get(name, 0)) * 100)
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What somebody was after, from the first event to what became of it in the end."""
+
+    at_ms: int
+    kind: str
+    fen: int
+    end: str
+
+
+def _attempts(traffic: Traffic) -> Iterator[_Attempt]:
+    """Of the campaign's day, by time."""
+    chains: dict[str, list[Told]] = defaultdict(list)
+    for one in traffic.told:
+        if one.event["time"] >= CAMPAIGN_DAY_MS:
+            chains[one.attempt].append(one)
+    for chain in chains.values():
+        first, last = chain[0], chain[-1].outcome.action
+        fen = at_stake(first.event)
+        if not fen and first.kind in KINDS:  # a step on the way: there is nothing to be had by it
+            continue
+        end = {"allow": ASKED if len(chain) > 1 else ALLOWED, "deny": DENIED, "review": HELD}.get(
+            last, FAILED
+        )
+        yield _Attempt(first.event["time"], first.kind, fen, end)
+
+
+def _kinds(attempts: Sequence[_Attempt]) -> Iterator[KindReport]:
+    sides: dict[tuple[str, str], Tally] = defaultdict(Tally)
+    first: dict[str, int] = {}
+    stopped_ms: dict[str, int] = {}
+    for one in attempts:
+        side = {DENIED: DENIED, FAILED: DENIED, HELD: HELD}.get(one.end, ALLOWED)
+        sides[one.kind, side] += Tally(1, one.fen)
+        first.setdefault(one.kind, one.at_ms)
+        if side == DENIED:
+            stopped_ms.setdefault(one.kind, one.at_ms)
+    for kind in KINDS:
+        waited = stopped_ms[kind] - first[kind] if kind in stopped_ms else None
+        yield KindReport(kind, sides[kind, DENIED], sides[kind, HELD], sides[kind, ALLOWED], waited)
 
 
 Judged = Sequence[tuple[Event, Decision, str]]
@@ -200,9 +290,9 @@ def _rules(judged: Judged, definition: Definition) -> Iterator[RuleReport]:
             name for name, p in _challenged(decision).items() if p >= _least(definition, event["type"])
         ]
         for name in (*names, *decision.shadow, *map(model_row, suspects)):
-            if kind == ORDINARY:
+            if kind == HONEST:
                 customers[name] += 1
-            else:
+            elif kind != IN_VAIN:
                 abuse[name] += Tally(1, at_stake(event))
                 missed[name] += decision.action == ALLOW
     items: list[Rule | Limit] = [*definition.rules.values(), *definition.limits.values()]
@@ -233,22 +323,23 @@ def _least(definition: Definition, kind: str) -> float:
     return min((level for level in levels if level is not None), default=SUSPECTED)
 
 
-def _slots(judged: Judged) -> Iterator[Slot]:
-    first_ms = min(event["time"] for event, *_ in judged)
-    first_ms -= (first_ms + 8 * 3_600_000) % DAY_MS  # from midnight in the campaign's city
-    last_ms = max(event["time"] for event, *_ in judged)
-    slots = max(DAY_MS // SLOT_MS, (last_ms - first_ms) // SLOT_MS + 1)
-    counts = [[0, 0, 0, 0] for _ in range(slots)]
-    for event, decision, kind in judged:
-        side = (2 if decision.action != ALLOW else 3) if kind != ORDINARY else int(decision.action != ALLOW)
-        counts[(event["time"] - first_ms) // SLOT_MS][side] += 1
+def _slots(attempts: Sequence[_Attempt]) -> Iterator[Slot]:
+    """Quarters of an hour of the day; what is held for review is not missed."""
+    counts = [[0, 0, 0, 0] for _ in range(DAY_MS // SLOT_MS)]
+    for one in attempts:
+        slot = (one.at_ms - CAMPAIGN_DAY_MS) // SLOT_MS
+        if slot < len(counts) and one.kind != IN_VAIN:
+            side = int(one.end != ALLOWED) if one.kind == HONEST else 3 if one.end in (ALLOWED, ASKED) else 2
+            counts[slot][side] += 1
     for i, (allowed, hit, stopped, missed) in enumerate(counts):
-        yield Slot(first_ms + i * SLOT_MS, allowed, hit, stopped, missed)
+        yield Slot(CAMPAIGN_DAY_MS + i * SLOT_MS, allowed, hit, stopped, missed)
 
 
 def _bins(judged: Judged) -> Iterator[Bin]:
     counts = Counter(
-        (min(int(decision.risk * BINS), BINS - 1), kind == ORDINARY) for _, decision, kind in judged
+        (min(int(decision.risk * BINS), BINS - 1), kind == HONEST)
+        for _, decision, kind in judged
+        if kind != IN_VAIN
     )
     for i in range(BINS):
         yield Bin(i / BINS, (i + 1) / BINS, counts[i, True], counts[i, False])

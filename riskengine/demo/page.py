@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from riskengine.demo.judging import Bin, Report, RuleReport, Slot, Tally
+from riskengine.demo.judging import Bin, KindReport, Report, RuleReport, Slot, Tally
 from riskengine.demo.stories import Story
 
 # Blue, vermilion and amber stay apart for eyes that do not tell red from green.
@@ -94,32 +94,34 @@ def yuan(tally: Tally) -> str:
 
 
 def _head(report: Report) -> Iterator[str]:
-    abuse = report.stopped + report.missed
     people = sum(report.customers.values())
-    asked = report.hit - report.customers["deny"]
+    refused = report.customers["denied"] + report.customers["failed"]
     yield "<h1>A campaign day under attack</h1>"
     yield (
-        f'<p class="soft">{report.events:,} simulated events (seed {report.seed}), {abuse.events:,} of them '
-        f"abuse, scored by the policy {escape(report.policy)}.</p>"
+        f'<p class="soft">{report.events:,} simulated events (seed {report.seed}), {report.abuse.events:,} '
+        f"attempts of abuse among them, decided by the policy {escape(report.policy)}. Who is refused learns "
+        "from it: abuse changes its ways, and gives up when it does not pay.</p>"
     )
     yield '<div class="tiles">'
     yield _tile(
         "stopped",
-        "of the abuse was stopped",
-        _share(report.stopped.events, abuse.events),
-        f"{report.stopped.events:,} events after {yuan(report.stopped)} yuan",
+        "of what abuse was after was kept from it",
+        _share(report.stopped.fen, report.abuse.fen),
+        f"{report.stopped.events:,} attempts at {yuan(report.stopped)} yuan; "
+        f"{report.held.events:,} at {yuan(report.held)} wait for a person",
     )
     yield _tile(
         "missed",
         "of it got through",
-        _share(report.missed.events, abuse.events),
-        f"{report.missed.events:,} events, {yuan(report.missed)} yuan lost",
+        _share(report.missed.fen, report.abuse.fen),
+        f"{report.missed.events:,} attempts, {yuan(report.missed)} yuan lost",
     )
     yield _tile(
         "hit",
-        "of what customers did was hit by mistake",
-        _share(report.hit, people, 2),
-        f"{report.customers['deny']:,} denied and {asked:,} asked or held, of {people:,}",
+        "of what customers did was refused by mistake",
+        _share(refused, people, 2),
+        f"{refused:,} of {people:,}, after {report.hit_fen / 100:,.2f} yuan; {report.customers['asked']:,} "
+        f"were asked and passed, {report.customers['held']:,} held",
     )
     yield "</div>"
 
@@ -136,8 +138,8 @@ def _traffic(slots: Sequence[Slot]) -> Iterator[str]:
     yield f'<p class="soft">Events in each quarter of an hour, local time; the top is {top:,}.</p>'
     yield _legend(
         ("allowed", "customers, allowed"),
-        ("hit", "customers, hit by mistake"),
-        ("stopped", "abuse, stopped"),
+        ("hit", "customers, asked, held or refused"),
+        ("stopped", "abuse, stopped or held"),
         ("missed", "abuse, missed"),
     )
     yield "<figure>"
@@ -167,21 +169,36 @@ def _traffic(slots: Sequence[Slot]) -> Iterator[str]:
 
 
 def _kinds(report: Report) -> Iterator[str]:
-    most = max((kind.stopped + kind.missed).events for kind in report.kinds)
     yield "<h2>By kind of abuse</h2>"
-    yield _legend(("stopped", "stopped"), ("missed", "missed"))
+    yield (
+        '<p class="soft">Of the money that each kind was after; most goes to takeovers and stolen cards. '
+        "Denied, or asked and failed, is stopped; held waits for a person.</p>"
+    )
+    yield _legend(("stopped", "stopped"), ("hit", "held"), ("missed", "missed"))
     for kind in report.kinds:
-        whole = kind.stopped.events + kind.missed.events
+        whole = kind.stopped + kind.held + kind.missed
+        if not whole.events:
+            continue
+        most = max(whole.fen, 1)
         name = escape(kind.kind.replace("-", " "))
         yield (
             f'<div class="kind"><span>{name}</span>'
             f'<svg viewBox="0 0 {most} 1" preserveAspectRatio="none" role="img" aria-label="{name}: '
-            f'{kind.stopped.events} stopped, {kind.missed.events} missed">'
-            f'<rect width="{kind.stopped.events}" height="1" fill="var(--stopped)"/>'
-            f'<rect x="{kind.stopped.events}" width="{kind.missed.events}" height="1" fill="var(--missed)"/>'
-            f'</svg><span class="numbers">{_share(kind.stopped.events, whole, 0)} of {whole:,}; '
-            f"{yuan(kind.stopped)} yuan kept, {yuan(kind.missed)} lost</span></div>"
+            f'{kind.stopped.events} stopped, {kind.held.events} held, {kind.missed.events} missed">'
+            f'<rect width="{kind.stopped.fen}" height="1" fill="var(--stopped)"/>'
+            f'<rect x="{kind.stopped.fen}" width="{kind.held.fen}" height="1" fill="var(--hit)"/>'
+            f'<rect x="{kind.stopped.fen + kind.held.fen}" width="{kind.missed.fen}" height="1" '
+            'fill="var(--missed)"/></svg><span class="numbers">'
+            f"{_share(kind.stopped.fen, whole.fen, 0)} of {whole.events:,} attempts; {yuan(kind.stopped)} "
+            f"kept, {yuan(kind.missed)} lost{_waited(kind)}</span></div>"
         )
+
+
+def _waited(kind: KindReport) -> str:
+    """How long it went on before the first was stopped."""
+    if kind.first_stop_ms is None:
+        return ""
+    return f"; first stopped after {kind.first_stop_ms / 60_000:,.0f} min"
 
 
 def _risk(bins: Sequence[Bin]) -> Iterator[str]:

@@ -12,10 +12,15 @@ from zoneinfo import ZoneInfo
 from riskengine.decision import Decision
 from riskengine.definition import Definition, Limit, Rule
 from riskengine.models import REASON
-from riskengine.simulate import ORDINARY
+from riskengine.simulate import HONEST, IN_VAIN
 
 NAME: Final = re.compile(r"[A-Za-z_]\w*")
-WHAT: Final = {"coupon_claim": "a coupon claim", "qr_scan": "a scan of a red packet", "payment": "a payment"}
+WHAT: Final = {
+    "coupon_claim": "a coupon claim",
+    "qr_scan": "a scan of a red packet",
+    "payment": "a payment",
+    "refund": "a refund",
+}
 DONE: Final = {"allow": "allowed", "review": "held for review", "challenge": "challenged", "deny": "denied"}
 DOES: Final = {"review": "holds for review", "challenge": "challenges", "deny": "denies", "allow": "allows"}
 
@@ -49,10 +54,13 @@ def choose(judged: Judged, definition: Definition) -> tuple[Story, ...]:
     wanted: tuple[tuple[str, Callable[[Decision, str], bool]], ...] = (
         (
             "Denied on a hard fact",
-            lambda d, kind: kind != ORDINARY and d.action == "deny" and _is_firm(d, definition),
+            lambda d, kind: kind not in (HONEST, IN_VAIN) and d.action == "deny" and _is_hard(d, definition),
         ),
-        ("Soft signals that add up", lambda d, kind: kind != ORDINARY and _adds_up(d, definition)),
-        ("A customer who was hit by mistake", lambda d, kind: kind == ORDINARY and d.action != "allow"),
+        (
+            "Soft signals that add up",
+            lambda d, kind: kind not in (HONEST, IN_VAIN) and _adds_up(d, definition),
+        ),
+        ("A customer who was hit by mistake", lambda d, kind: kind == HONEST and d.action != "allow"),
     )
     stories = []
     for title, is_wanted in wanted:
@@ -67,7 +75,7 @@ def tell(title: str, event: Event, decision: Decision, kind: str, definition: De
     """A decision in words. It carries features."""
     zone = ZoneInfo(definition.timezone)
     at = datetime.fromtimestamp(decision.time / 1_000, zone)
-    who = "an ordinary customer" if kind == ORDINARY else f"{kind.replace('-', ' ')}"
+    who = "an ordinary customer" if kind == HONEST else f"{kind.replace('-', ' ')}"
     what = f"{at:%H:%M:%S}, {WHAT.get(event['type'], event['type'])}"
     if "amount" in event:
         what += f" of {event['amount']:.2f} yuan"
@@ -80,16 +88,18 @@ def tell(title: str, event: Event, decision: Decision, kind: str, definition: De
     )
 
 
-def _is_firm(decision: Decision, definition: Definition) -> bool:
-    return any(name in definition.rules and definition.rules[name].firm for name in decision.fired)
+def _is_hard(decision: Decision, definition: Definition) -> bool:
+    rules = [definition.rules.get(name) for name in decision.fired]
+    return any(rule is not None and rule.then == "deny" for rule in rules)
 
 
 def _adds_up(decision: Decision, definition: Definition) -> bool:
-    """Held by its risk alone: no rule or limit that fired says more than `flag`."""
+    """Held or denied by its risk alone: no rule or limit that fired says more than `flag`."""
     rules = [definition.rules.get(name) for name in decision.fired]
     return (
-        decision.action == "review"
-        and len(rules) >= 2
+        decision.action in ("review", "deny")
+        and bool(rules)
+        and len(decision.reasons) >= 2
         and all(rule is not None and rule.then == "flag" for rule in rules)
     )
 
