@@ -1,7 +1,7 @@
 """Asks a sidecar over HTTP: the calls of an engine, for programs that do not carry one.
 
-Nothing of the engine is imported, no kernel and no numpy; httpx is, which `pip install 'riskengine[client]'`
-brings. What is asked is decided once, in plain generators; `Client` and `AsyncClient` only send it.
+Nothing of the engine is imported, no kernel and no numpy. What is asked, and when again, is decided once, in
+plain generators; `Client` and `AsyncClient` only send it.
 """
 
 from __future__ import annotations

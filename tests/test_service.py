@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -131,7 +133,7 @@ def start(folder: Path, *arguments: str, **variables: str) -> Served:
     told: list[str] = []
     for line in process.stderr:
         told.append(line.rstrip())
-        if found := re.match(r"serving .* at https?://127\.0\.0\.1:(\d+) ", line):
+        if found := re.search(r"serving .* at https?://127\.0\.0\.1:(\d+) ", line):
             return Served(process, int(found[1]), told)
     process.stderr.close()
     raise AssertionError((process.wait(), told))
@@ -407,6 +409,11 @@ def test_the_requests_of_the_readme(tmp_path: Path) -> None:
             answer = _curl(server, shlex.split(command))
             parts = [re.escape(part) for part in shown.strip().split("...")]
             assert re.fullmatch(".*".join(parts), answer.body.decode()), answer.body
+        (program,) = re.findall(r"^```py\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(program.replace("localhost:8080", f"127.0.0.1:{server.port}"), {"__name__": "readme"})
+        assert printed.getvalue().splitlines() == re.findall(r"^#> (.*)$", program, flags=re.MULTILINE)
     finally:
         assert server.stop() == 0
 

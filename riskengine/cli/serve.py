@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -108,15 +110,21 @@ def serve(
             name = load_definition(settings.rules).name
             Supervisor(settings, listening, command()).run(lambda: ready(name))
         else:
-            with compiling_told():
+            with compiling_told() if settings.log == "text" else nullcontext():
                 from riskengine.service import server
 
-                resume = _resume if settings.store.startswith("memory:") else None
-                server.run(settings, access, listening, ready, resume)
+                memory = settings.store.startswith("memory:")
+                server.run(
+                    settings,
+                    access,
+                    listening,
+                    ready,
+                    (lambda engine: _resume(engine, tell)) if memory else None,
+                )
     tell("stopped: everything that was under way is answered and journaled")
 
 
-def _resume(engine: Engine) -> None:
+def _resume(engine: Engine, tell: Callable[[str], None]) -> None:
     """Make the counters of the memory store again out of the journal that it was served with."""
     from riskengine.rebuild import resume
 
@@ -125,4 +133,4 @@ def _resume(engine: Engine) -> None:
         done = resume(engine, moved)
     if done.events:
         took = f"{time.perf_counter() - began:.1f} s"
-        say(f"the counters are those of {count(done.events, 'event')} in the journal, read in {took}")
+        tell(f"the counters are those of {count(done.events, 'event')} in the journal, read in {took}")

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,8 @@ def _work() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves: what it starts with is read just now
     logs.set_up(settings.log, task.slot)
     access = Access(Path(settings.keys), folder)
-    with compiling_told(), socket.socket(fileno=task.socket) as listening:
+    told = compiling_told() if settings.log == "text" else nullcontext()
+    with told, socket.socket(fileno=task.socket) as listening:
         from riskengine.service import server
 
         server.run(

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from riskengine.service.access import Access
+from riskengine.service.logs import RequestLog, request_id
 from riskengine.service.metrics import Metrics
 from riskengine.service.problems import Headers, RefusedError, told
 from riskengine.service.scoring import BATCH, SCORE, Answer, Scoring, failed
@@ -39,6 +40,7 @@ class Front:
         self.metrics = metrics
         self.settings = settings
         self.access = access
+        self.log = RequestLog(settings.log_requests)
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,16 +50,17 @@ class Front:
             return
         began = time.perf_counter()
         route = scope["path"]
-        more: Headers = ()
+        own = request_id(scope["headers"])
+        more: Headers = ((b"x-request-id", own),)
         try:
-            more = self.access.admit(scope)
+            more += self.access.admit(scope)
             if route in (SCORE, BATCH):
                 if scope["method"] != "POST":
                     raise RefusedError("method", "send a POST", headers=((b"allow", b"POST"),))
                 answer = await self._scored(scope, receive, route, began)
             else:
                 route, status = await self._passed_on(scope, receive, send, more)
-                self.metrics.request(route, status, time.perf_counter() - began)
+                self._told(scope, route, status, time.perf_counter() - began, own)
                 return
         except GoneError:
             return
@@ -68,7 +71,11 @@ class Front:
         headers = [*answer.headers, *more]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
-        self.metrics.request(_safe(route), answer.status, time.perf_counter() - began)
+        self._told(scope, _safe(route), answer.status, time.perf_counter() - began, own)
+
+    def _told(self, scope: Scope, route: str, status: int, seconds: float, own: bytes) -> None:
+        self.metrics.request(route, status, seconds)
+        self.log.tell(scope["method"], route, status, seconds, own, scope.get("riskengine.key"))
 
     async def _scored(self, scope: Scope, receive: Receive, route: str, began: float) -> Answer:
         body = await self._body(scope, receive)

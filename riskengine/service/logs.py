@@ -6,8 +6,13 @@ keys, statuses, ids of requests. An exception tells its kind and its place, not 
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
+import secrets
 import sys
+import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -15,6 +20,12 @@ import msgspec
 
 Form = Literal["text", "json"]
 ROOT: Final = "riskengine"
+SCORING: Final = ("/v1/score", "/v1/score/batch")
+READING: Final = ("GET", "HEAD", "OPTIONS")
+STORM_SECONDS: Final = 1.0  # of refusals as busy one is told in so long, with how many there were
+_SOUND: Final = re.compile(rb"[\w.-]{1,64}")  # ids of requests that are taken over
+_PREFIX: Final = secrets.token_hex(4).encode()
+_NUMBERS: Final = itertools.count(1)
 _USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -31,6 +42,45 @@ def set_up(form: Form, worker: int | None = None) -> None:
         other.handlers = [handler]
         other.setLevel(logging.ERROR)
         other.propagate = False
+
+
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The id that a request brings as X-Request-Id, else one of ours."""
+    for name, value in headers:
+        if name == b"x-request-id" and _SOUND.fullmatch(value):
+            return value
+    return b"%b-%x" % (_PREFIX, next(_NUMBERS))
+
+
+class RequestLog:
+    """Tells of requests that failed or changed something; of all, where that is asked for."""
+
+    def __init__(self, everything: bool) -> None:
+        self.everything = everything
+        self._log = logging.getLogger(f"{ROOT}.requests")
+        self._storm_until = 0.0
+        self._untold = 0
+
+    def tell(
+        self, method: str, route: str, status: int, seconds: float, request_id: bytes, key: str | None
+    ) -> None:
+        """A request was answered. `route` is as the code has it, `key` the name of its API key."""
+        changes = method not in READING and route not in SCORING
+        if status < 500 and not changes and not self.everything:
+            return
+        told: dict[str, Any] = {
+            "request_id": request_id.decode("ascii"), "method": method, "route": route, "status": status,
+            "ms": round(1e3 * seconds, 3), "key": key,
+        }  # fmt: skip
+        if status == 503 and not changes:
+            now = time.monotonic()
+            if now < self._storm_until:
+                self._untold += 1
+                return
+            told["untold"] = self._untold or None
+            self._storm_until, self._untold = now + STORM_SECONDS, 0
+        level = logging.INFO if status < 500 else logging.ERROR if status == 500 else logging.WARNING
+        self._log.log(level, "request", extra=told)
 
 
 def where(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from riskengine.service.front import Front, too_slow
+from riskengine.service.logs import request_id
 from riskengine.service.problems import Headers, RefusedError, told
 from riskengine.service.scoring import BATCH, SCORE, Answer, failed
 
@@ -49,6 +50,7 @@ class _Short:
         "message_event",
         "more_body",
         "response_complete",
+        "scope",
     )
 
     def __init__(self, began: float) -> None:
@@ -59,6 +61,7 @@ class _Short:
         self.disconnected = False
         self.keep_alive = True
         self.message_event = _EVENT
+        self.scope: dict[str, Any] | None = None  # where there are API keys
 
 
 _EVENT: Final = _Event()
@@ -184,11 +187,12 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         cycle.more_body = False
-        more: Headers = ()
+        more: Headers = ((b"x-request-id", request_id(self.headers)),)
         try:
             access = self.front.access
             if access.required:
-                more = access.admit({"method": "POST", "path": self.route, "headers": self.headers})
+                cycle.scope = {"method": "POST", "path": self.route, "headers": self.headers}
+                more += access.admit(cycle.scope)
         except RefusedError as refused:
             self._answer(cycle, Answer(*told(refused)), more)
             return
@@ -248,7 +252,11 @@ class Protocol(HttpToolsProtocol):
         return has_length
 
     def _answer(self, cycle: _Short, answer: Answer, more: Headers) -> None:
-        self.front.metrics.request(self.route, answer.status, time.perf_counter() - cycle.began)
+        seconds = time.perf_counter() - cycle.began
+        self.front.metrics.request(self.route, answer.status, seconds)
+        if answer.status >= 500 or self.front.log.everything:
+            key = None if cycle.scope is None else cycle.scope.get("riskengine.key")
+            self.front.log.tell("POST", self.route, answer.status, seconds, more[0][1], key)
         if cycle.disconnected or self.transport.is_closing():
             return
         cycle.response_complete = True

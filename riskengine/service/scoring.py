@@ -21,6 +21,7 @@ from riskengine.errors import EventError, RiskEngineError
 from riskengine.service import contract
 from riskengine.service.bodies import MEDIA_TYPES, Format, format_of, read_batch, read_body
 from riskengine.service.gathering import FullError, Gatherer, Job, Outcome
+from riskengine.service.logs import where
 from riskengine.service.metrics import Metrics
 from riskengine.service.problems import RefusedError, overfull, refusal, told
 from riskengine.service.settings import Settings
@@ -157,7 +158,7 @@ def failed(error: BaseException) -> Answer:
 
     What went wrong may hold a person's data: only its kind is told, here and in the log.
     """
-    _log.error("a request failed: %s", _where(error))
+    _log.error("a request failed: %s", where(error))
     return Answer(*told(RefusedError("bug", f"{type(error).__name__}: please report it")))
 
 
@@ -198,12 +199,3 @@ def _shown(decision: Decision, features: bool) -> Decision:
     if features or decision.features is msgspec.UNSET:
         return decision
     return msgspec.structs.replace(decision, features=msgspec.UNSET)
-
-
-def _where(error: BaseException) -> str:
-    """The kind of an error and where it was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace is not None else ""
-    return f"{type(error).__name__}{place}"

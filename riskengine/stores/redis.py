@@ -991,6 +991,8 @@ class RedisStore:
 
     def info(self) -> Info:
         """Sizes and losses, as the server tells them: entities are the keys of its database."""
+        if self._link.call("GET", self.place.epoch_key)[0] != self.place.epoch:
+            raise StoreError("epoch", missing_epoch(self.place))
         memory = self._link.call("INFO", "memory")[0]
         size = self._link.call("DBSIZE")[0]
         assert isinstance(memory, bytes), "INFO answers a string"
