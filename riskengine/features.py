@@ -18,14 +18,19 @@ from numpy.typing import NDArray
 
 from riskengine import calendar, ledger
 from riskengine.cells import (
+    ADD,
     CELLS_MAX,
+    FIRST,
     HASH_OF,
     HOLDS,
     KEY_OF,
+    LAST,
     LOCATION_OF,
     MARKS,
     MINOR,
     NUMBER_OF,
+    ONE,
+    SIGHT,
     TEXT_OF,
     TEXT_WORDS,
     TIMELINE,
@@ -644,6 +649,7 @@ class _Compiler:
         for e, row in enumerate(entities):
             for c in range(row[ledger.E_CELLS_N]):
                 kinds[movers[row[ledger.E_CELLS] + c][M_LABEL], e] |= 1 << c
+        totals, running = self._totals(entities, cells, columns_of, windows, reads)
         types = len(self.schema.types)
         transitions, offsets = calendar.timezone_table(self.definition.timezone)
         plan = Plan(
@@ -661,9 +667,51 @@ class _Compiler:
             kinds=kinds,
             limits=_table([self._limit(limit, entities, before) for limit in limits], L_SIZE),
             limit_types=_table([[t in limit.types for t in self.schema.types] for limit in limits], types),
+            totals=totals,
+            running=running,
             slack_ms=self.kept.slack_ms,
         )
-        return plan, tuple(specs), 2 * widest + 16
+        return plan, tuple(specs), 2 * widest
+
+    def _totals(
+        self,
+        entities: Sequence[Sequence[int]],
+        cells: Sequence[Sequence[int]],
+        columns: Sequence[tuple[int, int]],
+        windows: Sequence[Sequence[int]],
+        reads: Sequence[Sequence[int]],
+    ) -> tuple[Int64s, Int64s]:
+        """Plan.totals and Plan.running: sliding windows without a delay have totals."""
+        places = np.full(len(windows), -1, np.int64)
+        running = np.zeros((len(entities), ledger.T_SIZE), np.int64)
+        for e, entity in enumerate(entities):
+            first = entity[ledger.E_CELLS]
+            running[e, ledger.T_ALL] = 1
+            for cell in cells[first : first + entity[ledger.E_CELLS_N]]:
+                running[e, ledger.T_ALL] &= cell[ledger.C_KIND] in (TIMELINE, FIRST, LAST, SIGHT)
+                at = cell[ledger.C_WINDOWS]
+                for window in range(at, at + cell[ledger.C_WINDOWS_N]):
+                    row = windows[window]
+                    if (
+                        cell[ledger.C_KIND] == TIMELINE
+                        and row[ledger.W_KIND] == ledger.SLIDING
+                        and row[ledger.W_DELAY] == 0
+                    ):
+                        places[window] = running[e, ledger.T_WORDS]
+                        running[e, ledger.T_WORDS] += ledger.T_SINCE + cell[ledger.C_WORDS]
+                    else:
+                        running[e, ledger.T_ALL] = 0
+            kept = cells[first] if entity[ledger.E_CELLS_N] == 1 else (HOLDS,) * ledger.C_SIZE
+            added = columns[kept[ledger.C_COLUMNS] :][: kept[ledger.C_COLUMNS_N]]
+            read = reads[entity[ledger.E_READS] :][: entity[ledger.E_AFTER_N]]
+            running[e, ledger.T_PLAIN] = (
+                kept[ledger.C_KIND] == TIMELINE
+                and running[e, ledger.T_ALL]
+                and entity[ledger.E_BEFORE_N] == 0
+                and all(op in (ONE, ADD) for op, _ in added)
+                and all(row[ledger.R_OP] in (ledger.COUNT, ledger.SUM, ledger.MEAN) for row in read)
+            )
+        return places, running
 
     def _spec(self, cell: Cell) -> CellSpec:
         """A cell's name for later plans: another unit makes another column."""

@@ -19,6 +19,7 @@ from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import caching, cgutils
@@ -87,13 +88,58 @@ def _plain(given: Any) -> Any:
     return types.int64 if kind in types.signed_domain else kind
 
 
+def _pointer(array: Any, at: int) -> Any:
+    """Where array[at] stands (in the order of its memory), as kernels hand arrays to each other.
+
+    An array is seven words to every call, and numba asks of each index whether it counts from the end; this
+    is one word, and an index is an offset. Of a pointer it is the one `at` further on.
+    """
+    return array.reshape(-1)[at:]
+
+
+def _typed_pointer(typing: Any, array: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.gep(_first(context, builder, signature, arguments), [arguments[1]])
+
+    return _pointer_to(array.dtype)(array, types.int64), generate
+
+
+def _constant(array: Any, at: int) -> Any:
+    """array[at] of an array or pointer that nobody writes to while kernels run: one load may serve many."""
+    return array[at]
+
+
+def _typed_constant(typing: Any, array: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        loaded = builder.load(builder.gep(_first(context, builder, signature, arguments), [arguments[1]]))
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return loaded
+
+    return array.dtype(array, types.int64), generate
+
+
+def _stack(n: int) -> Any:
+    """`n` (a constant) words that live as long as the call of a kernel, in no order yet."""
+    return np.zeros(n, np.int64)
+
+
+def _typed_stack(typing: Any, n: Any) -> Any:
+    allocate: Any = cgutils.alloca_once  # it has no types
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        room = allocate(builder, ir.ArrayType(ir.IntType(64), n.literal_value))
+        return builder.bitcast(room, ir.IntType(64).as_pointer())
+
+    return _pointer_to(types.int64)(n), generate
+
+
 def _prefetch(array: Any, at: int) -> None:
-    """Ask for the cache line of array[at] (one dimension, contiguous), which will be read soon."""
+    """Ask for the cache line of array[at], of an array (contiguous) or pointer, which will be read soon."""
 
 
 def _typed_prefetch(typing: Any, array: Any, at: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        first = _first(context, builder, signature, arguments)
         place = builder.bitcast(builder.gep(first, [arguments[1]]), cgutils.voidptr_t)
         function = builder.module.declare_intrinsic(
             "llvm.prefetch",
@@ -107,13 +153,29 @@ def _typed_prefetch(typing: Any, array: Any, at: Any) -> Any:
     return types.void(array, types.int64), generate
 
 
-def _chosen_prefetch() -> Callable[[Any, int], None]:
+def _pointer_to(kind: Any) -> Any:
+    made: Any = types.CPointer  # it has no types
+    return made(kind)
+
+
+def _first(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Where the array, or pointer, that is the first argument begins."""
+    if isinstance(signature.args[0], types.CPointer):
+        return arguments[0]
+    return context.make_array(signature.args[0])(context, builder, arguments[0]).data
+
+
+def _intrinsic(plain: Callable[P, R], typed: Any, prefer_literal: bool = False) -> Callable[P, R]:
+    """What kernels call: `typed` where they are compiled, `plain` where they stay Python."""
     settings: Any = numba.config  # its types leave out most of its settings
-    typed: Any = intrinsic(_typed_prefetch)
-    return _prefetch if settings.DISABLE_JIT else cast(Callable[[Any, int], None], typed)
+    made: Any = intrinsic(prefer_literal=prefer_literal)(typed)
+    return plain if settings.DISABLE_JIT else cast(Callable[P, R], made)
 
 
-prefetch = _chosen_prefetch()
+pointer = _intrinsic(_pointer, _typed_pointer)
+constant = _intrinsic(_constant, _typed_constant)
+stack = _intrinsic(_stack, _typed_stack, prefer_literal=True)
+prefetch = _intrinsic(_prefetch, _typed_prefetch)
 
 
 class _Files(cast(Any, caching.IndexDataCacheFile)):  # type: ignore[misc]  # it has no types

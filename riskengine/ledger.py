@@ -4,15 +4,19 @@
 and nothing else, so they agree by construction. A slab is laid out by the entity's `Plan`:
 
     word 0      newest record time T
-    word 1      entity, plan generation, size class, words in use (see META_*)
+    word 1      entity, plan generation, size class, whether totals run, words in use (see META_*)
     2 ...       entries in each region, two 32-bit counts a word
     fixed       first, last and newest sightings
+    totals      of each sliding window its head and what is behind it, where they run (see `run_totals`)
     regions     timelines (time, columns...), members (key, last time), marks (hash, time, net),
                 holds (bucket, held), one behind the other without gaps
 
 Counting state is order-free: sums, maxima and minima over int64. A timeline entry stands for records
 that no window can tell apart any more, so one timeline serves every window of its stream, a sparse
 entity stores each event once, and a busy one is bounded by its windows' buckets.
+
+Kernels take the plan, a slab's words and a record as arrays or as pointers into them (kernel.pointer); those
+that are called for every event pass pointers on.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from riskengine.cells import (
     TIMELINE,
 )
 from riskengine.geo import haversine_km
-from riskengine.kernel import jit, jit_inline
+from riskengine.kernel import constant, jit, jit_inline, pointer, prefetch, stack
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -109,6 +113,8 @@ R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_OTHER, R_EXTRA, 
     P_KINDS,
     P_LIMITS,
     P_LIMIT_TYPES,
+    P_TOTALS,
+    P_RUNNING,
     P_SLACK,
     P_ENTITIES_N,
     P_TRANSITIONS_N,
@@ -116,7 +122,7 @@ R_OP, R_CELL, R_WINDOW, R_COLUMN, R_COLUMN2, R_DIGITS, R_OUT, R_OTHER, R_EXTRA, 
     P_TYPES_N,
     P_LIMITS_N,
     P_HEAD,
-) = range(21)
+) = range(23)
 
 # Columns of Plan.slots: what (MINOR, KEY_OF, ...) goes where in a record.
 S_ENTITY, S_AT, S_KIND, S_SOURCE, S_DIGITS, S_SIZE = range(6)
@@ -125,13 +131,22 @@ S_ENTITY, S_AT, S_KIND, S_SOURCE, S_DIGITS, S_SIZE = range(6)
 M_WHERE, M_NEEDS, M_LABEL, M_SIZE = range(4)
 EVENT, FRAUD, LEGIT = range(3)  # what M_LABEL says moves a cell
 
+# Columns of Plan.running: words that an entity's totals take, whether it keeps nothing that has none, and
+# whether it is of the common kind that `step` knows.
+T_WORDS, T_ALL, T_PLAIN, T_SIZE = range(4)
+T_SINCE: Final = 1  # of a window's totals: head, time from which on they count, a word a column
+
 # Columns of Plan.limits.
 L_ENTITY, L_CELL, L_WHERE, L_MAX, L_FIELD, L_DIGITS, L_SEVERITY, L_LIVE, L_SIZE = range(9)
 
 META_ENTITY: Final = 0  # bits 0-7
 META_PLAN: Final = 8  # bits 8-23
-META_CLASS: Final = 24  # bits 24-31
+META_CLASS: Final = 24  # bits 24-30
+META_TOTALS: Final = 31
 META_USED: Final = 32  # bits 32-62
+POWERS: Final = np.array([10.0**digits for digits in range(16)])
+LIMBS: Final = 12  # of variance_numerator
+EDGES: Final = 8  # windows of a timeline whose edges tidying remembers; of others it computes them again
 SQUARE_SHIFT: Final = 43  # a square is kept as high * 2**43 + low, so that both add without carry
 
 
@@ -156,6 +171,8 @@ class Plan(NamedTuple):
     kinds: Int64s  # (3, E): masks of the cells that events, labels fraud, and labels legit move
     limits: Int64s  # (limits, L_SIZE)
     limit_types: Int64s  # (limits, event types)
+    totals: Int64s  # (windows): where a window's totals stand among those of its entity; -1 has none
+    running: Int64s  # (E, T_SIZE)
     slack_ms: int  # lateness + skew: how far behind T a read may be
 
     def flatten(self) -> Int64s:
@@ -175,66 +192,78 @@ class Plan(NamedTuple):
 @jit
 def entity_of(plan: Int64s, e: int, what: int) -> int:
     """Field E_* of an entity."""
-    return plan[np.uint64(plan[P_ENTITIES] + e * E_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_ENTITIES) + e * E_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def cell_of(plan: Int64s, cell: int, what: int) -> int:
     """Field C_* of a cell."""
-    return plan[np.uint64(plan[P_CELLS] + cell * C_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_CELLS) + cell * C_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def column_of(plan: Int64s, column: int, what: int) -> int:
     """Field K_* of a timeline's column."""
-    return plan[np.uint64(plan[P_COLUMNS] + column * K_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_COLUMNS) + column * K_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def window_of(plan: Int64s, window: int, what: int) -> int:
     """Field W_* of a window."""
-    return plan[np.uint64(plan[P_WINDOWS] + window * W_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_WINDOWS) + window * W_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def slot_of(plan: Int64s, slot: int, what: int) -> int:
     """Field S_* of a slot."""
-    return plan[np.uint64(plan[P_SLOTS] + slot * S_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_SLOTS) + slot * S_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def mover_of(plan: Int64s, cell: int, what: int) -> int:
     """Field M_* of a cell."""
-    return plan[np.uint64(plan[P_MOVERS] + cell * M_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_MOVERS) + cell * M_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def limit_of(plan: Int64s, limit: int, what: int) -> int:
     """Field L_* of a limit."""
-    return plan[np.uint64(plan[P_LIMITS] + limit * L_SIZE + what)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_LIMITS) + limit * L_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def region_words(plan: Int64s, region: int) -> int:
     """Words of one entry of a region."""
-    return plan[np.uint64(plan[P_REGIONS] + region)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_REGIONS) + region)  # type: ignore[no-any-return]  # an int in the kernel
+
+
+@jit
+def totals_of(plan: Int64s, window: int) -> int:
+    """Where a window's totals stand among those of its entity, or -1."""
+    return constant(plan, constant(plan, P_TOTALS) + window)  # type: ignore[no-any-return]  # an int in the kernel
+
+
+@jit
+def running_of(plan: Int64s, e: int, what: int) -> int:
+    """Field T_* of an entity."""
+    return constant(plan, constant(plan, P_RUNNING) + e * T_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit
 def offset_in(plan: Int64s, t: int) -> int:
     """Local time minus UTC at `t`, ms: calendar.offset_at over the plan's own table."""
-    at = plan[P_TRANSITIONS]
+    at = constant(plan, P_TRANSITIONS)
     low = 0
-    high = plan[P_TRANSITIONS_N] - 1
-    if t >= plan[at + high]:
+    high = constant(plan, P_TRANSITIONS_N) - 1
+    if t >= constant(plan, at + high):
         low = high
     while high - low > 1:
         middle = (low + high) >> 1
-        if plan[at + middle] <= t:
+        if constant(plan, at + middle) <= t:
             low = middle
         else:
             high = middle
-    return plan[np.uint64(plan[P_OFFSETS] + low)]  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_OFFSETS) + low)  # type: ignore[no-any-return]  # an int in the kernel
 
 
 # ---- slabs ------------------------------------------------------------------------------------------
@@ -269,9 +298,22 @@ def set_count(words: Int64s, s: int, region: int, count: int) -> None:
 
 
 @jit_inline
+def totals_run(words: Int64s, s: int) -> bool:
+    """Whether the slab keeps running totals."""
+    return bool((words[s + 1] >> META_TOTALS) & 1)
+
+
+@jit_inline
+def first_region(plan: Int64s, words: Int64s, s: int, e: int) -> int:
+    """First word of the first region (an index into `words`)."""
+    at = totals_at(plan, s, e)
+    return at + running_of(plan, e, T_WORDS) if totals_run(words, s) else at
+
+
+@jit_inline
 def region_start(plan: Int64s, words: Int64s, s: int, e: int, region: int) -> int:
     """First word of a region (an index into `words`)."""
-    at = s + entity_of(plan, e, E_FIXED) + entity_of(plan, e, E_FIXED_N)
+    at = first_region(plan, words, s, e)
     first = entity_of(plan, e, E_REGIONS)
     for r in range(region):
         at += count_of(words, s, r) * region_words(plan, first + r)
@@ -293,7 +335,7 @@ def empty_slab(plan: Int64s, words: Int64s, s: int, e: int, meta: int) -> None:
     fixed = entity_of(plan, e, E_FIXED)
     end = fixed + entity_of(plan, e, E_FIXED_N)
     words[s] = NONE
-    words[s + 1] = (meta & 0xFFFFFFFF) | (end << META_USED)
+    words[s + 1] = (meta & ((1 << META_TOTALS) - 1)) | (end << META_USED)
     for i in range(2, fixed):
         words[s + i] = 0
     for i in range(fixed, end):
@@ -301,7 +343,7 @@ def empty_slab(plan: Int64s, words: Int64s, s: int, e: int, meta: int) -> None:
 
 
 @jit
-def insert(plan: Int64s, words: Int64s, s: int, e: int, region: int, at: int, size: int) -> None:
+def insert(words: Int64s, s: int, region: int, at: int, size: int) -> None:
     """Open a gap of one entry (`size` words) at word `at` of `region`. The slab must have the room."""
     end = s + used_words(words, s)
     for i in range(end - 1, at - 1, -1):
@@ -335,7 +377,7 @@ def bucket_of(plan: Int64s, window: int, t: int) -> int:
 @jit
 def last_dead(plan: Int64s, window: int, newest: int) -> int:
     """Newest bucket that no read of this window, made at `newest` - slack or later, can count."""
-    reached = newest - plan[P_SLACK] - window_of(plan, window, W_DELAY)
+    reached = newest - constant(plan, P_SLACK) - window_of(plan, window, W_DELAY)
     return bucket_of(plan, window, reached) - window_of(plan, window, W_BUCKETS)
 
 
@@ -359,25 +401,31 @@ def dead_before(plan: Int64s, first: int, n: int, newest: int) -> int:
     return horizon
 
 
-@jit
+@jit_inline
 def indistinct(plan: Int64s, first: int, n: int, a: int, b: int, newest: int) -> bool:
-    """Whether no window that is still alive can tell a record of time `a` from one of time `b`."""
+    """Whether no window that is still alive can tell a record of time `a` from one of time `b` >= a."""
     if a == b:
         return True
     for w in range(first, first + n):
+        if window_of(plan, w, W_KIND) == SLIDING:
+            width = window_of(plan, w, W_BUCKET)
+            if b - a < width and b % width >= b - a:
+                continue
+            # The later of two buckets is dead last, and that of the newest record is alive.
+            if b == newest or b // width > last_dead(plan, w, newest):
+                return False
+            continue
         bucket_a = bucket_of(plan, w, a)
         bucket_b = bucket_of(plan, w, b)
-        if bucket_a != bucket_b:
-            dead = last_dead(plan, w, newest)
-            if bucket_a > dead or bucket_b > dead:
-                return False
+        if bucket_a != bucket_b and max(bucket_a, bucket_b) > last_dead(plan, w, newest):
+            return False
     return True
 
 
 # ---- apply ------------------------------------------------------------------------------------------
 
 
-@jit
+@jit_inline
 def advance(plan: Int64s, words: Int64s, s: int, e: int, t: int) -> None:
     """Let the slab know of time `t`. Silence longer than the entity's retention forgets everything."""
     newest = words[s]
@@ -390,15 +438,15 @@ def advance(plan: Int64s, words: Int64s, s: int, e: int, t: int) -> None:
 
 
 @jit
-def apply(plan: Int64s, words: Int64s, s: int, e: int, records: Int64s, row: int) -> None:
-    """Fold the entity's record in `records[row]` into the slab, which must have E_GROWTH words of room.
+def apply(plan: Int64s, words: Int64s, s: int, e: int, record: Int64s) -> None:
+    """Fold the entity's part of a record into the slab, which must have E_GROWTH words of room.
 
     O(cells moved) plus the shift of a new timeline entry; late records find their place from the end.
     """
     r = entity_of(plan, e, E_RECORD)
-    t = records[row, r + RECORD_TIME]
-    event = records[row, r + RECORD_HASH]
-    mask = records[row, r + RECORD_MASK]
+    t = record[r + RECORD_TIME]
+    event = record[r + RECORD_HASH]
+    mask = record[r + RECORD_MASK]
     sign = -1 if (mask >> SIGN_BIT) & 1 else 1
     advance(plan, words, s, e, t)
     newest = words[s]
@@ -412,9 +460,9 @@ def apply(plan: Int64s, words: Int64s, s: int, e: int, records: Int64s, row: int
         at = cell_of(plan, cell, C_AT)
         slot = r + RECORD_SLOTS + cell_of(plan, cell, C_SLOT)
         if kind == TIMELINE:
-            apply_timeline(plan, words, s, e, cell, t, newest, sign, records, row, r)
+            apply_timeline(plan, words, s, e, cell, t, newest, sign, record, r)
         elif kind == MEMBERS:
-            apply_member(plan, words, s, e, cell, records[row, slot], t, newest)
+            apply_member(plan, words, s, e, cell, record[slot], t, newest)
         elif kind == MARKS:
             apply_mark(plan, words, s, e, cell, event, t, sign)
         elif kind == FIRST:
@@ -429,10 +477,10 @@ def apply(plan: Int64s, words: Int64s, s: int, e: int, records: Int64s, row: int
             words[fixed + at] = t
             words[fixed + at + 1] = event
             for i in range(cell_of(plan, cell, C_WORDS) - 2):
-                words[fixed + at + 2 + i] = records[row, slot + i]
+                words[fixed + at + 2 + i] = record[slot + i]
 
 
-@jit
+@jit_inline
 def apply_timeline(
     plan: Int64s,
     words: Int64s,
@@ -442,8 +490,7 @@ def apply_timeline(
     t: int,
     newest: int,
     sign: int,
-    records: Int64s,
-    row: int,
+    record: Int64s,
     r: int,
 ) -> None:
     """Add a record's columns to the timeline entry of its time, made where there is none."""
@@ -458,30 +505,42 @@ def apply_timeline(
     end = at
     while at > start and words[at - size] > t:
         at -= size
+    running = totals_run(words, s)
     if at > start and indistinct(plan, first, n, words[at - size], t, newest):
         at -= size
         words[at] = t
+        if running:
+            note_merged(plan, words, s, e, cell, at - start)
     elif not (at < end and indistinct(plan, first, n, t, words[at], newest)):
-        insert(plan, words, s, e, region, at, size)
+        insert(words, s, region, at, size)
         words[at] = t
         for k in range(1, size):
             op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
             words[at + k] = NONE if op == LEAST or op == GREATEST else 0
+        if running:
+            note_inserted(plan, words, s, e, cell, at - start, t)
     column = cell_of(plan, cell, C_COLUMNS)
     for k in range(1, size):
         op = column_of(plan, column, K_OP)
-        value = records[row, r + RECORD_SLOTS + column_of(plan, column, K_SLOT)] if op != ONE else 0
+        value = record[r + RECORD_SLOTS + column_of(plan, column, K_SLOT)] if op != ONE else 0
         column += 1
         if op == ONE:
-            words[at + k] += sign
+            value = sign
         elif op == ADD:
-            words[at + k] += sign * value
+            value *= sign
         elif op == SQUARE_HIGH:
-            words[at + k] += sign * square_high(value)
+            value = sign * square_high(value)
         elif op == SQUARE_LOW:
-            words[at + k] += sign * square_low(value)
-        else:
-            words[at + k] = extreme(op, words[at + k], value)
+            value = sign * square_low(value)
+        words[at + k] = joined(op, words[at + k], value)
+        if running:
+            add_to_totals(plan, words, s, e, cell, at - start, k, op, value)
+
+
+@jit_inline
+def joined(op: int, a: int, b: int) -> int:
+    """A column's value for the records of two."""
+    return a + b if op < LEAST else extreme(op, a, b)
 
 
 @jit
@@ -552,7 +611,7 @@ def apply_member(
         remove(words, s, region, oldest, 2)
         if oldest < at:
             at -= 2
-    insert(plan, words, s, e, region, at, 2)
+    insert(words, s, region, at, 2)
     words[at] = key
     words[at + 1] = t
 
@@ -579,7 +638,7 @@ def apply_mark(plan: Int64s, words: Int64s, s: int, e: int, cell: int, event: in
         remove(words, s, region, oldest, 3)
         if oldest < at:
             at -= 3
-    insert(plan, words, s, e, region, at, 3)
+    insert(words, s, region, at, 3)
     words[at] = event
     words[at + 1] = t
     words[at + 2] = sign
@@ -592,15 +651,15 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
     The canonical form depends on the set of records and T only, not on their order.
     """
     newest = words[s]
-    first_region = entity_of(plan, e, E_REGIONS)
-    read = s + entity_of(plan, e, E_FIXED) + entity_of(plan, e, E_FIXED_N)
+    first = entity_of(plan, e, E_REGIONS)
+    read = first_region(plan, words, s, e)
     write = read
     for region in range(entity_of(plan, e, E_REGIONS_N)):
-        size = region_words(plan, first_region + region)
+        size = region_words(plan, first + region)
         n = count_of(words, s, region)
         cell = cell_of_region(plan, e, region)
         kind = cell_of(plan, cell, C_KIND)
-        first = cell_of(plan, cell, C_WINDOWS)
+        window = cell_of(plan, cell, C_WINDOWS)
         n_windows = cell_of(plan, cell, C_WINDOWS_N)
         begin = write
         if kind == TIMELINE:
@@ -608,15 +667,15 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
             set_count(words, s, region, (write - begin) // size)
             read += n * size
             continue
-        horizon = dead_before(plan, first, n_windows, newest)
+        horizon = dead_before(plan, window, n_windows, newest)
         for _ in range(n):
             keep = True
             if kind == MEMBERS:
                 t = words[read + 1]
-                keep = t >= horizon and (horizon != NONE or not all_dead(plan, first, n_windows, t, newest))
+                keep = t >= horizon and (horizon != NONE or not all_dead(plan, window, n_windows, t, newest))
             elif kind == HOLDS:
-                reached = bucket_of(plan, first, newest - plan[P_SLACK])
-                keep = words[read + 1] != 0 and words[read] >= reached - window_of(plan, first, W_BUCKETS)
+                reached = bucket_of(plan, window, newest - constant(plan, P_SLACK))
+                keep = words[read + 1] != 0 and words[read] >= reached - window_of(plan, window, W_BUCKETS)
             if keep:
                 if write != read:
                     for k in range(size):
@@ -625,6 +684,8 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
             read += size
         set_count(words, s, region, (write - begin) // size)
     set_used(words, s, write - s)
+    if totals_run(words, s):
+        reset_totals(plan, words, s, e)
 
 
 @jit
@@ -640,8 +701,12 @@ def tidy_timeline(plan: Int64s, words: Int64s, cell: int, read: int, n: int, wri
     last = first + cell_of(plan, cell, C_WINDOWS_N)
     periods = first  # sliding windows stand before periods
     horizon = NEVER_MS
+    edges = stack(EDGES)  # of the first windows: where the bucket of `kept` ends, or what is alive begins
     while periods < last and window_of(plan, periods, W_KIND) == SLIDING:
-        horizon = min(horizon, alive_from(plan, periods, newest))
+        alive = alive_from(plan, periods, newest)
+        horizon = min(horizon, alive)
+        if periods - first < EDGES:
+            edges[periods - first] = alive
         periods += 1
     kept = NONE  # time of the entry before `write`
     edge = NEVER_MS
@@ -655,15 +720,20 @@ def tidy_timeline(plan: Int64s, words: Int64s, cell: int, read: int, n: int, wri
             words[write - size] = t
             for k in range(1, size):
                 op = column_of(plan, column + k - 1, K_OP)
-                if op == LEAST or op == GREATEST:
-                    words[write - size + k] = extreme(op, words[write - size + k], words[read + k])
-                else:
-                    words[write - size + k] += words[read + k]
+                words[write - size + k] = joined(op, words[write - size + k], words[read + k])
             kept = t
             read += size
             continue
         if t >= edge or kept == NONE:
-            edge = edge_after(plan, first, periods, t, newest)
+            edge = NEVER_MS
+            for w in range(first, periods):
+                if w - first >= EDGES:
+                    edge = min(edge, edge_after(plan, w, t, newest))
+                    continue
+                if t >= edges[w - first]:
+                    width = window_of(plan, w, W_BUCKET)
+                    edges[w - first] = t - t % width + width
+                edge = min(edge, edges[w - first])
         if write != read:
             for k in range(size):
                 words[write + k] = words[read + k]
@@ -679,18 +749,164 @@ def alive_from(plan: Int64s, window: int, newest: int) -> int:
     return (last_dead(plan, window, newest) + 1) * window_of(plan, window, W_BUCKET)
 
 
-@jit_inline
-def edge_after(plan: Int64s, first: int, last: int, t: int, newest: int) -> int:
-    """Time from which the sliding windows `first` to `last` tell a record from an earlier one of time `t`."""
-    edge = NEVER_MS
-    for w in range(first, last):
-        alive = alive_from(plan, w, newest)
-        if t < alive:
-            edge = min(edge, alive)
+@jit
+def edge_after(plan: Int64s, window: int, t: int, newest: int) -> int:
+    """Time from which a sliding window tells a record from an earlier one of time `t`."""
+    alive = alive_from(plan, window, newest)
+    width = window_of(plan, window, W_BUCKET)
+    return alive if t < alive else t - t % width + width
+
+
+# ---- running totals ---------------------------------------------------------------------------------
+
+
+@jit
+def run_totals(plan: Int64s, words: Int64s, s: int, e: int) -> None:
+    """Begin to keep totals. The slab must have the room (T_WORDS).
+
+    Of each sliding window without a delay: where in the timeline what it counts began when it was last read
+    (its head), from which time on it counted, and the columns' totals from the head to the timeline's end.
+    Reading moves the head to where the window begins now, so that a value costs what has left since.
+    """
+    size = running_of(plan, e, T_WORDS)
+    end = s + used_words(words, s)
+    start = first_region(plan, words, s, e)
+    for i in range(end - 1, start - 1, -1):
+        words[i + size] = words[i]
+    words[s + 1] |= 1 << META_TOTALS
+    set_used(words, s, end - s + size)
+    reset_totals(plan, words, s, e)
+
+
+@jit
+def reset_totals(plan: Int64s, words: Int64s, s: int, e: int) -> None:
+    """Let every head stand at the end of its timeline, with nothing behind it."""
+    totals = totals_at(plan, s, e)
+    first_cell = entity_of(plan, e, E_CELLS)
+    for cell in range(first_cell, first_cell + entity_of(plan, e, E_CELLS_N)):
+        if cell_of(plan, cell, C_KIND) != TIMELINE:
             continue
-        width = window_of(plan, w, W_BUCKET)
-        edge = min(edge, (t // width + 1) * width)
-    return edge
+        size = cell_of(plan, cell, C_WORDS)
+        first = cell_of(plan, cell, C_WINDOWS)
+        for window in range(first, first + cell_of(plan, cell, C_WINDOWS_N)):
+            if totals_of(plan, window) >= 0:
+                head = totals + totals_of(plan, window)
+                words[head] = count_of(words, s, cell_of(plan, cell, C_AT)) * size
+                words[head + T_SINCE] = NEVER_MS
+                for k in range(1, size):
+                    op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
+                    words[head + T_SINCE + k] = NONE if op == LEAST or op == GREATEST else 0
+
+
+@jit_inline
+def totals_at(plan: Int64s, s: int, e: int) -> int:
+    """First word of a slab's totals."""
+    return s + entity_of(plan, e, E_FIXED) + entity_of(plan, e, E_FIXED_N)
+
+
+@jit_inline
+def note_inserted(plan: Int64s, words: Int64s, s: int, e: int, cell: int, at: int, t: int) -> None:
+    """A timeline has a new entry, of time `t`, `at` words behind its start: later heads stand further on."""
+    first = cell_of(plan, cell, C_WINDOWS)
+    for window in range(first, first + cell_of(plan, cell, C_WINDOWS_N)):
+        if totals_of(plan, window) >= 0:
+            head = totals_at(plan, s, e) + totals_of(plan, window)
+            if at < words[head] or (at == words[head] and t < words[head + T_SINCE]):
+                words[head] += cell_of(plan, cell, C_WORDS)
+
+
+@jit_inline
+def note_merged(plan: Int64s, words: Int64s, s: int, e: int, cell: int, at: int) -> None:
+    """An entry, `at` words behind the start, has become later: heads behind it look where they belong."""
+    first = cell_of(plan, cell, C_WINDOWS)
+    for window in range(first, first + cell_of(plan, cell, C_WINDOWS_N)):
+        if totals_of(plan, window) >= 0:
+            head = totals_at(plan, s, e) + totals_of(plan, window)
+            if at < words[head]:
+                words[head + T_SINCE] = NEVER_MS
+
+
+@jit_inline
+def add_to_totals(
+    plan: Int64s, words: Int64s, s: int, e: int, cell: int, at: int, k: int, op: int, value: int
+) -> None:
+    """Column `k` of the entry `at` words behind the start has taken in a value: so do the totals it is in."""
+    first = cell_of(plan, cell, C_WINDOWS)
+    for window in range(first, first + cell_of(plan, cell, C_WINDOWS_N)):
+        if totals_of(plan, window) >= 0:
+            head = totals_at(plan, s, e) + totals_of(plan, window)
+            if at >= words[head]:
+                words[head + T_SINCE + k] = joined(op, words[head + T_SINCE + k], value)
+
+
+@jit_inline
+def move_head(
+    plan: Int64s, words: Int64s, head: int, cell: int, window: int, start: int, end: int, t: int, newest: int
+) -> bool:
+    """Let a window's totals, at word `head`, be those at `t`; False where entries are later than its buckets.
+
+    One walk over what left the window, all columns at once: the processor guesses wrong where it ends, and
+    would again for each column.
+    """
+    width = window_of(plan, window, W_BUCKET)
+    until = t - t % width + width
+    if newest >= until:
+        return False
+    since = until - window_of(plan, window, W_BUCKETS) * width
+    before = words[head + T_SINCE]
+    if since == before:
+        return True
+    words[head + T_SINCE] = since
+    size = cell_of(plan, cell, C_WORDS)
+    column = cell_of(plan, cell, C_COLUMNS)
+    sums = head + T_SINCE
+    at = start + words[head]
+    if since < before:
+        while at > start and words[at - size] >= since:
+            at -= size
+            for k in range(1, size):
+                op = column_of(plan, column + k - 1, K_OP)
+                words[sums + k] = joined(op, words[sums + k], words[at + k])
+        words[head] = at - start
+        return True
+    left = False  # whether an extreme has
+    while at < end and words[at] < since:
+        for k in range(1, size):
+            if column_of(plan, column + k - 1, K_OP) < LEAST:
+                words[sums + k] -= words[at + k]
+            elif words[at + k] == words[sums + k]:
+                left = True
+        at += size
+    words[head] = at - start
+    if left:
+        for k in range(1, size):
+            op = column_of(plan, column + k - 1, K_OP)
+            if op >= LEAST:
+                total = NONE
+                for i in range(at + k, end, size):
+                    total = extreme(op, total, words[i])
+                words[sums + k] = total
+    return True
+
+
+@jit_inline
+def call_ends(plan: Int64s, words: Int64s, s: int, e: int) -> None:
+    """Call in what folding and reading will meet of a slab with totals and T_ALL: its heads and ends."""
+    totals = totals_at(plan, s, e)
+    at = totals + running_of(plan, e, T_WORDS)
+    first_cell = entity_of(plan, e, E_CELLS)
+    for cell in range(first_cell, first_cell + entity_of(plan, e, E_CELLS_N)):
+        if cell_of(plan, cell, C_KIND) != TIMELINE:
+            continue
+        size = cell_of(plan, cell, C_WORDS)
+        first = cell_of(plan, cell, C_WINDOWS)
+        for window in range(first, first + cell_of(plan, cell, C_WINDOWS_N)):
+            head = at + words[totals + totals_of(plan, window)]
+            prefetch(words, head)
+            prefetch(words, head + 2 * size - 1)
+        at += count_of(words, s, cell_of(plan, cell, C_AT)) * size
+        prefetch(words, at - size)
+    prefetch(words, at + 1)
 
 
 # ---- limits: a state machine over the order of the log ----------------------------------------------
@@ -721,7 +937,7 @@ def hold(plan: Int64s, words: Int64s, s: int, e: int, cell: int, bucket: int, am
     if at < start + 2 * n and words[at] == bucket:
         words[at + 1] += amount
     else:
-        insert(plan, words, s, e, region, at, 2)
+        insert(words, s, region, at, 2)
         words[at] = bucket
         words[at + 1] = amount
 
@@ -739,119 +955,215 @@ def read(
     before: int,
     cells: Float64s,
     bits: Int64s,
-    i: int,
-    scratch: Int64s,
+    n: int,
     texts: Int64s,
+    scratch: Int64s,
 ) -> None:
-    """Write an entity's features at time `t`, those read before the record or after it, into cells[:, i].
+    """Write an entity's features at time `t`, those read before the record or after it, into an event's row.
 
-    `cells` is float64 (columns, n) and `bits` the same memory as int64. `texts` takes remembered strings,
-    int64 (n, strings * TEXT_WORDS), a hash of 0 where there is none. `scratch` has room for the columns
-    of two timelines and 16 words.
+    `cells` is float64, one value every `n` words, and `bits` the same memory as int64. `texts` takes
+    remembered strings, TEXT_WORDS words each, a hash of 0 where there is none. `scratch` has room for the
+    columns of two timelines.
     """
+    plan, words, scratch = pointer(plan, 0), pointer(words, 0), pointer(scratch, 0)
     known = words[s] != NONE and t - words[s] <= entity_of(plan, e, E_RETENTION)
     fixed = s + entity_of(plan, e, E_FIXED)
+    totals = totals_at(plan, s, e)
+    running = known and totals_run(words, s)
     done_cell = -1
     done_window = -1
-    summed = 0
-    first = plan[P_READS] + entity_of(plan, e, E_READS) * R_SIZE
+    summed = start = end = 0
+    sums = scratch
+    first = constant(plan, P_READS) + entity_of(plan, e, E_READS) * R_SIZE
     last = first + entity_of(plan, e, E_BEFORE_N) * R_SIZE
     if not before:
         first = last
         last += entity_of(plan, e, E_AFTER_N) * R_SIZE
     for f in range(first, last, R_SIZE):
-        op = plan[np.uint64(f + R_OP)]
-        cell = plan[np.uint64(f + R_CELL)]
-        window = plan[np.uint64(f + R_WINDOW)]
-        out = plan[np.uint64(f + R_OUT)]
+        op = constant(plan, f + R_OP)
+        cell = constant(plan, f + R_CELL)
+        window = constant(plan, f + R_WINDOW)
+        out = constant(plan, f + R_OUT)
         if op <= RATE:
-            if cell != done_cell or window != done_window:
-                summed = summed if cell == done_cell else 0
-                summed = window_sums(plan, words, s, e, cell, window, t, known, scratch, 0, summed)
+            if cell != done_cell:
                 done_cell = cell
+                done_window = -1
+                summed = 0
+                region = cell_of(plan, cell, C_AT)
+                start = region_start(plan, words, s, e, region)
+                end = start + count_of(words, s, region) * cell_of(plan, cell, C_WORDS)
+            if window != done_window:
                 done_window = window
-            cells[np.uint64(out), np.uint64(i)] = aggregate(
-                plan, words, s, e, f, op, window, t, known, scratch
-            )
+                head = totals + totals_of(plan, window) if running and totals_of(plan, window) >= 0 else 0
+                if head != 0 and move_head(plan, words, head, cell, window, start, end, t, words[s]):
+                    sums = pointer(words, head + T_SINCE + 1)
+                    summed = 0
+                else:
+                    sums = scratch
+                    summed = window_sums(
+                        plan, words, cell, window, start, end, t, words[s], known, scratch, summed
+                    )
+            if op == RATE:
+                total = total_of(
+                    plan, words, s, e, f, window, t, known, pointer(scratch, cell_of(plan, cell, C_WORDS))
+                )
+                cells[out * n] = sums[constant(plan, f + R_COLUMN)] / total if total > 0 else np.nan
+            else:
+                cells[out * n] = aggregate(plan, f, op, sums)
         elif op == DISTINCT:
-            cells[out, i] = members_since(plan, words, s, e, cell, window, t) if known else 0
+            cells[out * n] = members_since(plan, words, s, e, cell, window, t) if known else 0
         elif op == SINCE_FIRST or op == SINCE_LAST:
             seen = words[fixed + cell_of(plan, cell, C_AT)]
-            cells[out, i] = (t - seen) / 1000.0 if known and seen != NONE and seen <= t else np.nan
+            cells[out * n] = (t - seen) / 1000.0 if known and seen != NONE and seen <= t else np.nan
         elif op == SINCE_MARK:
             seen = newest_mark(plan, words, s, e, cell) if known else NONE
-            cells[out, i] = (t - seen) / 1000.0 if seen != NONE and seen <= t else np.nan
+            cells[out * n] = (t - seen) / 1000.0 if seen != NONE and seen <= t else np.nan
         else:
             at = fixed + cell_of(plan, cell, C_AT)
             there = known and words[at] != NONE and words[at] <= t
             if op == PREVIOUS_NUMBER:
                 if there:
-                    bits[out, i] = words[at + 2]
+                    bits[out * n] = words[at + 2]
                 else:
-                    cells[out, i] = np.nan
+                    cells[out * n] = np.nan
             elif op == PREVIOUS_TEXT:
                 for k in range(TEXT_WORDS):  # an entity's value has its hash only (R_EXTRA is 1)
-                    texts[i, out * TEXT_WORDS + k] = 0
-                    if there and k < plan[f + R_EXTRA]:
-                        texts[i, out * TEXT_WORDS + k] = words[at + 2 + k]
+                    texts[out * TEXT_WORDS + k] = 0
+                    if there and k < constant(plan, f + R_EXTRA):
+                        texts[out * TEXT_WORDS + k] = words[at + 2 + k]
             elif op == PREVIOUS_LOCATION:
-                cells[out, i] = latitude(words[at + 2]) if there else np.nan
-                cells[out + 1, i] = longitude(words[at + 2]) if there else np.nan
+                cells[out * n] = latitude(words[at + 2]) if there else np.nan
+                cells[(out + 1) * n] = longitude(words[at + 2]) if there else np.nan
             else:
-                cells[out, i] = np.nan
-                place = plan[f + R_OTHER]  # column of the event's latitude; longitude follows
+                cells[out * n] = np.nan
+                place = constant(plan, f + R_OTHER)  # column of the event's latitude; longitude follows
                 if there and t > words[at]:
                     km = haversine_km(
                         latitude(words[at + 2]),
                         longitude(words[at + 2]),
-                        cells[place, i],
-                        cells[place + 1, i],
+                        cells[place * n],
+                        cells[(place + 1) * n],
                     )
-                    cells[out, i] = km / ((t - words[at]) / 3_600_000.0)
+                    cells[out * n] = km / ((t - words[at]) / 3_600_000.0)
+
+
+@jit_inline
+def step(
+    plan: Int64s, words: Int64s, s: int, e: int, record: Int64s, cells: Float64s, n: int, room: int
+) -> bool:
+    """`apply` and then `read` at the record's time, at once, in the common case; else False and nothing.
+
+    The common case is an entity of one timeline that counts and adds over sliding windows (T_PLAIN), with
+    running totals, and a record later than all before. Window by window, what leaves and what comes is added
+    and the features are written while all of it is at hand: half the time of `apply` and `read`.
+    """
+    r = entity_of(plan, e, E_RECORD)
+    t = record[r + RECORD_TIME]
+    newest = words[s]
+    if record[r + RECORD_MASK] != 1 or t < newest or t - newest > entity_of(plan, e, E_RETENTION):
+        return False
+    cell = entity_of(plan, e, E_CELLS)
+    size = cell_of(plan, cell, C_WORDS)
+    used = used_words(words, s)
+    if not totals_run(words, s) or used + size > room:
+        return False
+    window = cell_of(plan, cell, C_WINDOWS)
+    width = window_of(plan, window, W_BUCKET)
+    end = s + used
+    last = words[end - size]
+    # The finest window tells the record from the last entry, as its own bucket is alive.
+    if used == entity_of(plan, e, E_FIXED) + running_of(plan, e, T_WORDS) or not (
+        t - last >= width or t % width < t - last
+    ):
+        return False
+    words[s] = t
+    set_used(words, s, used + size)
+    words[s + 2] += 1
+    words[end] = t
+    column = cell_of(plan, cell, C_COLUMNS)
+    for k in range(1, size):
+        op = column_of(plan, column + k - 1, K_OP)
+        words[end + k] = (
+            1 if op == ONE else record[r + RECORD_SLOTS + column_of(plan, column + k - 1, K_SLOT)]
+        )
+    totals = totals_at(plan, s, e)
+    start = totals + running_of(plan, e, T_WORDS)
+    f = constant(plan, P_READS) + entity_of(plan, e, E_READS) * R_SIZE
+    reads_end = f + entity_of(plan, e, E_AFTER_N) * R_SIZE
+    while f < reads_end:
+        window = constant(plan, f + R_WINDOW)
+        width = window_of(plan, window, W_BUCKET)
+        since = t - t % width - (window_of(plan, window, W_BUCKETS) - 1) * width
+        head = totals + totals_of(plan, window)
+        sums = head + T_SINCE
+        at = start + words[head]
+        for k in range(1, size):
+            words[sums + k] += words[end + k]
+        if since != words[sums]:
+            if since < words[sums]:  # it was reset
+                while at > start and words[at - size] >= since:
+                    at -= size
+                    for k in range(1, size):
+                        words[sums + k] += words[at + k]
+            else:
+                while words[at] < since:
+                    for k in range(1, size):
+                        words[sums + k] -= words[at + k]
+                    at += size
+            words[head] = at - start
+            words[sums] = since
+        while f < reads_end and constant(plan, f + R_WINDOW) == window:
+            a = words[sums + 1 + constant(plan, f + R_COLUMN)]
+            op = constant(plan, f + R_OP)
+            value = float(a)
+            if op != COUNT:
+                if op == MEAN:
+                    value = float(words[sums + 1 + constant(plan, f + R_COLUMN2)]) / value
+                value = unscaled(value, constant(plan, f + R_DIGITS))
+            cells[constant(plan, f + R_OUT) * n] = value
+            f += R_SIZE
+    return True
 
 
 @jit_inline
 def window_sums(
-    plan: Int64s, words: Int64s, s: int, e: int, cell: int, window: int, t: int, known: bool,
-    scratch: Int64s, base: int, summed: int,
+    plan: Int64s, words: Int64s, cell: int, window: int, start: int, end: int, t: int, newest: int,
+    known: bool, sums: Int64s, summed: int,
 ) -> int:  # fmt: skip
-    """Fold a timeline's entries inside the window at `t` into scratch[base : base + columns].
+    """Fold the entries of words[start:end], a timeline, inside the window at `t` into `sums`, one a column.
 
-    `summed` is what the call for another window of the timeline returned, and scratch as it left it, else
+    `summed` is what the call for another window of the timeline returned, and the sums as it left them, else
     0: where that window lies within this one, only the entries before it are added.
     """
     size = cell_of(plan, cell, C_WORDS)
     first = cell_of(plan, cell, C_COLUMNS)
     if not known:
-        clear(plan, first, size, scratch, base)
+        clear(plan, first, size, sums)
         return 0
-    region = cell_of(plan, cell, C_AT)
-    start = region_start(plan, words, s, e, region)
-    end = start + count_of(words, s, region) * size
     kind = window_of(plan, window, W_KIND)
     top = bucket_of(plan, window, t - window_of(plan, window, W_DELAY))
     if kind == SLIDING:
         width = window_of(plan, window, W_BUCKET)
         since = (top - window_of(plan, window, W_BUCKETS) + 1) * width
         until = (top + 1) * width
-        to_end = words[s] < until
+        to_end = newest < until
         if summed == 0 or not to_end or (summed < end and words[summed] < since):
-            clear(plan, first, size, scratch, base)
+            clear(plan, first, size, sums)
             summed = end
-            while summed > start and words[np.uint64(summed - size)] >= until:
+            while summed > start and words[summed - size] >= until:
                 summed -= size
         at = summed
-        while at > start and words[np.uint64(at - size)] >= since:
+        while at > start and words[at - size] >= since:
             at -= size
-        add_entries(plan, words, at, summed, first, size, scratch, base)
+        add_entries(plan, words, at, summed, first, size, sums)
         return at if to_end else 0
-    clear(plan, first, size, scratch, base)
+    clear(plan, first, size, sums)
     at = end - size
     while at >= start:
         # Local dates may repeat for minutes where clocks go back over midnight: look one period further.
         number = period_of_local(kind, words[at] + offset_in(plan, words[at]))
         if number == top:
-            add_entries(plan, words, at, at + size, first, size, scratch, base)
+            add_entries(plan, words, at, at + size, first, size, sums)
         elif number < top - 1:
             break
         at -= size
@@ -859,142 +1171,132 @@ def window_sums(
 
 
 @jit_inline
-def clear(plan: Int64s, first: int, size: int, scratch: Int64s, base: int) -> None:
+def clear(plan: Int64s, first: int, size: int, sums: Int64s) -> None:
     """Begin the sums of a timeline's columns."""
     for k in range(size - 1):
         op = column_of(plan, first + k, K_OP)
-        scratch[base + k] = NONE if op == LEAST or op == GREATEST else 0
+        sums[k] = NONE if op == LEAST or op == GREATEST else 0
 
 
 @jit_inline
 def add_entries(
-    plan: Int64s, words: Int64s, low: int, high: int, first: int, size: int, scratch: Int64s, base: int
+    plan: Int64s, words: Int64s, low: int, high: int, first: int, size: int, sums: Int64s
 ) -> None:
     """Fold the timeline entries in words[low:high] into the sums.
 
-    A column at a time, in a register, with unsigned indices (numba asks of signed ones whether they count
-    from the end). With this, and wider windows going on where narrower ones ended, a read of three windows of
-    forty entries takes half the time that it took entry by entry.
+    A column at a time, in a register. With this, and wider windows going on where narrower ones ended, a read
+    of three windows of forty entries takes half the time that it took entry by entry.
     """
     for k in range(size - 1):
         op = column_of(plan, first + k, K_OP)
-        total = scratch[np.uint64(base + k)]
+        total = sums[k]
         if op < LEAST:
-            for at in range(np.uint64(low + 1 + k), np.uint64(high), np.uint64(size)):
+            for at in range(low + 1 + k, high, size):
                 total += words[at]
         else:
-            for at in range(np.uint64(low + 1 + k), np.uint64(high), np.uint64(size)):
+            for at in range(low + 1 + k, high, size):
                 total = extreme(op, total, words[at])
-        scratch[np.uint64(base + k)] = total
+        sums[k] = total
+
+
+@jit
+def total_of(
+    plan: Int64s, words: Int64s, s: int, e: int, f: int, window: int, t: int, known: bool, sums: Int64s
+) -> int:
+    """What a rate, whose row of Plan.reads begins at plan[f], is a share of: events, labelled or not."""
+    cell = constant(plan, f + R_OTHER)
+    region = cell_of(plan, cell, C_AT)
+    start = region_start(plan, words, s, e, region)
+    end = start + count_of(words, s, region) * cell_of(plan, cell, C_WORDS)
+    window_sums(plan, words, cell, window, start, end, t, words[s], known, sums, 0)
+    return sums[constant(plan, f + R_COLUMN2)]  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit_inline
-def aggregate(
-    plan: Int64s,
-    words: Int64s,
-    s: int,
-    e: int,
-    f: int,
-    op: int,
-    window: int,
-    t: int,
-    known: bool,
-    scratch: Int64s,
-) -> float:
+def aggregate(plan: Int64s, f: int, op: int, sums: Int64s) -> float:
     """The value of one windowed feature, whose row of Plan.reads begins at plan[f], from its sums."""
-    a = scratch[np.uint64(plan[np.uint64(f + R_COLUMN)])]
-    b = scratch[np.uint64(plan[np.uint64(f + R_COLUMN2)])]
-    digits = plan[np.uint64(f + R_DIGITS)]
+    a = sums[constant(plan, f + R_COLUMN)]
     if op == COUNT:
         return float(a)
+    digits = constant(plan, f + R_DIGITS)
     if op == SUM:
         return unscaled(float(a), digits)
+    b = sums[constant(plan, f + R_COLUMN2)]
     if op == MEAN:
         return unscaled(float(b) / float(a), digits) if a > 0 else np.nan
     if op == MIN or op == MAX:
         return unscaled(float(a), digits) if a != NONE else np.nan
-    if op == STD:
-        if a < 2:
-            return np.nan
-        high = scratch[np.uint64(plan[f + R_OTHER])]
-        low = scratch[np.uint64(plan[f + R_EXTRA])]
-        spread = variance_numerator(a, b, high, low, scratch, len(scratch) - 16)
-        return unscaled(math.sqrt(spread / (float(a) * float(a - 1))), digits)
-    base = len(scratch) // 2
-    window_sums(plan, words, s, e, plan[f + R_OTHER], window, t, known, scratch, base, 0)
-    total = scratch[base + plan[f + R_COLUMN2]]
-    return a / total if total > 0 else np.nan
+    if a < 2:
+        return np.nan
+    spread = variance_numerator(
+        a, b, sums[constant(plan, f + R_OTHER)], sums[constant(plan, f + R_EXTRA)], stack(LIMBS)
+    )
+    return unscaled(math.sqrt(spread / (float(a) * float(a - 1))), digits)
 
 
 @jit_inline
 def unscaled(value: float, digits: int) -> float:
     """Minor units to the unit's own: value / 10**digits."""
-    power = 1.0
-    for _ in range(abs(digits)):
-        power *= 10.0
-    return value / power if digits >= 0 else value * power
+    return value / POWERS[digits] if digits >= 0 else value * POWERS[-digits]  # type: ignore[no-any-return]  # a float
 
 
 @jit
 def minor_of(value: float, digits: int) -> int:
     """A quantised value in minor units: exact, as value is minor / 10**digits and at most 2**43 units."""
-    power = 1.0
-    for _ in range(abs(digits)):
-        power *= 10.0
-    return int(np.rint(value * power if digits >= 0 else value / power))
+    return int(np.rint(value * POWERS[digits] if digits >= 0 else value / POWERS[-digits]))
 
 
 @jit
-def variance_numerator(n: int, total: int, high: int, low: int, limbs: Int64s, at: int) -> float:
+def variance_numerator(n: int, total: int, high: int, low: int, limbs: Int64s) -> float:
     """n * (high * 2**43 + low) - total**2, exact, then rounded once to float64.
 
     Sums of squares cancel: in floats the difference loses everything when the mean is large. Twelve
-    limbs of 2**24 hold it exactly; `limbs[at : at + 12]` is the room for them.
+    limbs of 2**24 hold it exactly; `limbs` is the room for them.
     """
-    for k in range(12):
-        limbs[at + k] = 0
+    for k in range(LIMBS):
+        limbs[k] = 0
     v = abs(total)
     for i in range(3):  # n in three limbs against each part, so that no product passes 2**48
         n_limb = (n >> (24 * i)) & 0xFFFFFF
         for j in range(3):
             low_limb = (low >> (24 * j)) & 0xFFFFFF
-            limbs[at + i + j] += n_limb * low_limb
+            limbs[i + j] += n_limb * low_limb
             high_limb = (high >> (24 * j)) & 0xFFFFFF  # times 2**43 = 2**24 * 2**19
             product = n_limb * high_limb
-            limbs[at + i + j + 1] += (product & 0x1F) << 19
-            limbs[at + i + j + 2] += product >> 5
-            limbs[at + i + j] -= ((v >> (24 * i)) & 0xFFFFFF) * ((v >> (24 * j)) & 0xFFFFFF)
+            limbs[i + j + 1] += (product & 0x1F) << 19
+            limbs[i + j + 2] += product >> 5
+            limbs[i + j] -= ((v >> (24 * i)) & 0xFFFFFF) * ((v >> (24 * j)) & 0xFFFFFF)
     carry = 0
     top = -1
-    for k in range(12):
-        carry += limbs[at + k]
-        limbs[at + k] = carry & 0xFFFFFF
+    for k in range(LIMBS):
+        carry += limbs[k]
+        limbs[k] = carry & 0xFFFFFF
         carry >>= 24
-        if limbs[at + k]:
+        if limbs[k]:
             top = k
     if top < 0:
         return 0.0
     # The top three limbs hold at least 49 significant bits; gather 62 and mark what is below as sticky.
     bits = 0
-    while limbs[at + top] >> bits:
+    while limbs[top] >> bits:
         bits += 1
-    value = limbs[at + top]
+    value = limbs[top]
     k = top - 1
     left = 62 - bits  # bits still wanted
     exponent = 24 * top
     sticky = False
     while k >= 0:
         if left >= 24:
-            value = (value << 24) | limbs[at + k]
+            value = (value << 24) | limbs[k]
             exponent -= 24
             left -= 24
         elif left > 0:
-            value = (value << left) | (limbs[at + k] >> (24 - left))
+            value = (value << left) | (limbs[k] >> (24 - left))
             exponent -= left
-            sticky = sticky or (limbs[at + k] & ((1 << (24 - left)) - 1)) != 0
+            sticky = sticky or (limbs[k] & ((1 << (24 - left)) - 1)) != 0
             left = 0
         else:
-            sticky = sticky or limbs[at + k] != 0
+            sticky = sticky or limbs[k] != 0
         k -= 1
     if sticky:
         value |= 1

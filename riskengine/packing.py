@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from riskengine import ledger
 from riskengine.cells import FIRST, GREATEST, HOLDS, LEAST, TIMELINE
-from riskengine.kernel import jit
+from riskengine.kernel import jit, pointer
 from riskengine.ledger import (
     C_AT,
     C_COLUMNS,
@@ -107,6 +107,7 @@ def packed_size_max(words: Int64s, s: int) -> int:
 @jit
 def pack(plan: Int64s, words: Int64s, s: int, e: int, fingerprint: int, out: Bytes, at: int) -> int:
     """Write the value of a slab (brought to its canonical form) with an empty tail; return its end."""
+    plan, words = pointer(plan, 0), pointer(words, 0)
     ledger.tidy(plan, words, s, e)
     start = at
     at += HEADER
@@ -127,7 +128,7 @@ def pack(plan: Int64s, words: Int64s, s: int, e: int, fingerprint: int, out: Byt
             at = put_varint(out, at + 1, newest - words[word])
             for k in range(1, cell_of(plan, cell, C_WORDS)):
                 at = put_raw(out, at, words[word + k], 8)
-    read = fixed + entity_of(plan, e, E_FIXED_N)
+    read = ledger.first_region(plan, words, s, e)
     for region in range(entity_of(plan, e, E_REGIONS_N)):
         cell = cell_of_region(plan, e, region)
         size = cell_of(plan, cell, C_WORDS)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from riskengine import ledger
 from riskengine.cells import GREATEST, HOLDS, LEAST, TIMELINE
 from riskengine.decision import DENY
-from riskengine.kernel import jit, jit_allocating, jit_inline, prefetch
+from riskengine.kernel import jit, jit_allocating, jit_inline, pointer, prefetch, stack
 from riskengine.ledger import (
     E_AFTER_N,
     E_BEFORE_N,
@@ -43,6 +43,9 @@ from riskengine.ledger import (
     P_SLACK,
     P_TYPES_N,
     RECORD_MASK,
+    T_ALL,
+    T_PLAIN,
+    T_WORDS,
     Float64s,
     Int64s,
     cell_of,
@@ -62,7 +65,9 @@ FREE_SLOT: Final = 0  # refs of a slot never used, and of one whose entity was f
 TOMBSTONE: Final = -1
 EVICT_SAMPLE: Final = 32  # stretches of memory of which the longest silent is freed
 AMOUNT_MAX: Final = 9 * 10**18  # a maximum from here on is as good as none
-AHEAD: Final = 4  # keys between calling memory in and using it, at each of three steps
+AHEAD: Final = 4  # touches between calling memory in and using it, at each of three steps
+TOTALS_FROM: Final = 32  # words of a slab that are worth totals
+MET: Final = 16  # touches, a power of two, of which it is remembered where their slab was found
 LINE: Final = 8  # words of a cache line
 LINES_MAX: Final = 48  # called in at most, of one slab
 
@@ -85,7 +90,7 @@ FIRST: Final = 8
 # ---- the key table ----------------------------------------------------------------------------------
 
 
-@jit
+@jit_inline
 def find(table: Int64s, key: int) -> int:
     """Slot of a key, or -1. Keys are hashes already: their low bits are the home slot."""
     mask = (len(table) >> 1) - 1
@@ -110,7 +115,7 @@ def put(meta: Int64s, table: Int64s, key: int, ref: int) -> None:
     table[2 * at + 1] = ref
 
 
-@jit
+@jit_inline
 def locate(meta: Int64s, table: Int64s, old_table: Int64s, key: int) -> int:
     """Where the slab of a key starts, or 0. A key met in the old table moves to the new one."""
     at = find(table, key)
@@ -168,13 +173,13 @@ def class_of(used: int) -> int:
     return low
 
 
-@jit
+@jit_inline
 def slab_class(words: Int64s, s: int) -> int:
     """Size class of the block of a slab, in use or free."""
-    return (words[s + 1] >> META_CLASS) & 0xFF  # type: ignore[no-any-return]  # an int in the kernel
+    return (words[s + 1] >> META_CLASS) & 0x7F  # type: ignore[no-any-return]  # an int in the kernel
 
 
-@jit
+@jit_inline
 def room_in(words: Int64s, s: int) -> int:
     """Words that the slab in a block may take."""
     return SIZES[slab_class(words, s)] - 1  # type: ignore[no-any-return]  # an int in the kernel
@@ -358,6 +363,7 @@ def sweep(
     plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s, now: int, budget: int
 ) -> None:
     """Forget, among the next `budget` blocks, entities silent for longer than any of their windows."""
+    plan = pointer(plan, 0)
     if meta[TOP] == FIRST:
         return
     at = meta[SWEPT]
@@ -389,12 +395,13 @@ def create(
     growth: int,
 ) -> int:
     """A new slab for an entity with `growth` words of room; 0 when memory is full and nothing gives."""
+    plan = pointer(plan, 0)
     fixed = entity_of(plan, e, ledger.E_FIXED) + entity_of(plan, e, ledger.E_FIXED_N)
     s = obtain(words, meta, table, old_table, key, class_of(fixed + growth), 0)
     if s != 0:
         size_class = slab_class(words, s)
         head = e | (meta[GENERATION] << META_PLAN) | (size_class << META_CLASS)
-        ledger.empty_slab(plan, words, s, e, head)
+        ledger.empty_slab(plan, pointer(words, 0), s, e, head)
         put(meta, table, key, s)
         meta[ENTITIES] += 1
     return s
@@ -412,20 +419,32 @@ def make_room(
     e: int,
     growth: int,
 ) -> int:
-    """Give a slab `growth` words of room: by tidying it, else by moving it. Returns where it is, or 0."""
+    """Give a slab `growth` words of room: by tidying it, else by moving it. Returns where it is, or 0.
+
+    One that has become long starts to keep totals.
+    """
+    plan, slab = pointer(plan, 0), pointer(words, 0)
     room = room_in(words, s)
-    if ledger.used_words(words, s) + growth <= room:
+    if ledger.used_words(slab, s) + growth <= room:
         return s
-    ledger.tidy(plan, words, s, e)
-    used = ledger.used_words(words, s)
-    # A large slab that is nearly full after tidying would be tidied again at once: it grows instead.
-    if used + growth <= room - (room >> 3 if room > 32 else 0):
+    ledger.tidy(plan, slab, s, e)
+    used = ledger.used_words(slab, s)
+    totals = 0
+    if used >= TOTALS_FROM and not ledger.totals_run(slab, s):
+        totals = ledger.running_of(plan, e, T_WORDS)
+    # A large slab that is nearly full after tidying would be tidied again soon: it grows instead.
+    if used + totals + growth <= room - (room >> 2 if room > TOTALS_FROM else 0):
+        if totals:
+            ledger.run_totals(plan, slab, s, e)
         return s
-    wanted = class_of(max(used + growth, used + (used >> 2)))
+    used += totals
+    wanted = class_of(max(used + growth, used + (used >> (1 if used >= TOTALS_FROM else 2))))
     target = obtain(words, meta, table, old_table, key, wanted, s)
     if target == 0:
         return 0
-    place(words, target, words, s, used)
+    place(words, target, words, s, used - totals)
+    if totals:
+        ledger.run_totals(plan, slab, target, e)
     link(words, meta, s, slab_class(words, s))
     table[2 * find(table, key) + 1] = target
     return target
@@ -437,7 +456,7 @@ def place(words: Int64s, target: int, source: Int64s, at: int, used: int) -> Non
     size_class = slab_class(words, target)
     for k in range(used):
         words[target + k] = source[at + k]
-    words[target + 1] = (words[target + 1] & ~(0xFF << META_CLASS)) | (size_class << META_CLASS)
+    words[target + 1] = (words[target + 1] & ~(0x7F << META_CLASS)) | (size_class << META_CLASS)
 
 
 @jit
@@ -453,7 +472,7 @@ def growth_of(plan: Int64s, e: int, mask: int) -> int:
     return growth
 
 
-@jit
+@jit_inline
 def fold(
     plan: Int64s,
     words: Int64s,
@@ -463,12 +482,12 @@ def fold(
     key: int,
     s: int,
     e: int,
-    records: Int64s,
-    row: int,
+    record: Int64s,
 ) -> int:
     """Apply a record to the slab of an entity (`s` is 0 for a new one); return where the slab is, or 0."""
-    if s == 0 or ledger.used_words(words, s) + entity_of(plan, e, E_GROWTH) > room_in(words, s):
-        mask = records[row, entity_of(plan, e, E_RECORD) + RECORD_MASK]
+    slab = pointer(words, 0)
+    if s == 0 or ledger.used_words(slab, s) + entity_of(plan, e, E_GROWTH) > room_in(words, s):
+        mask = record[entity_of(plan, e, E_RECORD) + RECORD_MASK]
         growth = growth_of(plan, e, mask)
         s = (
             create(plan, words, meta, table, old_table, key, e, growth)
@@ -476,7 +495,7 @@ def fold(
             else make_room(plan, words, meta, table, old_table, key, s, e, growth)
         )
     if s != 0:
-        ledger.apply(plan, words, s, e, records, row)
+        ledger.apply(plan, slab, s, e, record)
     return s
 
 
@@ -490,22 +509,26 @@ def call_slot(table: Int64s, key: int) -> None:
 
 
 @jit_inline
-def call_slab(words: Int64s, table: Int64s, key: int) -> None:
-    """Call in the head of a key's slab, once its slot has come."""
+def call_slab(words: Int64s, table: Int64s, key: int) -> int:
+    """Call in the head of a key's slab, once its slot has come; where it starts, or 0."""
     at = find(table, key)
-    if at >= 0:
-        prefetch(words, table[2 * at + 1])
+    if at < 0:
+        return 0
+    s = table[2 * at + 1]
+    prefetch(words, s)
+    prefetch(words, s + LINE)
+    return s  # type: ignore[no-any-return]  # an int in the kernel
 
 
 @jit_inline
-def call_rest(words: Int64s, table: Int64s, key: int) -> None:
-    """Call in the rest of a key's slab, once its head has come."""
-    at = find(table, key)
-    if at >= 0:
-        s = table[2 * at + 1]
-        end = s + ledger.used_words(words, s)
-        for line in range(max(s, end - LINE * LINES_MAX), end, LINE):
-            prefetch(words, line)
+def call_rest(plan: Int64s, words: Int64s, s: int, e: int) -> None:
+    """Call in what is needed of a slab besides, once its head has come."""
+    if ledger.running_of(plan, e, T_ALL) and ledger.totals_run(words, s):
+        ledger.call_ends(plan, words, s, e)
+        return
+    end = s + ledger.used_words(words, s)
+    for line in range(max(s + 2 * LINE, end - LINE * LINES_MAX), end, LINE):
+        prefetch(words, line)
 
 
 @jit
@@ -527,36 +550,68 @@ def observe(
 
     Entities know nothing of each other, so their order is free: with one after the other, its plan and the
     branches it takes stay in the processor's caches. What the next keys need is called in meanwhile: half of
-    the time went into waiting for memory.
+    the time went into waiting for memory. Where a slab was found is good until one is made or moved.
     """
-    for e in range(keys.shape[1]):
-        for i in range(min(AHEAD, keys.shape[0])):
-            call_slot(table, keys[i, e])
-    for e in range(keys.shape[1]):
-        if entity_of(plan, e, E_WIDTH) == 0:
-            continue
-        for i in range(min(AHEAD, keys.shape[0])):
-            call_slab(words, table, keys[i, e])
-        before = entity_of(plan, e, E_BEFORE_N) > 0
-        after = entity_of(plan, e, E_AFTER_N) > 0
-        mask_at = entity_of(plan, e, E_RECORD) + RECORD_MASK
-        for i in range(keys.shape[0]):
-            if i + 3 * AHEAD < keys.shape[0]:
-                call_slot(table, keys[i + 3 * AHEAD, e])
-            if i + 2 * AHEAD < keys.shape[0]:
-                call_slab(words, table, keys[i + 2 * AHEAD, e])
-            if i + AHEAD < keys.shape[0]:
-                call_rest(words, table, keys[i + AHEAD, e])
+    plan, slab, room = pointer(plan, 0), pointer(words, 0), pointer(scratch, 0)
+    n = keys.shape[0]
+    entities = keys.shape[1] if n > 0 else 0
+    met = stack(MET)  # where slabs start, by the number of the touch
+    moved = -MET  # the last touch at which one was made or moved
+    touch = -3 * AHEAD
+    i = i_rest = i_slab = i_slot = 0
+    e = e_rest = e_slab = e_slot = kept_from(plan, 0, entities)
+    while e < entities:
+        if e_slot < entities:
+            call_slot(table, keys[i_slot, e_slot])
+            i_slot += 1
+            if i_slot == n:
+                i_slot, e_slot = 0, kept_from(plan, e_slot + 1, entities)
+        if touch >= -2 * AHEAD and e_slab < entities:
+            met[(touch + 2 * AHEAD) & (MET - 1)] = call_slab(slab, table, keys[i_slab, e_slab])
+            i_slab += 1
+            if i_slab == n:
+                i_slab, e_slab = 0, kept_from(plan, e_slab + 1, entities)
+        if touch >= -AHEAD and e_rest < entities:
+            s = met[(touch + AHEAD) & (MET - 1)]
+            if s != 0 and moved < touch - AHEAD:
+                call_rest(plan, slab, s, e_rest)
+            i_rest += 1
+            if i_rest == n:
+                i_rest, e_rest = 0, kept_from(plan, e_rest + 1, entities)
+        if touch >= 0:
             key = keys[i, e]
-            if key == 0:
-                continue
-            s = locate(meta, table, old_table, key)
-            if before:
-                ledger.read(plan, words, s, e, read_at[i], 1, cells, bits, i, scratch, texts)
-            if records[i, mask_at] != 0:
-                s = fold(plan, words, meta, table, old_table, key, s, e, records, i)
-            if after:
-                ledger.read(plan, words, s, e, read_at[i], 0, cells, bits, i, scratch, texts)
+            if key != 0:
+                s = met[touch & (MET - 1)]
+                if s == 0 or moved >= touch - 2 * AHEAD:
+                    s = locate(meta, table, old_table, key)
+                row, bits_row = pointer(cells, i), pointer(bits, i)
+                spelt = pointer(texts, i * texts.shape[1])
+                record = pointer(records, i * records.shape[1])
+                record_at = entity_of(plan, e, E_RECORD)
+                done = False
+                if s != 0 and ledger.running_of(plan, e, T_PLAIN) and read_at[i] == record[record_at]:
+                    done = ledger.step(plan, slab, s, e, record, row, n, room_in(slab, s))
+                if not done and entity_of(plan, e, E_BEFORE_N) > 0:
+                    ledger.read(plan, slab, s, e, read_at[i], 1, row, bits_row, n, spelt, room)
+                if not done and record[record_at + RECORD_MASK] != 0:
+                    found = s
+                    s = fold(plan, words, meta, table, old_table, key, s, e, record)
+                    if s != found:
+                        moved = touch
+                if not done and entity_of(plan, e, E_AFTER_N) > 0:
+                    ledger.read(plan, slab, s, e, read_at[i], 0, row, bits_row, n, spelt, room)
+            i += 1
+            if i == n:
+                i, e = 0, kept_from(plan, e + 1, entities)
+        touch += 1
+
+
+@jit_inline
+def kept_from(plan: Int64s, e: int, entities: int) -> int:
+    """The first entity from `e` on of which anything is kept; `entities` where there is none."""
+    while e < entities and entity_of(plan, e, E_WIDTH) == 0:
+        e += 1
+    return e
 
 
 @jit
@@ -571,6 +626,7 @@ def amend(
     records: Int64s,
 ) -> None:
     """Fold records that come after their event: row k of `records` into entity `entities[k]`, `keys[k]`."""
+    plan = pointer(plan, 0)
     for k in range(len(keys)):
         fold(
             plan,
@@ -581,8 +637,7 @@ def amend(
             keys[k],
             locate(meta, table, old_table, keys[k]),
             entities[k],
-            records,
-            k,
+            pointer(records, k * records.shape[1]),
         )
 
 
@@ -678,6 +733,7 @@ def settle(
     masks, records where `labelled`, and from `at_holds` on bucket and amount of each limit, amount NONE
     where nothing stays held.
     """
+    plan, slab = pointer(plan, 0), pointer(words, 0)
     follows = prior.shape[0] > 0
     limits = plan[P_LIMITS_N]
     for i in range(len(time)):
@@ -721,7 +777,7 @@ def settle(
             granted = False
             if not late[i] and counted and most != NONE:
                 s = locate(meta, table, old_table, key)
-                already = ledger.held(plan, words, s, e, cell, time[i]) if s != 0 else 0
+                already = ledger.held(plan, slab, s, e, cell, time[i]) if s != 0 else 0
                 granted = already + amount <= most
             if granted:
                 traces[i, at_holds + 2 * limit] = ledger.bucket_of(
@@ -753,8 +809,8 @@ def settle(
                 else:
                     s = make_room(plan, words, meta, table, old_table, key, s, e, 2)
                 if s != 0:
-                    ledger.advance(plan, words, s, e, time[i])
-                    ledger.hold(plan, words, s, e, cell, bucket, amount)
+                    ledger.advance(plan, slab, s, e, time[i])
+                    ledger.hold(plan, slab, s, e, cell, bucket, amount)
         traces[i, 0] = time[i]
         traces[i, 1] = np.int64(event_hash[i])
         to = 2
@@ -780,11 +836,12 @@ def give_hold_back(
     amount: int,
 ) -> None:
     """Return what is held in a bucket of a limit."""
+    plan = pointer(plan, 0)
     s = locate(meta, table, old_table, key)
     if s != 0 and amount != 0:
         s = make_room(plan, words, meta, table, old_table, key, s, e, 2)
         if s != 0:
-            ledger.hold(plan, words, s, e, cell, bucket, -amount)
+            ledger.hold(plan, pointer(words, 0), s, e, cell, bucket, -amount)
 
 
 # ---- plans change -----------------------------------------------------------------------------------
@@ -822,6 +879,7 @@ def migrate(
     entity_map: old entity to new, -1 is gone. cell_map: new cell to old, -1 is new. column_map: new
     timeline column to its number in the old timeline, -1 is new and starts from nothing.
     """
+    old, new, slab = pointer(old, 0), pointer(new, 0), pointer(words, 0)
     for key in keys:
         s = locate(meta, table, old_table, key) if key != 0 else 0
         if s == 0 or ((words[s + 1] >> META_PLAN) & 0xFFFF) != generation:
@@ -838,9 +896,10 @@ def migrate(
         for cell in range(first_cell, last_cell):
             if cell_of(new, cell, ledger.C_KIND) <= HOLDS and cell_map[cell] >= 0:
                 region = cell_of(old, cell_map[cell], ledger.C_AT)
-                used += ledger.count_of(words, s, region) * cell_of(new, cell, ledger.C_WORDS)
+                used += ledger.count_of(slab, s, region) * cell_of(new, cell, ledger.C_WORDS)
         copy = np.empty(used, np.int64)
-        ledger.empty_slab(new, copy, 0, e, e | (meta[GENERATION] << META_PLAN))
+        to = pointer(copy, 0)
+        ledger.empty_slab(new, to, 0, e, e | (meta[GENERATION] << META_PLAN))
         copy[0] = words[s]
         write = fixed + entity_of(new, e, ledger.E_FIXED_N)
         for cell in range(first_cell, last_cell):
@@ -855,14 +914,14 @@ def migrate(
                     copy[fixed + at + k] = words[read + k]
                 continue
             region = cell_of(old, source, ledger.C_AT)
-            n = ledger.count_of(words, s, region)
+            n = ledger.count_of(slab, s, region)
             old_size = cell_of(old, source, ledger.C_WORDS)
-            read = ledger.region_start(old, words, s, e_old, region)
+            read = ledger.region_start(old, slab, s, e_old, region)
             for i in range(n):
                 copy_entry(new, cell, column_map, words, read + i * old_size, copy, write)
                 write += size
-            ledger.set_count(copy, 0, at, n)
-        ledger.set_used(copy, 0, write)
+            ledger.set_count(to, 0, at, n)
+        ledger.set_used(to, 0, write)
         move_in(words, meta, table, old_table, key, s, copy, write)
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from riskengine import ledger, packing
 from riskengine.cells import HOLDS
 from riskengine.decision import DENY
-from riskengine.kernel import jit
+from riskengine.kernel import jit, pointer
 from riskengine.ledger import (
     E_CELLS,
     E_RECORD,
@@ -480,7 +480,7 @@ def take_in_one(
         if data[at] == RECORD:
             for j in range(size):
                 row[0, first + j] = get_raw(data, at + HEAD + 8 * j, 8)
-            s = slabs.fold(plan, words, meta, table, old_table, key, s, e, row, 0)
+            s = slabs.fold(plan, words, meta, table, old_table, key, s, e, pointer(row, 0))
         else:
             cell = entity_of(plan, e, E_CELLS) + int(data[at + 2])
             amount = get_raw(data, at + HEAD + 16, 8)

@@ -38,9 +38,12 @@ class Workspace:
         needed = int(np.maximum(lengths, 0).sum())
         plan = features.plan.entities
         fixed = int(
-            (plan[:, ledger.E_FIXED] + plan[:, ledger.E_FIXED_N] + 2 * plan[:, ledger.E_GROWTH]).max(
-                initial=8
-            )
+            (
+                plan[:, ledger.E_FIXED]
+                + plan[:, ledger.E_FIXED_N]
+                + 2 * plan[:, ledger.E_GROWTH]
+                + features.plan.running[:, ledger.T_WORDS]
+            ).max(initial=8)
         )
         needed = 4 * (
             needed
