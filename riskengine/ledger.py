@@ -894,6 +894,7 @@ def call_ends(plan: Int64s, words: Int64s, s: int, e: int) -> None:
     """Call in what folding and reading will meet of a slab with totals and T_ALL: its heads and ends."""
     totals = totals_at(plan, s, e)
     at = totals + running_of(plan, e, T_WORDS)
+    prefetch(words, at - 1)
     first_cell = entity_of(plan, e, E_CELLS)
     for cell in range(first_cell, first_cell + entity_of(plan, e, E_CELLS_N)):
         if cell_of(plan, cell, C_KIND) != TIMELINE:
@@ -1096,22 +1097,33 @@ def step(
         since = t - t % width - (window_of(plan, window, W_BUCKETS) - 1) * width
         head = totals + totals_of(plan, window)
         sums = head + T_SINCE
+        before = words[sums]
         at = start + words[head]
-        for k in range(1, size):
+        first = words[sums + 1] + words[end + 1]
+        second = words[sums + 2] + words[end + 2] if size > 2 else 0
+        for k in range(3, size):
             words[sums + k] += words[end + k]
-        if since != words[sums]:
-            if since < words[sums]:  # it was reset
-                while at > start and words[at - size] >= since:
-                    at -= size
-                    for k in range(1, size):
-                        words[sums + k] += words[at + k]
-            else:
-                while words[at] < since:
-                    for k in range(1, size):
-                        words[sums + k] -= words[at + k]
-                    at += size
-            words[head] = at - start
-            words[sums] = since
+        if since > before:
+            while words[at] < since:
+                first -= words[at + 1]
+                if size > 2:
+                    second -= words[at + 2]
+                for k in range(3, size):
+                    words[sums + k] -= words[at + k]
+                at += size
+        elif since < before:  # it was reset
+            while at > start and words[at - size] >= since:
+                at -= size
+                first += words[at + 1]
+                if size > 2:
+                    second += words[at + 2]
+                for k in range(3, size):
+                    words[sums + k] += words[at + k]
+        words[head] = at - start
+        words[sums] = since
+        words[sums + 1] = first
+        if size > 2:
+            words[sums + 2] = second
         while f < reads_end and constant(plan, f + R_WINDOW) == window:
             a = words[sums + 1 + constant(plan, f + R_COLUMN)]
             op = constant(plan, f + R_OP)

@@ -523,10 +523,15 @@ def call_slab(words: Int64s, table: Int64s, key: int) -> int:
 @jit_inline
 def call_rest(plan: Int64s, words: Int64s, s: int, e: int) -> None:
     """Call in what is needed of a slab besides, once its head has come."""
-    if ledger.running_of(plan, e, T_ALL) and ledger.totals_run(words, s):
+    used = ledger.used_words(words, s)
+    if (
+        ledger.running_of(plan, e, T_ALL)
+        and ledger.totals_run(words, s)
+        and used + entity_of(plan, e, E_GROWTH) <= room_in(words, s)  # else it will be tidied
+    ):
         ledger.call_ends(plan, words, s, e)
         return
-    end = s + ledger.used_words(words, s)
+    end = s + used
     for line in range(max(s + 2 * LINE, end - LINE * LINES_MAX), end, LINE):
         prefetch(words, line)
 
