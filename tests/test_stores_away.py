@@ -150,7 +150,9 @@ def test_a_password_is_asked_for(tmp_path: Path) -> None:
     ("url", "message"),
     [
         ("redis://h:x/0", "cannot be read"),
-        ("redis+cluster://h", "no store is known by redis\\+cluster"),
+        ("redis+sentinel://h", "no store is known by redis\\+sentinel"),
+        ("redis://h:1,i:2/0", "several hosts are those of redis\\+cluster"),
+        ("redis+cluster://h:1/3", "no databases but 0"),
         ("redis://h?prefix=a:b", "prefix="),
         ("redis://h?timeout=fast", "timeout="),
     ],

@@ -18,7 +18,6 @@ from riskengine.stores import StoreError
 from riskengine.stores.address import Address
 
 KEPT: Final = 100  # activations, the newest
-CLUSTER: Final = "redis+cluster"
 
 
 class Activations:
@@ -37,10 +36,10 @@ class Activations:
         seconds = {"socket_timeout": address.timeout_ms / 1e3, "socket_connect_timeout": 1.0}
         try:
             client: Any
-            if url.startswith(CLUSTER):
-                client = RedisCluster.from_url(address.url.replace(CLUSTER, "redis", 1), **seconds)
+            if address.cluster:
+                client = RedisCluster.from_url(address.urls[0], **seconds)
             else:
-                client = redis.Redis.from_url(address.url, protocol=2, **seconds)
+                client = redis.Redis.from_url(address.urls[0], protocol=2, **seconds)
         except redis.RedisError as error:
             _refuse(error)
         except ValueError as error:

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import re
 import secrets
-from itertools import chain
+from collections.abc import Sequence
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
+import numpy as np
 
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet
 from riskengine.stores import StoreError
-from riskengine.stores.link import Link, facts_of
+from riskengine.stores.cluster import AnyLink, ClusterLink, tags
+from riskengine.stores.line import Item, facts_of
+from riskengine.stores.link import Link
 from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.redis import RedisStore
+from riskengine.stores.resp import command
 from riskengine.stores.scanning import scan
 
-SCHEMES: Final = ("redis", "rediss", "unix")
+SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 TIMEOUT_MS: Final = 1000  # a service says less
 EPOCH_CHARS: Final = 4
 VERSION_MIN: Final = (6, 2)
 SURVEY_MS: Final = 5000
 SAMPLE: Final = 500  # keys of each kind that are weighed
 KINDS: Final = {"e": "entities", "c": "claims", "d": "decisions", "l": "labels", "r": "settled"}
+EVENTS: Final = ("claims", "decisions", "labels", "settled")  # kinds whose keys are named by an event
 
 
 class Address(msgspec.Struct, frozen=True):
     """Where a store is, and how long to wait for it."""
 
-    url: str  # as redis-py reads it
+    urls: tuple[str, ...]  # as redis-py reads them: of a server, or of some nodes of a cluster
+    cluster: bool
     prefix: str
     timeout_ms: int
     connect_ms: int
@@ -40,14 +46,24 @@ class Address(msgspec.Struct, frozen=True):
         """Read a URL: ours are `prefix`, `timeout` and `connect` (ms), the rest is redis-py's."""
         try:
             parts = urlsplit(url)
-            _ = parts.port
+            user, at, hosts = parts.netloc.rpartition("@")
+            scheme, _, cluster = parts.scheme.partition("+")
+            nodes = [parts._replace(netloc=user + at + host) for host in hosts.split(",")]
+            if cluster:
+                nodes = [_node(node._replace(scheme=scheme)) for node in nodes]
+            for node in nodes:
+                _ = node.port
         except ValueError as error:
             raise RiskEngineError(f"the store's URL cannot be read: {error}") from None
         if parts.scheme not in SCHEMES:
             raise RiskEngineError(
                 f"no store is known by {parts.scheme or 'no scheme'}: it is memory://, redis://HOST:PORT/DB, "
-                "rediss:// (TLS) or unix://SOCKET"
+                "rediss:// (TLS), unix://SOCKET or redis+cluster://HOST:PORT,HOST:PORT (rediss+cluster://)"
             )
+        if len(nodes) > 1 and not cluster:
+            raise RiskEngineError("one server has one address: several hosts are those of redis+cluster://")
+        if cluster and parts.path.strip("/") not in ("", "0"):
+            raise RiskEngineError("a cluster has no databases but 0: take the number out, and give a prefix=")
         ours = {"prefix": "re", "timeout": str(TIMEOUT_MS), "connect": ""}
         theirs = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
@@ -63,14 +79,22 @@ class Address(msgspec.Struct, frozen=True):
         for name in ("timeout", "connect"):
             if not re.fullmatch(r"[1-9][0-9]{0,6}", ours[name]):
                 raise RiskEngineError(f"the store's {name}= is a number of milliseconds, such as {name}=20")
-        plain = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(theirs), ""))
-        return cls(plain, ours["prefix"], int(ours["timeout"]), int(ours["connect"]))
+        query = urlencode(theirs)
+        plain = tuple(urlunsplit(node._replace(query=query, fragment="")) for node in nodes)
+        return cls(plain, bool(cluster), ours["prefix"], int(ours["timeout"]), int(ours["connect"]))
+
+    def link(self, timeout_ms: int = 0) -> AnyLink:
+        """The way there; its timeout is at least so long. StoreError where no node of a cluster answers."""
+        timeout_ms = max(timeout_ms, self.timeout_ms)
+        if self.cluster:
+            return ClusterLink(self.urls, timeout_ms, self.connect_ms)
+        return Link(self.urls[0], timeout_ms, self.connect_ms)
 
 
 def open_store(url: str, features: FeatureSet, tenant: str) -> RedisStore:
     """Open the shared store at a URL. Raises RiskEngineError for a URL, a server or data that will not do."""
     address = Address.read(url)
-    link = Link(address.url, address.timeout_ms, address.connect_ms)
+    link = address.link()
     try:
         check_server(link)
         place = find(link, address, tenant)
@@ -83,41 +107,79 @@ def open_store(url: str, features: FeatureSet, tenant: str) -> RedisStore:
 
 
 def begin(url: str, tenant: str) -> Place:
-    """Begin a store where there is none: an epoch without any data. One that has begun stays as it is."""
+    """Begin a store where there is none: an epoch without any data. One that has begun stays as it is.
+
+    Of a cluster the first partition is begun last: where that has an epoch and others do not, data was lost.
+    """
     address = Address.read(url)
-    link = Link(address.url, address.timeout_ms, address.connect_ms)
+    link = address.link()
     try:
         check_server(link)
-        key = find(link, address, tenant).epoch_key
-        link.call("SET", key, secrets.token_hex(EPOCH_CHARS // 2), "NX")
-        return find(link, address, tenant)
+        place = find(link, address, tenant)
+        if not place.epoch:
+            write_epoch(link, place, secrets.token_hex(EPOCH_CHARS // 2).encode(), begin=True)
+            place = find(link, address, tenant)
+        if any(epoch != place.epoch for epoch in epochs(link, place)):
+            raise StoreError("epoch", missing_epoch(place))
+        return place
     finally:
         link.close()
 
 
-def find(link: Link, address: Address, tenant: str) -> Place:
+def write_epoch(link: AnyLink, place: Place, epoch: bytes, begin: bool = False) -> None:
+    """Say of every partition which life of the data this is; to `begin`, only where the first has none."""
+    others = range(1, len(place.tags))
+    each_part(link, others, [("SET", place.epoch_name(part), epoch) for part in others])
+    link.call("SET", place.epoch_name(0), epoch, *(["NX"] if begin else []))
+    stands = link.call("GET", place.epoch_name(0))[0]
+    if begin and isinstance(stands, bytes) and stands != epoch:  # another was faster
+        each_part(link, others, [("SET", place.epoch_name(part), stands) for part in others])
+
+
+def epochs(link: AnyLink, place: Place) -> list[Item]:
+    """The epoch that each partition has."""
+    parts = range(len(place.tags))
+    return each_part(link, parts, [("GET", place.epoch_name(part)) for part in parts])
+
+
+def each_part(
+    link: AnyLink, parts: Sequence[int], commands: Sequence[Sequence[bytes | str | int]]
+) -> list[Item]:
+    """Ask each partition something at once, and what each answers (one item)."""
+    if not commands:
+        return []
+    requests = [command(words) for words in commands]
+    ends = np.cumsum([len(request) for request in requests]).tolist()
+    reply = link.ask_all(memoryview(b"".join(requests)), ends, np.array(parts))
+    return [reply.item(int(reply.firsts[k])) for k in range(len(commands))]
+
+
+def find(link: AnyLink, address: Address, tenant: str) -> Place:
     """Where a tenant's data is; an empty epoch where none has begun."""
-    place = Place(f"{address.prefix}:{tenant}:", b"")
+    place = Place(f"{address.prefix}:{tenant}:", b"", tags=tags() if address.cluster else (b"",))
     epoch = link.call("GET", place.epoch_key)[0]
     return msgspec.structs.replace(place, epoch=epoch) if isinstance(epoch, bytes) else place
 
 
-def check_server(link: Link) -> None:
-    """Look that a server can do what we need, and forgets nothing by itself. Raises RiskEngineError."""
-    info = link.call("INFO")[0]
-    facts = facts_of(info) if isinstance(info, bytes) else {}
-    version = tuple(int(part) for part in re.findall(r"\d+", facts.get("redis_version", ""))[:2])
-    if version and version < VERSION_MIN:
-        raise RiskEngineError(
-            f"the server is Redis {facts['redis_version']}: 6.2 is the oldest that will do (or Valkey)"
-        )
-    if facts.get("redis_mode") == "cluster" or facts.get("cluster_enabled") == "1":
-        raise RiskEngineError("the server is a node of a cluster: a store needs a server of its own so far")
-    policy = facts.get("maxmemory_policy", "noeviction")
-    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
-        raise RiskEngineError(
-            f"a full server would forget counters (maxmemory-policy is {policy}): set it to noeviction"
-        )
+def check_server(link: AnyLink) -> None:
+    """Look that servers can do what we need, and forget nothing by themselves. Raises RiskEngineError."""
+    for call in link.each():
+        info = call("INFO")[0]
+        facts = facts_of(info) if isinstance(info, bytes) else {}
+        version = tuple(int(part) for part in re.findall(r"\d+", facts.get("redis_version", ""))[:2])
+        if version and version < VERSION_MIN:
+            raise RiskEngineError(
+                f"the server is Redis {facts['redis_version']}: 6.2 is the oldest that will do (or Valkey)"
+            )
+        if facts.get("cluster_enabled") == "1" and not isinstance(link, ClusterLink):
+            raise RiskEngineError(
+                "the server is a node of a cluster: open it with redis+cluster:// in the place of redis://"
+            )
+        policy = facts.get("maxmemory_policy", "noeviction")
+        if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+            raise RiskEngineError(
+                f"a full server would forget counters (maxmemory-policy is {policy}): set it to noeviction"
+            )
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -134,31 +196,41 @@ class Survey(msgspec.Struct, frozen=True):
 def survey(url: str, tenant: str) -> Survey:
     """Look through a store. It takes a while where there is much, and holds nobody up."""
     address = Address.read(url)
-    link = Link(address.url, max(address.timeout_ms, SURVEY_MS), address.connect_ms)
+    link = address.link(SURVEY_MS)
     try:
-        info = link.call("INFO")[0]
-        facts = facts_of(info) if isinstance(info, bytes) else {}
         place = find(link, address, tenant)
-        names: dict[str, list[bytes]] = {kind: [] for kind in KINDS.values()}
-        counts = dict.fromkeys(names, 0)
-        for name in chain.from_iterable(scan(link, place.data)) if place.epoch else ():
-            kind = KINDS.get(name[len(place.data) : len(place.data) + 1].decode(), "other")
-            counts[kind] = counts.get(kind, 0) + 1
-            if len(names.setdefault(kind, [])) < SAMPLE:
-                names[kind].append(name)
+        sizes: dict[str, list[int]] = {kind: [] for kind in KINDS.values()}
+        counts = dict.fromkeys(sizes, 0)
+        server, memory, memory_max, slow_calls = "unknown", 0, 0, 0
+        for call in link.each():
+            info, slow = call("INFO")[0], call("SLOWLOG", "LEN")[0]
+            facts = facts_of(info) if isinstance(info, bytes) else {}
+            server = facts.get("valkey_version") or facts.get("redis_version", server)
+            memory += int(facts.get("used_memory", 0))
+            memory_max += int(facts.get("maxmemory", 0))
+            slow_calls += slow if isinstance(slow, int) else 0
+        letter_at = len(place.within(0))
+        for call, names in scan(link, place.data) if place.epoch else ():
+            for name in names:
+                kind = KINDS.get(name[letter_at : letter_at + 1].decode(), "other")
+                if kind in EVENTS and not place.is_at_home(name):
+                    kind = "copies"  # of claims, on a cluster
+                counts[kind] = counts.get(kind, 0) + 1
+                if len(sizes.setdefault(kind, [])) < SAMPLE:
+                    size = call("MEMORY", "USAGE", name)[0]
+                    if isinstance(size, int):
+                        sizes[kind].append(size)
         kinds = {}
-        for kind, some in names.items():
-            sizes = [size for name in some if isinstance(size := link.call("MEMORY", "USAGE", name)[0], int)]
-            mean = sum(sizes) / len(sizes) if sizes else 0
-            kinds[kind] = counts.get(kind, 0), round(mean * counts.get(kind, 0))
-        slow = link.call("SLOWLOG", "LEN")[0]
-        return Survey(
-            facts.get("valkey_version") or facts.get("redis_version", "unknown"),
-            place.epoch.decode() or "none",
-            int(facts.get("used_memory", 0)),
-            int(facts.get("maxmemory", 0)),
-            slow if isinstance(slow, int) else 0,
-            kinds,
-        )
+        for kind, some in sizes.items():
+            mean = sum(some) / len(some) if some else 0
+            kinds[kind] = counts[kind], round(mean * counts[kind])
+        return Survey(server, place.epoch.decode() or "none", memory, memory_max, slow_calls, kinds)
     finally:
         link.close()
+
+
+def _node(parts: SplitResult) -> SplitResult:
+    """The URL of a node; its port is 6379 unless said."""
+    if parts.port is None:
+        return parts._replace(netloc=f"{parts.netloc}:6379")
+    return parts

@@ -9,7 +9,7 @@
 -- operator released what an undecided event held, an empty decision keeps its engine from deciding, should it
 -- live. What is given back is marked (p), so that it is given back once, even where a decision is lost and made
 -- again; what was given back before the decision has a mark of its own (b).
--- Answers how many stood, or -1 where the epoch is not the one expected.
+-- Answers a digit for each event, 1 where its decision stood; or -1 where the epoch is not the one expected.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return -1
@@ -17,7 +17,7 @@ end
 
 local n = tonumber(ARGV[2])
 local stood = {}
-local count = 0
+local marks = {}
 local at = 7
 for i = 1, n do
   local claim = KEYS[1 + i]
@@ -29,8 +29,8 @@ for i = 1, n do
   if first then
     redis.call('SET', claim, ARGV[at], 'PX', ARGV[4])
     stood[i] = true
-    count = count + 1
   end
+  marks[i] = stood[i] and '1' or '0'
   at = at + 2
 end
 
@@ -52,4 +52,4 @@ for _ = 1, tonumber(ARGV[3]) do
   end
   at = at + 3
 end
-return count
+return table.concat(marks)

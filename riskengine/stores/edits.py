@@ -13,7 +13,7 @@ import msgspec
 
 from riskengine.features import FeatureSet
 from riskengine.stores import Row, StoreError
-from riskengine.stores.link import Link
+from riskengine.stores.cluster import AnyLink
 from riskengine.stores.lists import Lists
 from riskengine.stores.place import Place, missing_epoch
 
@@ -26,7 +26,7 @@ _Change = tuple[Name, dict[str, Any] | None]
 class Edits:
     """What is known of lists and live tables. `tables` is replaced as a whole where it changes."""
 
-    def __init__(self, features: FeatureSet, link: Link, place: Place) -> None:
+    def __init__(self, features: FeatureSet, link: AnyLink, place: Place) -> None:
         self.lists = Lists(features)
         self.tables: dict[str, dict[int, Row]] = {}
         self._link = link
@@ -49,12 +49,13 @@ class Edits:
 
     def edit(self, name: Name, entry: Mapping[str, Any] | None) -> bool:
         """Make an edit (None removes) and learn of those of others; whether there was an entry before."""
-        place, data = self._place, self._place.data
+        place = self._place
         field = msgspec.msgpack.encode(name)
         value = msgspec.msgpack.encode(entry) if entry is not None else b""
         answer = self._link.call(
-            "EVALSHA", self._link.names["edit"], 4, place.epoch_key, data + b"edits", data + b"entries",
-            data + b"log", place.epoch, field, value, msgspec.msgpack.encode((name, entry)),
+            "EVALSHA", self._link.names["edit"], 4, place.epoch_key, place.name("edits"),
+            place.name("entries"), place.name("log"), place.epoch, field, value,
+            msgspec.msgpack.encode((name, entry)),
         )[0]  # fmt: skip
         if answer == -1:
             raise StoreError("epoch", missing_epoch(place))
@@ -63,8 +64,8 @@ class Edits:
 
     def _learn(self) -> None:
         """From the log of the latest, else from all entries."""
-        place, data = self._place, self._place.data
-        epoch, edits = self._link.call("MGET", place.epoch_key, data + b"edits")
+        place = self._place
+        epoch, edits = self._link.call("MGET", place.epoch_key, place.name("edits"))
         if epoch != place.epoch:
             raise StoreError("epoch", missing_epoch(place))
         there = int(edits or b"0")
@@ -73,10 +74,10 @@ class Edits:
         missed = there - self._known if self._known >= 0 else LOG_EDITS + 1
         if missed <= LOG_EDITS:
             # Edits made meanwhile may come along: to take one in twice changes nothing.
-            log = self._link.call("LRANGE", data + b"log", -missed, -1)
+            log = self._link.call("LRANGE", place.name("log"), -missed, -1)
             changes = [msgspec.msgpack.decode(item, type=_Change) for item in log if isinstance(item, bytes)]
         else:
-            items = self._link.call("HGETALL", data + b"entries")
+            items = self._link.call("HGETALL", place.name("entries"))
             self.lists.clear()
             self.tables = {}
             changes = [

@@ -13,8 +13,8 @@ import numpy as np
 
 from riskengine import packing
 from riskengine.stores import wire
-from riskengine.stores.link import Item
-from riskengine.stores.place import LETTERS, kind_of
+from riskengine.stores.line import Item
+from riskengine.stores.place import kind_of, word_of
 from riskengine.stores.plans import LaidOut, Plans, fold_value
 from riskengine.stores.resp import as_array
 
@@ -43,7 +43,8 @@ def held_of(kept: Item, plans: Plans, plan: LaidOut) -> Iterator[Hold]:
             continue
         own = plans.adapted(record, name, plan)
         if own:
-            key = _read_word(piece[3 : 3 + wire.KEY_CHARS])
+            word = word_of(piece[3 : 3 + wire.KEY_CHARS])
+            key = word - (1 << 64) if word >= 1 << 63 else word
             words = np.frombuffer(own, "<i8", offset=wire.HEAD).tolist()
             yield Hold(b"", name, key, own[2], words[0], words[2], own)
 
@@ -69,12 +70,3 @@ def holds_in(value: Item, entity: str, key: int, plans: Plans, plan: LaidOut) ->
             words = np.frombuffer(release, "<i8", offset=wire.HEAD).tolist()
             yield Hold(claim, entity, key, int(data[at + 2]), words[0], words[2], release)
         at += wire.HEAD + 8 * int(data[at + 1])
-
-
-def _read_word(text: bytes) -> int:
-    """The 64 bits that wire.put_word wrote, signed."""
-    word = 0
-    for char in text[:10]:
-        word = word << 6 | LETTERS.index(chr(char))
-    word = word << 4 | LETTERS.index(chr(text[10]))
-    return word - (1 << 64) if word >= 1 << 63 else word

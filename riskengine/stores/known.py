@@ -21,7 +21,7 @@ from riskengine.ledger import (
     Int64s,
 )
 from riskengine.stores import wire
-from riskengine.stores.link import Item
+from riskengine.stores.line import Item
 from riskengine.stores.plans import LaidOut, Plans
 from riskengine.stores.resp import as_array
 from riskengine.stores.traces import Trace

@@ -2,8 +2,9 @@
 -- All at once: of a batch, of a label, of a release. Whoever sends it again moves nothing.
 --
 -- KEYS  epoch, edits, n claims, entities
--- ARGV  epoch expected, n, ms that an undecided claim lives, ms that entities of each kind live (joined by
---       spaces), the kind of each entity (a byte each), recipe, n values of claims, records of each entity
+-- ARGV  epoch expected, n, m, ms that the first m claims live and the others, ms that entities of each kind live
+--       (joined by spaces), the kind of each entity (a byte each), recipe, n values of claims, records of each
+--       entity
 --
 -- The recipe says of which events an entity's records are: for every entity their number and then, for each,
 -- the number of its claim (from 1) and its size, 16 bits each.
@@ -18,9 +19,10 @@ if head[1] ~= ARGV[1] then
 end
 
 local n = tonumber(ARGV[2])
+local own = tonumber(ARGV[3])
 local before_entities = 2 + n
-local before_values = 6
-local before_records = 6 + n
+local before_values = 8
+local before_records = 8 + n
 local entities = #KEYS - before_entities
 
 local known = {}
@@ -51,7 +53,7 @@ for i = 1, n do
     marks[i] = '1'
   else
     marks[i] = '0'
-    redis.call('SET', KEYS[2 + i], ARGV[before_values + i], 'PX', ARGV[3])
+    redis.call('SET', KEYS[2 + i], ARGV[before_values + i], 'PX', ARGV[i > own and 5 or 4])
   end
 end
 
@@ -66,7 +68,7 @@ if not all_new then
   end
 end
 
-local recipe = ARGV[6]
+local recipe = ARGV[8]
 local at = 1
 local function number()
   local low, high = string.byte(recipe, at, at + 1)
@@ -101,11 +103,11 @@ for k = 1, entities do
     else
       if not lives then
         lives = {}
-        for ms in string.gmatch(ARGV[4], '%d+') do
+        for ms in string.gmatch(ARGV[6], '%d+') do
           lives[#lives + 1] = ms
         end
       end
-      redis.call('SET', key, records, 'PX', lives[1 + string.byte(ARGV[5], k)])
+      redis.call('SET', key, records, 'PX', lives[1 + string.byte(ARGV[7], k)])
     end
   end
 end

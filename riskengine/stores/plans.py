@@ -233,6 +233,8 @@ class Plans:
             return b""
         before = old.entities.index(entity)
         words = np.frombuffer(record, "<i8", offset=wire.HEAD).astype(np.int64)
+        if record[0] == wire.VOID:
+            return b""
         if record[0] != wire.RECORD:
             now = new.entities.index(entity)
             name = old.specs[before][record[2]].key
@@ -283,8 +285,8 @@ def _unfolded(value: bytes, e: int, plan: LaidOut) -> tuple[Int64s, int, Bytes, 
     data = np.frombuffer(bytearray(value), np.uint8)
     wire.take_in(
         plan.flat, plan.tag, plan.number, words, meta, table, old_table, data, np.zeros(1, np.int64),
-        np.array([len(value)]), 1, np.array([[1, e, 0, 0]]), np.zeros((1, plan.record_words), np.int64), 0, 0,
-        tails, outcome,
+        np.array([len(value)]), np.zeros(1, np.int64), 1, np.array([[1, e, 0, 0]]),
+        np.zeros((1, plan.record_words), np.int64), 0, 0, tails, outcome,
     )  # fmt: skip
     s = slabs.locate(meta, table, old_table, 1) if outcome[0] == wire.FOLDED else 0
     return words, s, data, int(tails[0, wire.SNAPSHOT_BYTES])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -36,10 +36,11 @@ from riskengine.ledger import (
     Int64s,
 )
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, Row, StoreError, slabs, wire
+from riskengine.stores.cluster import AnyLink
 from riskengine.stores.edits import Edits
 from riskengine.stores.holds import held_of, holds_in
 from riskengine.stores.known import Known
-from riskengine.stores.link import Item, Link, Reply, facts_of
+from riskengine.stores.line import Item, Reply, facts_of
 from riskengine.stores.place import Place, kind_of, missing_epoch
 from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
 from riskengine.stores.resp import Bytes, as_array, bulk, command
@@ -47,6 +48,7 @@ from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces
 from riskengine.stores.workspace import Workspace
 
 UNDECIDED_MS: Final = 7 * 86_400_000
+MARGIN_MS: Final = 60_000  # that clocks may differ by
 TAIL_RECORDS: Final = 64
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
@@ -75,11 +77,17 @@ class _Asked:
     buckets: Int64s
     handed: Bytes  # (L)
     met: Met
-    entities: Int64s  # (K, 4)
+    entities: Int64s  # (K, 4), by partition
+    calls: int = 0  # of observe.lua: one, or on a cluster one a partition
+    groups: Int64s = field(default_factory=NO_CLAIMS.copy)  # what is in each: see wire.share_out
+    claimants: Int64s = field(default_factory=NO_KEYS.copy)
     resumed: bool = False  # an event that was entered before, and not decided
     gave_back: bool = False  # and that has given back what it reserved
     left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
     forgotten: bool = False  # one that was decided, but the decision is not kept any more
+    known: set[tuple[int, int]] = field(default_factory=set)  # events that partitions had a claim of
+    # Records that a partition appended of events which another knew already: they are taken back.
+    undone: dict[tuple[int, int], bytes] = field(default_factory=dict)
     follows: Int64s = field(default_factory=NO_CLAIMS.copy)
     traces: Int64s = field(default_factory=NO_CLAIMS.copy)
 
@@ -90,7 +98,7 @@ class RedisStore:
     waits: Final = True
     batch_max: Final = 128  # a script holds up the server for as long as its batch takes
 
-    def __init__(self, features: FeatureSet, link: Link, place: Place) -> None:
+    def __init__(self, features: FeatureSet, link: AnyLink, place: Place) -> None:
         self.claims: dict[bytes, Claim] = {}  # those of the batch at hand
         self.place = place
         self._link = link
@@ -118,17 +126,27 @@ class RedisStore:
         self._kinds = np.frombuffer(b"".join(kind_of(name) for name in features.entities) + b"\0", np.uint8)
         self._lives_ms = [2 * int(row[E_RETENTION]) + plan.slack_ms for row in plan.entities]
         self._fresh_ms = max(plan.slack_ms, 1000)
-        self._prefix = as_array(self.place.data)
+        place = self.place
+        parts = range(len(place.tags))
+        self._mask = len(parts) - 1
+        self._prefixes = as_array(b"".join(place.within(part) for part in parts))
+        self._prefix_size = len(place.within(0))
         scripts = self._link.names
         self._opening = {n: as_array(b"$7\r\nEVALSHA\r\n" + bulk(sha.encode())) for n, sha in scripts.items()}
-        self._epoch_key = as_array(bulk(self.place.epoch_key))
-        self._shared = as_array(bulk(self.place.epoch_key) + bulk(self.place.data + b"edits"))
-        self._epoch = as_array(bulk(self.place.epoch))
-        self._lives = b"%d" % UNDECIDED_MS, b" ".join(b"%d" % ms for ms in self._lives_ms)
+        epochs = [bulk(place.epoch_name(part)) for part in parts]
+        shared = [epochs[part] + bulk(place.within(part) + b"edits") for part in parts]
+        self._epoch_keys, self._epoch_size = as_array(b"".join(epochs)), len(epochs[0])
+        self._shared, self._shared_size = as_array(b"".join(shared)), len(shared[0])
+        self._epoch, self._plain_epoch = as_array(bulk(place.epoch)), as_array(place.epoch)
+        # What is late is not counted: a partition's own claim need not outlive that.
+        self._elsewhere_ms = self._fresh_ms + MARGIN_MS
+        entities = b" ".join(b"%d" % ms for ms in self._lives_ms)
+        self._lives = b"%d" % UNDECIDED_MS, b"%d" % self._elsewhere_ms, entities
+        self._lives_said = as_array(b"".join(map(bulk, self._lives)))
         self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), self._plan.encode())
 
     def _plan_name(self, tag: str) -> bytes:
-        return self.place.data + b"plan." + tag.encode()
+        return self.place.name(f"plan.{tag}")
 
     def _plan_bytes(self, tag: str) -> bytes | None:
         data = self._link.call("GET", self._plan_name(tag))[0]
@@ -145,14 +163,17 @@ class RedisStore:
         """The one wait: claim events, append records, fold what is known, and read each event's row."""
         try:
             if not counted:
-                self._stand_in(touches.batch.claim[0].tobytes())
+                self._stand_in(touches)
             asked = self._ask(touches, followed)
-            reply = self._answer(self._request(asked, asked.asked))
-            values_at = self._read_marks(asked, reply, counted)
-            self._fold(asked, reply, values_at)
+            reply = self._link.ask_all(*self._request(asked, asked.asked))
+            items, met = self._values(asked, reply)
+            if met:
+                self._read_marks(asked, reply, counted)
+            edits = int(reply.item(int(reply.firsts[0]) + 1) or b"0")
+            self._fold(asked, reply, items)
             if asked.resumed:
                 self._find_granted(asked)
-            self._edits.catch_up(int(reply.item(1) or b"0"))
+            self._edits.catch_up(edits)
         except StoreError:
             self._edits.lists.look_up(touches)  # as far as we know them
             raise
@@ -212,8 +233,8 @@ class RedisStore:
             asked.mosts,
         )
 
-    def _request(self, asked: _Asked, booked: Bytes) -> memoryview:
-        """The call of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
+    def _request(self, asked: _Asked, booked: Bytes) -> _Requests:
+        """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
         touches, features = asked.touches, self.features
         batch = touches.batch
         size = touches.keys.size
@@ -228,46 +249,77 @@ class RedisStore:
             features.flat, touches.keys, touches.records, booked, work.slots, asked.entities, sizes,
             pieces, after,
         )  # fmt: skip
-        asked.entities = asked.entities[:count]
-        lives = as_array(bulk(self._lives[0]) + bulk(self._lives[1]))
-        names = len(self._prefix) + 40
-        needed = 400 + len(lives) + batch.n * (names + 64) + count * (names + 40) + total + 4 * size
+        claims = batch.claim.view(np.int64)
+        asked.entities = entities = asked.entities[:count]
+        order = np.arange(batch.n)
+        if self._mask:
+            order = np.argsort(claims[:, 0] & self._mask, kind="stable")
+            places = np.argsort(entities[:, 0] & self._mask, kind="stable")
+            asked.entities = entities = entities[places]
+            sizes, pieces = sizes[places], pieces[places]
+        most = min(self._mask, count + batch.n) + 1
+        asked.groups = groups = np.empty((most + 1, wire.GROUP_SIZE), np.int64)
+        asked.claimants = claimants = np.empty(batch.n + (size if self._mask else 0), np.int64)
+        numbers = np.zeros(batch.n, np.int64)
+        asked.calls = calls = wire.share_out(
+            entities, count, claims, order, after, self._mask, numbers, groups, claimants
+        )
+        lives = self._lives_said
+        names = self._prefix_size + 40
+        claimed = int(groups[calls, wire.FIRST_CLAIM])
+        needed = calls * (400 + len(lives)) + claimed * (names + 64) + count * (names + 40) + total + 4 * size
         out = self._room(needed)
-        end = wire.write_observe(
+        ends = np.empty(calls, np.int64)
+        wire.write_observe(
             out,
             features.flat,
             self.tag,
-            self._prefix,
+            self._prefixes,
+            self._prefix_size,
             self._kinds,
             self._opening["observe"],
             self._shared,
+            self._shared_size,
             self._epoch,
             lives,
-            batch.claim.view(np.int64),
             batch.content.view(np.int64),
             batch.time,
+            claims,
             touches.records,
             booked,
             asked.amounts,
             asked.mosts,
-            count,
-            asked.entities,
+            calls,
+            groups,
+            claimants,
+            numbers,
+            entities,
             sizes,
             pieces,
             after,
+            ends,
         )
-        return out[:end].data
+        return _Requests(out[: ends[-1]].data, ends.tolist(), groups[:calls, wire.PART])
 
-    def _answer(self, request: bytes | memoryview) -> Reply:
-        """Ask, and look at the epoch that every answer begins with."""
-        reply = self._link.ask(request)
-        epoch = reply.item(0)
-        if epoch != self.place.epoch:
-            error = StoreError("epoch", missing_epoch(self.place))
-            if isinstance(epoch, bytes):  # it was rebuilt: the next batch finds the new counters
-                self.move(msgspec.structs.replace(self.place, epoch=epoch))
-            raise error
-        return reply
+    def _values(self, asked: _Asked, reply: Reply) -> tuple[Int64s, bool]:
+        """Look at the epoch that every answer begins with: where values are, and whether a claim was met."""
+        items = np.empty(len(asked.entities), np.int64)
+        wrong, met = wire.read_calls(
+            reply.data, reply.offsets, reply.lengths, reply.firsts, asked.calls, asked.groups,
+            self._plain_epoch, items,
+        )  # fmt: skip
+        if wrong >= 0:
+            raise self._other_life(reply.item(int(reply.firsts[wrong])))
+        return items, met
+
+    def _other_life(self, epoch: Item) -> StoreError:
+        """The error where data has another epoch than expected; the next batch goes by that."""
+        error = StoreError("epoch", missing_epoch(self.place))
+        if self._mask:  # of one partition; the first one says what is
+            epoch = self._link.call("GET", self.place.epoch_key)[0]
+        if isinstance(epoch, bytes) and epoch != self.place.epoch:  # it was rebuilt
+            self.move(msgspec.structs.replace(self.place, epoch=epoch))
+        return error
 
     def move(self, place: Place) -> None:
         """Go on with another life of the data."""
@@ -280,67 +332,107 @@ class RedisStore:
             self._out = np.empty(2 * size, np.uint8)
         return self._out
 
-    def _read_marks(self, asked: _Asked, reply: Reply, counted: bool) -> int:
-        """Find out which events are not new, and void what was planned for them; return the first value."""
-        marks = reply.item(2)
-        if not marks:
-            return 3
-        assert isinstance(marks, bytes), "observe.lua answers marks as a string"
+    def _read_marks(self, asked: _Asked, reply: Reply, counted: bool) -> None:
+        """Find out which events are not new, and void what was planned for them."""
+        batch = asked.touches.batch
+        told: dict[int, tuple[Item, Item]] = {}  # claim and decision, where an event's own partition knows it
+        for call in range(asked.calls):
+            part, first, homes = asked.groups[call, : wire.FIRST_ENTITY].tolist()
+            at = int(reply.firsts[call]) + 2
+            marks = reply.item(at)
+            assert isinstance(marks, bytes), "observe.lua answers marks as a string"
+            for c, mark in enumerate(marks):
+                if mark == ord("1"):
+                    i = int(asked.claimants[first + c])
+                    asked.known.add((i, part))
+                    if c < homes:
+                        told[i] = reply.item(at + 1), reply.item(at + 2)
+                    at += 2
         met: dict[int, Any] = {}
-        at = 3
-        for i, mark in enumerate(marks):
-            if mark != ord("1"):
-                continue
-            claim, decision = reply.item(at), reply.item(at + 1)
-            at += 2
+        for i in sorted({i for i, _ in asked.known}):
+            claim, decision = told.get(i, (b"", None))
             assert isinstance(claim, bytes), "a claim that is known has a value"
-            if claim[:16] != asked.touches.batch.content[i].tobytes():
+            if not claim:  # it had come to other partitions before, and not to its own
+                if counted:
+                    met[i] = "undecided"
+                asked.resumed = asked.resumed or not counted
+                continue
+            undone = True
+            if claim[:16] != batch.content[i].tobytes():
                 met[i] = "conflict"
             elif isinstance(decision, bytes) and decision:
                 met[i] = _DECODER.decode(decision)
             elif counted:
                 met[i] = "undecided"
+                first = int.from_bytes(claim[16:24], "little", signed=True)
+                # What other partitions do not know they may have known once.
+                undone = int(batch.time[i]) - first > self._elsewhere_ms
             elif len(claim) > wire.CLAIM_BYTES:
                 asked.forgotten = True
             else:
-                asked.resumed = True
+                asked.resumed, undone = True, False
                 self._first_stamp(asked.touches, int.from_bytes(claim[16:24], "little", signed=True))
+            if undone and self._mask:
+                self._note_undone(asked, i)
         if met or asked.forgotten:
-            self._void(asked, list(met) if met else range(len(marks)))
+            self._void(asked, list(met) if met else range(batch.n))
         asked.met = met
-        return at
 
-    def _stand_in(self, claim: bytes) -> None:
+    def _note_undone(self, asked: _Asked, i: int) -> None:
+        """Keep what partitions appended of an event that they did not know, though another does."""
+        touches = asked.touches
+        for e, row in enumerate(self.features.plan.entities.tolist()):
+            first, width = row[E_RECORD], row[E_WIDTH]
+            key = int(touches.keys[i, e])
+            if not key or not width or (i, self.place.part_of(key)) in asked.known:
+                continue
+            words = touches.records[i, first : first + width]
+            head = bytes((wire.RECORD, width, 0)) + self.tag.to_bytes(5, "little")
+            asked.undone[i, e] = head + words.astype("<i8").tobytes() if words[RECORD_MASK] else b""
+
+    def _stand_in(self, touches: Touches) -> None:
         """Before an event is decided that another engine has entered: wait for that one, then stop it.
 
         From here on it can reserve nothing anew for the event, nor give anything back before deciding: what
         is in the log is all that there will be.
         """
-        names = [self.place.claim_name(letter, claim) for letter in (b"c", b"d", b"b")]
-        while self._link.call("GET", names[1])[0] is None:
-            left = self._link.call("PTTL", names[0])[0]
+        place, claim = self.place, touches.batch.claim[0].tobytes()
+        home = place.part_of(claim)
+        names = [place.claim_name(letter, claim) for letter in (b"c", b"d")]
+        while self._link.call("GET", names[1], at=home)[0] is None:
+            left = self._link.call("PTTL", names[0], at=home)[0]
             if not isinstance(left, int) or not UNDECIDED_MS - IN_FLIGHT_MS < left <= UNDECIDED_MS:
-                self._link.call("SET", names[2], RESUMED, "NX", "PX", UNDECIDED_MS)
+                for part in self._limit_parts(touches):
+                    name = place.claim_name(b"b", claim, part)
+                    self._link.call("SET", name, RESUMED, "NX", "PX", UNDECIDED_MS, at=part)
                 return
             time.sleep(LOOK_AGAIN_S)
 
+    def _limit_parts(self, touches: Touches) -> set[int]:
+        """The partitions that a lone event reserves in, and gives back in."""
+        entities = {int(row[L_ENTITY]) for row in self.features.plan.limits}
+        return {self.place.part_of(int(touches.keys[0, e])) for e in entities}
+
     def _find_granted(self, asked: _Asked) -> None:
         """What an event that was entered before holds: as the log says, or who folded it out of there."""
-        touches, plan = asked.touches, self.features.plan
+        touches, plan, place = asked.touches, self.features.plan, self.place
         claim = touches.batch.claim[0].tobytes()
         found: set[tuple[str, int, int]] = set()
         for e in {int(row[L_ENTITY]) for row in plan.limits}:
             name, key = self.features.entities[e], int(touches.keys[0, e])
             if key == 0:
                 continue
-            value = self._link.call("GET", self.place.entity_name(name, key))[0]
+            value = self._link.call("GET", place.entity_name(name, key), at=place.part_of(key))[0]
             holds = holds_in(value, name, key, self._plans, self._plan)
             found.update((name, key, hold.cell) for hold in holds if hold.claim == claim)
         # What is folded meanwhile is kept before it is gone from the tail: so this is read after it.
-        names = [self.place.claim_name(letter, claim) for letter in (b"b", b"h")]
-        before, kept = self._link.call("MGET", *names)
-        asked.gave_back = isinstance(before, bytes) and before.startswith(BY_DENIAL)
-        found.update((hold.entity, hold.key, hold.cell) for hold in held_of(kept, self._plans, self._plan))
+        for part in self._limit_parts(touches):
+            names = [place.claim_name(letter, claim, part) for letter in (b"b", b"h")]
+            before, kept = self._link.call("MGET", *names, at=part)
+            gave_back = isinstance(before, bytes) and before.startswith(BY_DENIAL)
+            asked.gave_back = asked.gave_back or gave_back
+            held = held_of(kept, self._plans, self._plan)
+            found.update((hold.entity, hold.key, hold.cell) for hold in held)
         for limit, row in enumerate(plan.limits):
             e = int(row[L_ENTITY])
             spot = self.features.entities[e], int(touches.keys[0, e]), self._cell(limit)
@@ -356,22 +448,23 @@ class RedisStore:
                     touches.records[0, row[E_RECORD] + RECORD_TIME] = time
 
     def _void(self, asked: _Asked, rows: Iterable[int]) -> None:
-        """Let events move nothing and ask for nothing."""
-        touches = asked.touches
+        """Let events move nothing and ask for nothing, but where it has been appended just now."""
+        touches, plan = asked.touches, self.features.plan
         for i in rows:
-            asked.asked[i] = 0
             touches.masks[i] = 0
-            for row in self.features.plan.entities:
-                if row[E_WIDTH]:
+            for e, row in enumerate(plan.entities.tolist()):
+                key = int(touches.keys[i, e])
+                appended = self._mask and (i, self.place.part_of(key)) not in asked.known
+                if not appended:
+                    asked.asked[i, plan.limits[:, L_ENTITY] == e] = 0
+                if row[E_WIDTH] and (not appended or (i, e) in asked.undone):
                     touches.records[i, row[E_RECORD] + RECORD_MASK] = 0
 
-    def _fold(self, asked: _Asked, reply: Reply, values_at: int) -> None:
+    def _fold(self, asked: _Asked, reply: Reply, items: Int64s) -> None:
         """Fold the values that came into the workspace, and write long tails back as snapshots."""
         features, work, touches = self.features, self._work, asked.touches
         count = len(asked.entities)
-        lengths = reply.lengths[values_at : values_at + count]
-        offsets = reply.offsets[values_at : values_at + count]
-        work.begin(features, asked.entities, lengths, touches.batch.n)
+        work.begin(features, asked.entities, reply.lengths[items], touches.batch.n)
         tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
         event, time = 0, 0
         if asked.resumed:
@@ -382,8 +475,9 @@ class RedisStore:
             self.fingerprint,
             *work.arrays,
             reply.data,
-            offsets,
-            lengths,
+            reply.offsets,
+            reply.lengths,
+            items,
             count,
             asked.entities,
             work.row,
@@ -398,11 +492,11 @@ class RedisStore:
                     "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
                 )
         foreign = [
-            (k, reply.item(values_at + k), *self._write_back_of(reply, values_at, k))
+            (k, reply.item(int(items[k])), *self._write_back_of(reply, int(items[k])))
             for k in np.flatnonzero(outcome == wire.FOREIGN).tolist()
         ]
         if not asked.resumed:
-            self._compact(asked, reply, values_at, tails, outcome)
+            self._compact(asked, reply, items, tails, outcome)
         for k, value, head, length in foreign:
             self._take_in_foreign(asked, k, value, head, length, (event, time), outcome)
         if asked.resumed:
@@ -428,7 +522,8 @@ class RedisStore:
         data = as_array(own)
         wire.take_in(
             flat, self.tag, fingerprint, *work.arrays, data, np.zeros(1, np.int64),
-            np.array([len(own) if own else -1]), 1, asked.entities[k : k + 1], work.row, *stop, tails, state,
+            np.array([len(own) if own else -1]), np.zeros(1, np.int64), 1, asked.entities[k : k + 1],
+            work.row, *stop, tails, state,
         )  # fmt: skip
         outcome[k] = state[0]
         if state[0] == wire.BROKEN:
@@ -450,6 +545,9 @@ class RedisStore:
         found = {
             int(e) for e, state in zip(asked.entities[:, 1], outcome, strict=True) if state == wire.STOPPED
         }
+        if self._mask:  # a partition that it had not come to before has it now, behind what was read
+            parts = (asked.touches.keys[0] & self._mask).tolist()
+            found |= {e for e, part in enumerate(parts) if (0, part) not in asked.known}
         for e, row in enumerate(plan.entities):
             if row[E_WIDTH] and e not in found:
                 touches.records[0, row[E_RECORD] + RECORD_MASK] = 0
@@ -457,7 +555,7 @@ class RedisStore:
             if int(row[L_ENTITY]) not in found:
                 asked.asked[0, limit] = 0
 
-    def _compact(self, asked: _Asked, reply: Reply, values_at: int, tails: Int64s, outcome: Int64s) -> None:
+    def _compact(self, asked: _Asked, reply: Reply, items: Int64s, tails: Int64s, outcome: Int64s) -> None:
         """Write back what has a long tail, or a snapshot so old that it may soon be forgotten."""
         features, work = self.features, self._work
         newest = int(asked.touches.batch.time.max()) if asked.touches.batch.n else 0
@@ -470,14 +568,14 @@ class RedisStore:
             s = slabs.locate(*work.arrays[1:], key)
             if s == 0:
                 continue
-            head, length = self._write_back_of(reply, values_at, k)
-            start = int(reply.offsets[values_at + k])
+            head, length = self._write_back_of(reply, int(items[k]))
+            start = int(reply.offsets[items[k]])
             tail = reply.data, start + int(tails[k, wire.SNAPSHOT_BYTES]), start + length
             self._write_back(e, key, head, length, packed(self._plan, work.words, s, e), *tail)
 
-    def _write_back_of(self, reply: Reply, values_at: int, k: int) -> tuple[bytes, int]:
+    def _write_back_of(self, reply: Reply, item: int) -> tuple[bytes, int]:
         """The first bytes of a value, which compact.lua looks for, and how many were read."""
-        at, length = int(reply.offsets[values_at + k]), int(reply.lengths[values_at + k])
+        at, length = int(reply.offsets[item]), int(reply.lengths[item])
         return reply.data[at : at + packing.HEADER].tobytes(), length
 
     def _write_back(
@@ -491,15 +589,16 @@ class RedisStore:
             return
         count = int.from_bytes(head[2:4], "little") + 1 if head[:2] == MAGIC else 1
         value = sections[:2] + (count & 0xFFFF).to_bytes(2, "little") + sections[4:]
+        part = self.place.part_of(key)
         reservations = (end - at) // wire.RESERVATION + 1
-        size = 400 + len(value) + reservations * (len(self._prefix) + 64 + wire.HELD_BYTES)
+        size = 400 + len(value) + reservations * (self._prefix_size + 64 + wire.HELD_BYTES)
         out = np.empty(size, np.uint8)
-        lives = as_array(bulk(b"%d" % self._lives_ms[e]) + bulk(self._lives[0]))
+        lives = as_array(bulk(b"%d" % self._lives_ms[e]) + bulk(self._lives[1 if self._mask else 0]))
         end = wire.write_compact(
-            out, self.features.flat, self._prefix, self._kinds, self._opening["compact"], lives, key, e,
-            as_array(head), length, as_array(value), data, at, end,
+            out, self.features.flat, self._prefixes, self._prefix_size, part, self._kinds,
+            self._opening["compact"], lives, key, e, as_array(head), length, as_array(value), data, at, end,
         )  # fmt: skip
-        self._link.tell(out[:end].data)
+        self._link.tell(out[:end].data, part)
 
     # -- limits
 
@@ -519,6 +618,10 @@ class RedisStore:
             asked.traces = slots
             where = (features.flat, *work.arrays, touches.keys, batch.time)
             self._place_buckets(asked)
+            if asked.forgotten and asked.undone:
+                wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
+                self._undo(asked)
+                asked.granted[:] = 0
             if asked.resumed or asked.forgotten:
                 asked.granted[:, asked.handed != 0] = 1
                 self._settle_given(asked, verdict)
@@ -527,6 +630,8 @@ class RedisStore:
                     self._settle_given(asked, verdict)
                 return 0
             wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
+            if asked.undone:
+                self._undo(asked)
             wire.give_back_all(*where, asked.granted, asked.amounts)
             asked.granted[:, asked.handed != 0] = 1
             prior, prior_keys = NOTHING_HELD, NO_KEYS
@@ -560,7 +665,7 @@ class RedisStore:
                 self._traces.at_holds,
             )
             again = np.zeros_like(asked.granted)
-            if wire.compare(slots, self._traces.at_holds, asked.granted, again, asked.give_back):
+            if self._compare(asked, again):
                 try:
                     self._ask_again(asked, verdict, again)
                 except StoreError:  # what was granted at first stands; what came of the rest is found later
@@ -596,8 +701,37 @@ class RedisStore:
             asked.traces,
             self._traces.at_holds,
         )
-        again = np.zeros_like(asked.granted)
-        wire.compare(asked.traces, self._traces.at_holds, asked.granted, again, asked.give_back)
+        self._compare(asked, np.zeros_like(asked.granted))
+
+    def _compare(self, asked: _Asked, again: Bytes) -> int:
+        """How many reservations are to be made `again`; and what is to be given back."""
+        met = list(asked.met)
+        traces = asked.traces
+        traces[met, self._traces.at_holds + 1 :: 2] = NONE
+        count = wire.compare(traces, self._traces.at_holds, asked.granted, again, asked.give_back)
+        asked.give_back[met] = 0  # who decides that event sees to what it holds
+        return count
+
+    def _undo(self, asked: _Asked) -> None:
+        """Take back what partitions appended of events that were known: a record, and what was reserved."""
+        touches, plan, work = asked.touches, self.features.plan, self._work
+        batch = touches.batch
+        for (i, e), record in asked.undone.items():
+            key, releases = int(touches.keys[i, e]), b""
+            for limit in np.flatnonzero(plan.limits[:, L_ENTITY] == e).tolist():
+                if asked.granted[i, limit]:
+                    amount, bucket = int(asked.amounts[i, limit]), int(asked.buckets[i, limit])
+                    releases += self._release(limit, int(batch.time[i]), bytes(8), amount, bucket)
+                    cell = int(plan.limits[limit, L_CELL])
+                    slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
+                    asked.granted[i, limit] = 0
+            part, claim = self.place.part_of(key), batch.claim[i].tobytes()
+            entity = self.features.entities[e]
+            names = self.place.claim_name(b"c", claim, part), self.place.entity_name(entity, key)
+            value = batch.content[i].tobytes() + int(batch.time[i]).to_bytes(8, "little")
+            self._link.tell(
+                command(("EVALSHA", self._link.names["undo"], 2, *names, value, record, releases)), part
+            )
 
     def _ask_again(self, asked: _Asked, verdict: Verdict, again: Bytes) -> None:
         """Give back what denied events hold, and reserve anew what others were refused for it."""
@@ -620,24 +754,24 @@ class RedisStore:
                 spot = self._spot(touches, i, limit)
                 pieces.setdefault(spot, []).append((list(claims).index(i), record))
         moved = self._move(list(claims.values()), pieces)
-        if any(
-            value is not None and value.endswith(token) for value in moved.known if isinstance(value, bytes)
-        ):
+        known = moved.known.values()
+        if any(isinstance(value, bytes) and value.endswith(token) for value in known):
             raise StoreError("away", "the store has done as asked, and what came of it was lost on the way")
-        new = dict(zip(claims, moved.new, strict=True))
+        numbers = {i: number for number, i in enumerate(claims)}
         self._fold_again(moved)
         work, lost = self._work, False
         for i, limit in (*released, *pairs(again)):
             e, key = self._spot(touches, i, limit)
             cell, amount = int(plan.limits[limit, L_CELL]), int(asked.amounts[i, limit])
+            new = moved.new[numbers[i], self.place.part_of(key)]
             if asked.give_back[i, limit]:
                 asked.granted[i, limit] = asked.give_back[i, limit] = 0
-                if new[i]:
+                if new:
                     bucket = int(asked.buckets[i, limit])
                     slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
                 continue
             time, most = int(touches.batch.time[i]), int(asked.mosts[i, limit])
-            granted = new[i] and wire.book(self.features.flat, *work.arrays, e, cell, key, time, amount, most)
+            granted = new and wire.book(self.features.flat, *work.arrays, e, cell, key, time, amount, most)
             asked.granted[i, limit] = granted
             lost = lost or not granted
         if lost:  # others came in between: what they left is what there is
@@ -664,33 +798,93 @@ class RedisStore:
         plan = self.features.plan
         return int(plan.limits[limit, L_CELL] - plan.entities[int(plan.limits[limit, L_ENTITY]), E_CELLS])
 
-    def _move(
-        self, claims: Sequence[_Entry], pieces: Mapping[tuple[int, int], Sequence[tuple[int, bytes]]]
+    def _move(self, claims: Sequence[_Entry], pieces: _Pieces) -> _Moved:
+        """Call observe.lua off the hot path: enter claims, and append to entities what is of new ones.
+
+        On a cluster each partition enters those that it appends something of.
+        """
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for spot in pieces:
+            groups.setdefault(self.place.part_of(spot[1]), []).append(spot)
+        parts = sorted(groups)
+        calls = []
+        for part in parts:
+            numbers = sorted({number for spot in groups[part] for number, _ in pieces[spot]})
+            calls.append((part, numbers if self._mask else range(len(claims)), groups[part]))
+        return self._moved(claims, pieces, calls)
+
+    def _move_once(self, claim: _Entry, pieces: _Pieces) -> tuple[bool, Item]:
+        """Enter one claim, and append to entities where it is new: whether it was, or its value.
+
+        On a cluster the event's own partition says so, and the others are asked then; also where the claim
+        was entered with this very value before: what is called again finishes what a crash left undone.
+        """
+        if not self._mask:
+            moved = self._moved([claim], pieces, [(0, range(1), list(pieces))])
+            return moved.new[0, 0], moved.known.get((0, 0))
+        part = self.place.part_of(claim.key)
+        moved = self._moved([claim], {}, [(part, range(1), [])])
+        new, known = moved.new[0, part], moved.known.get((0, part))
+        if pieces and (new or known == claim.value):
+            end = claim.end + b".there"  # that it is entered says nothing of what others have appended
+            self._move([claim._replace(end=end)], pieces)
+        return new, known
+
+    def _moved(
+        self,
+        claims: Sequence[_Entry],
+        pieces: _Pieces,
+        calls: Sequence[tuple[int, Sequence[int], Sequence[tuple[int, int]]]],
     ) -> _Moved:
-        """Call observe.lua off the hot path: enter claims, and append to entities what is of new ones."""
-        spots = list(pieces)
+        """`calls` are partition, numbers of claims, and entities."""
+        requests = [self._moving(claims, pieces, *call) for call in calls]
+        parts = np.array([part for part, _, _ in calls])
+        ends = np.cumsum([len(request) for request in requests]).tolist()
+        reply = self._link.ask_all(memoryview(b"".join(requests)), ends, parts)
+        moved = _Moved({}, {}, [], [])
+        for call, (part, numbers, spots) in enumerate(calls):
+            at = int(reply.firsts[call])
+            if reply.item(at) != self.place.epoch:
+                raise self._other_life(reply.item(at))
+            marks = reply.item(at + 2)
+            assert isinstance(marks, bytes), "observe.lua answers marks as a string"
+            at += 3
+            for c, number in enumerate(numbers):
+                moved.new[number, part] = not marks or marks[c] == ord("0")
+                if not moved.new[number, part]:
+                    moved.known[number, part] = reply.item(at)
+                    at += 2
+            moved.spots.extend(spots)
+            moved.values.extend(reply.item(at + k) for k in range(len(spots)))
+        return moved
+
+    def _moving(
+        self,
+        claims: Sequence[_Entry],
+        pieces: _Pieces,
+        part: int,
+        numbers: Sequence[int],
+        spots: Sequence[tuple[int, int]],
+    ) -> bytes:
+        """One call of observe.lua, with claims by their numbers."""
         recipe, records = b"", []
+        places = {number: at for at, number in enumerate(numbers, 1)}
         for spot in spots:
             parts = pieces[spot]
             recipe += len(parts).to_bytes(2, "little")
-            for number, part in parts:
-                recipe += (number + 1).to_bytes(2, "little") + len(part).to_bytes(2, "little")
-            records.append(b"".join(part for _, part in parts))
-        request = command(
-            ("EVALSHA", self._link.names["observe"], 2 + len(claims) + len(spots),
-             self.place.epoch_key, self.place.data + b"edits",
-             *(self.place.claim_name(c.letter, c.key) + c.end for c in claims),
-             *(self.place.entity_name(self.features.entities[e], key) for e, key in spots),
-             self.place.epoch, len(claims), *self._lives, bytes(e for e, _ in spots), recipe,
-             *(c.value for c in claims), *records)
+            for number, piece in parts:
+                recipe += places[number].to_bytes(2, "little") + len(piece).to_bytes(2, "little")
+            records.append(b"".join(piece for _, piece in parts))
+        entered = [claims[number] for number in numbers]
+        place = self.place
+        return command(
+            ("EVALSHA", self._link.names["observe"], 2 + len(entered) + len(spots),
+             place.epoch_name(part), place.within(part) + b"edits",
+             *(place.claim_name(c.letter, c.key, part) + c.end for c in entered),
+             *(place.entity_name(self.features.entities[e], key) for e, key in spots),
+             place.epoch, len(entered), len(entered), *self._lives, bytes(e for e, _ in spots), recipe,
+             *(c.value for c in entered), *records)
         )  # fmt: skip
-        items = self._answer(request).items()
-        marks = items[2]
-        assert isinstance(marks, bytes), "observe.lua answers marks as a string"
-        new = [not marks or marks[i] == ord("0") for i in range(len(claims))]
-        known = iter(items[3 : 3 + 2 * new.count(False) : 2])
-        values = items[3 + 2 * new.count(False) :]
-        return _Moved(new, [None if n else next(known) for n in new], spots, values)
 
     def _fold_again(self, moved: _Moved) -> None:
         """Fold the values that a call off the hot path has answered."""
@@ -704,7 +898,7 @@ class RedisStore:
         tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
         wire.take_in(
             self.features.flat, self.tag, self.fingerprint, *work.arrays, as_array(b"".join(values)), offsets,
-            lengths, count, entities, work.row, 0, 0, tails, outcome,
+            lengths, np.arange(count), count, entities, work.row, 0, 0, tails, outcome,
         )  # fmt: skip
         if np.any(outcome != wire.FOLDED):
             raise StoreError("broken", "the state of an entity is broken: rebuild the store")
@@ -721,39 +915,92 @@ class RedisStore:
         if asked.forgotten:  # what it moved is known from when it was decided
             name = self.place.claim_name(b"d", batch.claim[0].tobytes())
             answer = _ENCODER.encode(decisions[0])
-            self._link.tell(command(("SET", name, answer, "PX", self._fresh_ms, "NX")))
+            request = command(("SET", name, answer, "PX", self._fresh_ms, "NX"))
+            self._link.tell(request, self.place.part_of(batch.claim[0].tobytes()))
             return
         if not rows:
             return
-        self._link.tell(self._concluding(asked, rows, decisions, Lives(horizon_ms, self._fresh_ms)))
+        self._tell_concluded(asked, rows, decisions, Lives(horizon_ms, self._fresh_ms))
+
+    def _tell_concluded(
+        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
+    ) -> None:
+        rows = self._in_order(asked.touches, rows)
+        requests = self._concluding(asked, rows, decisions, lives)
+        back = asked.give_back.any() and not asked.gave_back
+        after = self._giving_back(asked, rows) if self._mask and back else None
+        self._link.tell_all(*requests, after)
+
+    def _in_order(self, touches: Touches, rows: Sequence[int]) -> list[int]:
+        """Events by partition."""
+        if not self._mask:
+            return list(rows)
+        homes = touches.batch.claim.view(np.int64)[:, 0] & self._mask
+        return sorted(rows, key=homes.tolist().__getitem__)
+
+    def _giving_back(self, asked: _Asked, rows: Sequence[int]) -> Callable[[int, list[Item]], None]:
+        """On a cluster, what partitions are told once that of an event says that its decision stands.
+
+        The function gets the number of a call and its answer: a digit for each of its events.
+        """
+        touches, batch = asked.touches, asked.touches.batch
+        shares: dict[int, list[list[tuple[int, bytes]]]] = {}
+        for i in rows:
+            pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+            for limit in np.flatnonzero(asked.give_back[i]).tolist():
+                amount, bucket = int(asked.amounts[i, limit]), int(asked.buckets[i, limit])
+                own = batch.claim[i].tobytes()
+                record = self._release(limit, int(batch.time[i]), own, amount, bucket)
+                pieces.setdefault(self._spot(touches, i, limit), []).append((0, record))
+            claim = _Entry(b"p", batch.claim[i].tobytes(), BY_DENIAL)
+            told = []
+            for part in {self.place.part_of(key) for _, key in pieces}:
+                spots = [spot for spot in pieces if self.place.part_of(spot[1]) == part]
+                told.append((part, self._moving([claim], pieces, part, range(1), spots)))
+            shares.setdefault(self.place.part_of(claim.key), []).append(told)
+        calls = [shares[part] for part in sorted(shares)]
+
+        def after(call: int, answer: list[Item]) -> None:
+            stood = answer[0] if isinstance(answer[0], bytes) else b""
+            for mark, told in zip(stood, calls[call], strict=False):
+                if mark == ord("1"):
+                    for part, request in told:
+                        self._link.later(request, part)
+
+        return after
 
     def _concluding(
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
-    ) -> memoryview:
-        """The call of conclude.lua for the events `rows` of a batch."""
+    ) -> _Requests:
+        """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
         features, touches, batch = self.features, asked.touches, asked.touches.batch
         answers = [_ENCODER.encode(decisions[i]) for i in rows]
         trace = 64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
         back = int(np.count_nonzero(asked.give_back))
         sizes = [len(answer) for answer in answers]
-        names = len(self._prefix) + 40
-        out = self._room(400 + len(rows) * (names + trace + 96) + sum(sizes) + back * (names + 96))
+        names = self._prefix_size + 40
+        most = min(self._mask + 1, len(rows))
+        out = self._room(most * 400 + len(rows) * (names + trace + 96) + sum(sizes) + back * (names + 96))
+        ends, parts = np.empty(most, np.int64), np.empty(most, np.int64)
         times = as_array(
             bulk(b"%d" % lives.horizon_ms) + bulk(b"%d" % lives.fresh_ms) + bulk(b"%d" % asked.resumed)
         )
-        end = wire.write_conclude(
+        calls = wire.write_conclude(
             out,
             features.flat,
             self.tag,
             self.fingerprint,
             self._traces.labelled,
-            self._prefix,
+            self._prefixes,
+            self._prefix_size,
             self._kinds,
             self._opening["conclude"],
-            self._epoch_key,
+            self._epoch_keys,
+            self._epoch_size,
             self._epoch,
             times,
             np.array(rows, np.int64),
+            self._mask,
             batch.claim.view(np.int64),
             batch.content.view(np.int64),
             batch.time,
@@ -770,8 +1017,10 @@ class RedisStore:
             as_array(b"".join(answers)),
             np.cumsum(sizes),
             np.empty(trace, np.uint8),
+            ends,
+            parts,
         )
-        return out[:end].data
+        return _Requests(out[: ends[calls - 1]].data, ends[:calls].tolist(), parts[:calls])
 
     def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
         """Keep what was decided without the store, to be counted when it is back: what it is told then.
@@ -783,14 +1032,19 @@ class RedisStore:
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._place_buckets(asked)
         self._hold(asked, held)
-        self._link.later(self._request(asked, held))
         lives = Lives(horizon_ms, self._fresh_ms)
-        self._link.later(self._concluding(asked, range(touches.batch.n), decisions, lives))
+        self._later(self._request(asked, held))
+        rows = self._in_order(touches, range(touches.batch.n))
+        self._later(self._concluding(asked, rows, decisions, lives))
         keys = touches.batch.claim.tobytes()
         for i in range(touches.batch.n):
             key = keys[16 * i : 16 * i + 16]
             if key in self.claims:
                 self._postponed[key] = self.claims[key]
+
+    def _later(self, requests: _Requests) -> None:
+        for request, part in requests.each():
+            self._link.later(request, part)
 
     def _hold(self, asked: _Asked, held: Bytes) -> None:
         """Let each event's trace say that it holds these limits, and no more."""
@@ -814,13 +1068,16 @@ class RedisStore:
         asked.asked[:] = held * ~handed
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._place_buckets(asked)
-        reply = self._answer(self._request(asked, asked.asked))
-        self._fold(asked, reply, self._read_marks(asked, reply, True))
+        reply = self._link.ask_all(*self._request(asked, asked.asked))
+        items, known = self._values(asked, reply)
+        if known:
+            self._read_marks(asked, reply, True)
+        self._fold(asked, reply, items)
         rows = [i for i in range(touches.batch.n) if i not in asked.met]
         if rows:
             asked.give_back[:] = handed * (held == 0)  # what a denied event was handed
             self._hold(asked, held)
-            self._link.tell(self._concluding(asked, rows, decisions, lives))
+            self._tell_concluded(asked, rows, decisions, lives)
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""
@@ -846,9 +1103,11 @@ class RedisStore:
 
     def _recall(self, key: bytes) -> Known | None:
         """What is kept of a decided event."""
+        part = self.place.part_of(key)
         items = self._link.call(
-            "MGET", self.place.epoch_key, self.place.claim_name(b"c", key), self.place.claim_name(b"r", key)
-        )
+            "MGET", self.place.epoch_name(part), self.place.claim_name(b"c", key),
+            self.place.claim_name(b"r", key), at=part,
+        )  # fmt: skip
         epoch, claim, settled = items
         if epoch != self.place.epoch:
             raise StoreError("epoch", missing_epoch(self.place))
@@ -871,7 +1130,7 @@ class RedisStore:
         """
         touches, own = asked.touches, asked.touches.batch.claim[0].tobytes()
         trace = followed.chain[0]
-        claim = self._link.call("GET", self.place.claim_name(b"c", own))[0]
+        claim = self._link.call("GET", self.place.claim_name(b"c", own), at=self.place.part_of(own))[0]
         if isinstance(claim, bytes) and (
             len(claim) > wire.CLAIM_BYTES or claim[:16] != touches.batch.content[0].tobytes()
         ):
@@ -885,8 +1144,8 @@ class RedisStore:
             bucket, amount = prior[limit].tolist()
             record = self._release(limit, int(touches.batch.time[0]), bytes(8), amount, bucket)
             pieces.setdefault((e, int(prior_keys[e])), []).append((0, record))
-        moved = self._move([_Entry(b"r", followed.claim, own)], pieces)
-        if moved.new[0] or moved.known[0] == own:
+        new, known = self._move_once(_Entry(b"r", followed.claim, own), pieces)
+        if new or known == own:
             asked.handed[:] = handed
             asked.granted[0, handed] = 1
             asked.asked[0, handed] = 0
@@ -897,7 +1156,9 @@ class RedisStore:
     def release(self, key: bytes) -> bool:
         """Return every grant that an event still holds; whether there was any."""
         known = self._recall(key)
-        if known is None or known.settled is not None or not known.holds:
+        if known is None or not known.holds:
+            return False
+        if known.settled is not None and not (self._mask and known.settled == BY_RELEASE):
             return False
         trace = known.trace(self.features)
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
@@ -908,7 +1169,7 @@ class RedisStore:
                 at = trace.keys.get(self.features.entities[e], 0)
                 record = self._release(limit, known.time, bytes(8), amount, bucket)
                 pieces.setdefault((e, at), []).append((0, record))
-        return self._move([_Entry(b"r", key, BY_RELEASE)], pieces).new[0]
+        return self._move_once(_Entry(b"r", key, BY_RELEASE), pieces)[0]
 
     def label(self, key: bytes, label: str, time: int) -> bool:
         """Let a label count for the event's entities, in the place of the one it had; False when too old.
@@ -918,17 +1179,20 @@ class RedisStore:
         known = self._recall(key)
         if known is None:
             return False
+        value = msgspec.msgpack.encode((label, time))
         before: str | None = None
         number = 0
         while True:
-            said = self._link.call("GET", self.place.claim_name(b"l", key) + b".%d" % number)[0]
-            if said is None:
+            end = b".%d" % number
+            said = self._link.call("GET", self.place.claim_name(b"l", key) + end, at=self.place.part_of(key))[
+                0
+            ]
+            if said is None or (said == value and self._mask):
                 pieces = self._label_pieces(known, before, label)
-                value = msgspec.msgpack.encode((label, time))
-                moved = self._move([_Entry(b"l", key, value, b".%d" % number)], pieces)
-                if moved.new[0]:
+                new, entered = self._move_once(_Entry(b"l", key, value, end), pieces)
+                if new or said == value:
                     return True
-                said = moved.known[0]
+                said = entered
             assert isinstance(said, bytes), "a label has a value"
             before, before_time = msgspec.msgpack.decode(said, type=tuple[str, int])
             if time < before_time or (label, time) == (before, before_time):
@@ -993,14 +1257,17 @@ class RedisStore:
         """Sizes and losses, as the server tells them: entities are the keys of its database."""
         if self._link.call("GET", self.place.epoch_key)[0] != self.place.epoch:
             raise StoreError("epoch", missing_epoch(self.place))
-        memory = self._link.call("INFO", "memory")[0]
-        size = self._link.call("DBSIZE")[0]
-        assert isinstance(memory, bytes), "INFO answers a string"
-        facts = facts_of(memory)
+        facts, size = [], 0
+        for call in self._link.each():
+            memory, keys = call("INFO", "memory")[0], call("DBSIZE")[0]
+            assert isinstance(memory, bytes), "INFO answers a string"
+            assert isinstance(keys, int), "DBSIZE answers a number"
+            facts.append(facts_of(memory))
+            size += keys
         return Info(
-            entities=size if isinstance(size, int) else 0,
-            bytes=int(facts.get("used_memory", 0)),
-            reserved=int(facts.get("maxmemory", 0)),
+            entities=size,
+            bytes=sum(int(said.get("used_memory", 0)) for said in facts),
+            reserved=sum(int(said.get("maxmemory", 0)) for said in facts),
             evictions=0,
             expired=0,
             lost=self._link.dropped,
@@ -1030,13 +1297,33 @@ class _Entry(NamedTuple):
     end: bytes = b""
 
 
-class _Moved(NamedTuple):
-    """What a call off the hot path came to: which claims were new, the values of others, entities before."""
+_Pieces = Mapping[tuple[int, int], Sequence[tuple[int, bytes]]]  # by entity and key: number of claim, record
 
-    new: list[bool]
-    known: list[Item]
+
+class _Moved(NamedTuple):
+    """What calls off the hot path came to: which claims were new, by number and partition; the values of
+    those that were not; and what entities were before.
+    """
+
+    new: dict[tuple[int, int], bool]
+    known: dict[tuple[int, int], Item]
     spots: list[tuple[int, int]]
     values: list[Item]
+
+
+class _Requests(NamedTuple):
+    """Requests in one buffer, by where each ends, and the partition of each."""
+
+    data: memoryview
+    ends: list[int]
+    parts: Int64s
+
+    def each(self) -> Iterator[tuple[memoryview, int]]:
+        """One by one."""
+        start = 0
+        for end, part in zip(self.ends, self.parts.tolist(), strict=True):
+            yield self.data[start:end], part
+            start = end
 
 
 def pairs(table: Bytes) -> list[tuple[int, int]]:

@@ -164,6 +164,35 @@ def scan(
     return at, done, total
 
 
+@jit
+def scan_all(
+    data: Bytes,
+    at: int,
+    end: int,
+    offsets: Int64s,
+    lengths: Int64s,
+    done: int,
+    total: int,
+    firsts: Int64s,
+    read: int,
+    replies: int,
+) -> tuple[int, int, int, int]:
+    """`scan` of several replies, one behind the other: `firsts` gets the number of the first item of each.
+
+    Returns what `scan` does, where `total` is of the reply at hand, and how many replies are `read`.
+    """
+    while read < replies:
+        first = done if total < 0 else firsts[read]
+        firsts[read] = first
+        at, items, total = scan(data, at, end, offsets[first:], lengths[first:], done - first, total)
+        done = first + items
+        if at == BROKEN or total < 0 or items < total:
+            return at, done, total, read
+        read += 1
+        total = -1
+    return at, done, total, read
+
+
 def command(words: Iterable[bytes | str | int]) -> bytes:
     """A command off the hot path."""
     parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]

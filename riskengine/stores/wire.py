@@ -8,12 +8,14 @@ record    kind (1), words (1), cell (1), plan (5), words (8 each)
 The words are those of the entity's record (RECORD); or time, event hash, amount, and bucket of what an event
 gives back of a limit (RELEASE); or time, event hash, amount, maximum, and the other half of the event's
 claim, of what it wants of one (RESERVE). A reservation is granted when what is held where it stands in the
-log leaves room for it: every reader finds the same.
+log leaves room for it: every reader finds the same. A record taken back is VOID.
 
-Names of keys are the prefix, a letter, and 64 bits of hash in 11 characters: `e` and two characters that tell
-the kind for an entity; twice 64 bits for an event: `c` for its claim, `d` for its decision, `r` for who
-settled its holds, `b` for what it gave back or reserved anew before it was decided, `p` for what it gave back
-when it was, `h` for what it may hold and was folded before.
+Names of keys are the prefix, on a cluster the tag of a partition, a letter, and 64 bits of hash in 11
+characters: `e` and two characters that tell the kind for an entity; twice 64 bits for an event: `c` for its
+claim, `d` for its decision, `r` for who settled its holds, `b` for what it gave back or reserved anew before
+it was decided, `p` for what it gave back when it was, `h` for what it may hold and was folded before. On a
+cluster a partition other than the event's own has a claim too, for what is appended there, and its own `b`,
+`p` and `h`.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from riskengine.packing import Bytes, get_raw, put_raw, put_varint
 from riskengine.stores import slabs
 from riskengine.stores.resp import DOLLAR, NIL, STAR, put_bulk, put_bytes, put_end, put_int, put_line
 
-RECORD, RESERVE, RELEASE = 1, 2, 3
+RECORD, RESERVE, RELEASE, VOID = 1, 2, 3, 4
 HEAD: Final = 8  # bytes before a record's words
 BOOKING: Final = HEAD + 32  # bytes of a release
 RESERVATION: Final = BOOKING + 8
@@ -68,6 +70,7 @@ CLAIM_BYTES: Final = 24  # of a claim's value before its trace: content, time
 FOLDED, FOREIGN, BROKEN, STOPPED = range(4)  # what became of a value
 HANDED: Final = 2  # what a limit is asked for has been held by the event that is followed
 RECORDS, SNAPSHOT_BYTES, TAIL_BYTES, SINCE, TAIL_SIZE = range(5)  # columns of what is told of values
+PART, FIRST_CLAIM, HOMES, FIRST_ENTITY, GROUP_SIZE = range(5)  # columns of what is told of calls
 
 ALPHABET: Final = np.frombuffer(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8
@@ -87,20 +90,24 @@ def put_word(out: Bytes, at: int, word: int) -> int:
 
 
 @jit
-def put_claim_name(out: Bytes, at: int, prefix: Bytes, letter: int, high: int, low: int) -> int:
-    """Write the name of a claim's key as a string of RESP."""
-    at = put_line(out, at, DOLLAR, len(prefix) + 1 + 2 * KEY_CHARS)
-    at = put_bytes(out, at, prefix, 0, len(prefix))
+def put_claim_name(
+    out: Bytes, at: int, prefixes: Bytes, size: int, part: int, letter: int, high: int, low: int
+) -> int:
+    """Write the name of a claim's key as a string of RESP. Prefixes of all parts have one size."""
+    at = put_line(out, at, DOLLAR, size + 1 + 2 * KEY_CHARS)
+    at = put_bytes(out, at, prefixes, part * size, size)
     out[at] = letter
     at = put_word(out, at + 1, high)
     return put_end(out, put_word(out, at, low))
 
 
 @jit
-def put_entity_name(out: Bytes, at: int, prefix: Bytes, kinds: Bytes, e: int, key: int) -> int:
+def put_entity_name(
+    out: Bytes, at: int, prefixes: Bytes, size: int, part: int, kinds: Bytes, e: int, key: int
+) -> int:
     """Write the name of an entity's key as a string of RESP."""
-    at = put_line(out, at, DOLLAR, len(prefix) + 3 + KEY_CHARS)
-    at = put_bytes(out, at, prefix, 0, len(prefix))
+    at = put_line(out, at, DOLLAR, size + 3 + KEY_CHARS)
+    at = put_bytes(out, at, prefixes, part * size, size)
     out[at] = 101  # e
     out[at + 1] = kinds[2 * e]
     out[at + 2] = kinds[2 * e + 1]
@@ -304,79 +311,185 @@ def put_release(
 
 
 @jit
+def share_out(
+    entities: Int64s,
+    count: int,
+    claims: Int64s,
+    order: Int64s,
+    after: Int64s,
+    mask: int,
+    stamps: Int64s,
+    groups: Int64s,
+    claimants: Int64s,
+) -> int:
+    """Cut a batch into one call a partition, the first always among them; return how many.
+
+    `entities` and `order` (of events) are sorted by partition. `groups` (calls + 1, GROUP_SIZE) says of each
+    call its partition, its first claim, how many of its claims are of its own events, and its first entity;
+    `claimants` whose each claim is; `stamps` (n, zeros) is scratch.
+    """
+    n = len(order)
+    calls = 0
+    e_at = 0
+    c_at = 0
+    total = 0
+    part = 0
+    while True:
+        groups[calls, PART] = part
+        groups[calls, FIRST_CLAIM] = total
+        groups[calls, FIRST_ENTITY] = e_at
+        while c_at < n and claims[order[c_at], 0] & mask == part:
+            claimants[total] = order[c_at]
+            stamps[order[c_at]] = calls + 1
+            total += 1
+            c_at += 1
+        groups[calls, HOMES] = total - groups[calls, FIRST_CLAIM]
+        while e_at < count and entities[e_at, 0] & mask == part:
+            i = entities[e_at, 2]
+            while i >= 0:
+                if stamps[i] != calls + 1:
+                    stamps[i] = calls + 1
+                    claimants[total] = i
+                    total += 1
+                i = after[i, entities[e_at, 1]]
+            e_at += 1
+        calls += 1
+        groups[calls, FIRST_CLAIM] = total
+        groups[calls, FIRST_ENTITY] = e_at
+        if e_at == count and c_at == n:
+            return calls
+        part = mask + 1
+        if e_at < count:
+            part = min(part, entities[e_at, 0] & mask)
+        if c_at < n:
+            part = min(part, claims[order[c_at], 0] & mask)
+
+
+@jit
 def write_observe(
     out: Bytes,
     plan: Int64s,
     tag: int,
-    prefix: Bytes,
+    prefixes: Bytes,
+    prefix_size: int,
     kinds: Bytes,
     opening: Bytes,
     shared: Bytes,
+    shared_size: int,
     epoch: Bytes,
     lives: Bytes,
-    claims: Int64s,
     contents: Int64s,
     time: Int64s,
+    claims: Int64s,
     records: Int64s,
     asked: Bytes,
     amounts: Int64s,
     mosts: Int64s,
-    count: int,
+    calls: int,
+    groups: Int64s,
+    claimants: Int64s,
+    numbers: Int64s,
     entities: Int64s,
     sizes: Int64s,
     pieces: Int64s,
     after: Int64s,
-) -> int:
-    """Write the call of observe.lua for a batch (claims (m, 2), none to read only); return its bytes.
+    ends: Int64s,
+) -> None:
+    """Write the calls of observe.lua for a batch (see `share_out`); `ends` gets where each ends.
 
-    `opening`, `shared` (two keys), `epoch` and `lives` (two arguments) are strings of RESP made beforehand.
+    `opening`, `shared` (two keys a partition), `epoch` and `lives` (three arguments) are strings of RESP made
+    beforehand; `numbers` (n) is scratch.
     """
-    n = len(claims)
-    at = put_line(out, 0, STAR, 11 + 2 * n + 2 * count)
-    at = put_bytes(out, at, opening, 0, len(opening))
-    at = put_number(out, at, 2 + n + count)
-    at = put_bytes(out, at, shared, 0, len(shared))
-    for i in range(n):
-        at = put_claim_name(out, at, prefix, 99, claims[i, 0], claims[i, 1])
-    for k in range(count):
-        at = put_entity_name(out, at, prefix, kinds, entities[k, 1], entities[k, 0])
-    at = put_bytes(out, at, epoch, 0, len(epoch))
-    at = put_number(out, at, n)
-    at = put_bytes(out, at, lives, 0, len(lives))
-    at = put_line(out, at, DOLLAR, count)
-    for k in range(count):
-        out[at + k] = entities[k, 1]
-    at = put_end(out, at + count)
-    total = 0
-    for k in range(count):
-        total += 2 + 4 * pieces[k]
-    at = put_line(out, at, DOLLAR, total)
-    for k in range(count):
-        at = put_raw(out, at, pieces[k], 2)
-        i = entities[k, 2]
-        while i >= 0:
-            at = put_raw(out, at, i + 1, 2)
-            at = put_raw(out, at, piece_size(plan, records, asked, i, entities[k, 1]), 2)
-            i = after[i, entities[k, 1]]
-    at = put_end(out, at)
-    for i in range(n):
-        at = put_line(out, at, DOLLAR, CLAIM_BYTES)
-        at = put_raw(out, at, contents[i, 0], 8)
-        at = put_raw(out, at, contents[i, 1], 8)
-        at = put_end(out, put_raw(out, at, time[i], 8))
-    for k in range(count):
-        at = put_line(out, at, DOLLAR, sizes[k])
-        i = entities[k, 2]
-        while i >= 0:
-            at = put_piece(
-                out, at, plan, tag, records, asked, amounts, mosts, time, claims, i, entities[k, 1]
-            )
-            i = after[i, entities[k, 1]]
+    at = 0
+    for call in range(calls):
+        part = groups[call, PART]
+        first, first_claim = groups[call, FIRST_ENTITY], groups[call, FIRST_CLAIM]
+        last = groups[call + 1, FIRST_ENTITY]
+        n, count = groups[call + 1, FIRST_CLAIM] - first_claim, last - first
+        at = put_line(out, at, STAR, 13 + 2 * n + 2 * count)
+        at = put_bytes(out, at, opening, 0, len(opening))
+        at = put_number(out, at, 2 + n + count)
+        at = put_bytes(out, at, shared, part * shared_size, shared_size)
+        for c in range(n):
+            i = claimants[first_claim + c]
+            numbers[i] = c + 1
+            at = put_claim_name(out, at, prefixes, prefix_size, part, 99, claims[i, 0], claims[i, 1])
+        for k in range(first, last):
+            at = put_entity_name(out, at, prefixes, prefix_size, part, kinds, entities[k, 1], entities[k, 0])
+        at = put_bytes(out, at, epoch, 0, len(epoch))
+        at = put_number(out, at, n)
+        at = put_number(out, at, groups[call, HOMES])
+        at = put_bytes(out, at, lives, 0, len(lives))
+        at = put_line(out, at, DOLLAR, count)
+        for k in range(first, last):
+            out[at] = entities[k, 1]
+            at += 1
         at = put_end(out, at)
-    return at
+        total = 0
+        for k in range(first, last):
+            total += 2 + 4 * pieces[k]
+        at = put_line(out, at, DOLLAR, total)
+        for k in range(first, last):
+            at = put_raw(out, at, pieces[k], 2)
+            i = entities[k, 2]
+            while i >= 0:
+                at = put_raw(out, at, numbers[i], 2)
+                at = put_raw(out, at, piece_size(plan, records, asked, i, entities[k, 1]), 2)
+                i = after[i, entities[k, 1]]
+        at = put_end(out, at)
+        for c in range(n):
+            i = claimants[first_claim + c]
+            at = put_line(out, at, DOLLAR, CLAIM_BYTES)
+            at = put_raw(out, at, contents[i, 0], 8)
+            at = put_raw(out, at, contents[i, 1], 8)
+            at = put_end(out, put_raw(out, at, time[i], 8))
+        for k in range(first, last):
+            at = put_line(out, at, DOLLAR, sizes[k])
+            i = entities[k, 2]
+            while i >= 0:
+                at = put_piece(
+                    out, at, plan, tag, records, asked, amounts, mosts, time, claims, i, entities[k, 1]
+                )
+                i = after[i, entities[k, 1]]
+            at = put_end(out, at)
+        ends[call] = at
 
 
 # ---- after it ---------------------------------------------------------------------------------------
+
+
+@jit
+def read_calls(
+    data: Bytes,
+    offsets: Int64s,
+    lengths: Int64s,
+    firsts: Int64s,
+    calls: int,
+    groups: Int64s,
+    epoch: Bytes,
+    values: Int64s,
+) -> tuple[int, bool]:
+    """Look through the answers of observe.lua: `values` gets the number of each entity's item.
+
+    Returns the first call whose epoch is not the one expected, or -1, and whether a claim was known.
+    """
+    met = False
+    for call in range(calls):
+        at = firsts[call]
+        if lengths[at] != len(epoch):
+            return call, met
+        for k in range(len(epoch)):
+            if data[offsets[at] + k] != epoch[k]:
+                return call, met
+        known = 0
+        for k in range(lengths[at + 2]):
+            known += data[offsets[at + 2] + k] == 49  # 1
+        met = met or known > 0
+        at += 3 + 2 * known
+        for k in range(groups[call, FIRST_ENTITY], groups[call + 1, FIRST_ENTITY]):
+            values[k] = at
+            at += 1
+    return -1, met
 
 
 @jit
@@ -391,6 +504,7 @@ def take_in(
     data: Bytes,
     offsets: Int64s,
     lengths: Int64s,
+    items: Int64s,
     count: int,
     entities: Int64s,
     row: Int64s,
@@ -399,7 +513,7 @@ def take_in(
     tails: Int64s,
     outcome: Int64s,
 ) -> None:
-    """Fold values (item k of `offsets`, `lengths` for entity k of `entities`) into slabs of the workspace.
+    """Fold values (item items[k] of `offsets`, `lengths` for entity k of `entities`) into slabs.
 
     Reservations that are granted are marked in `data` (GRANTED).
     `row` (1, W) is room for a record. A value is folded up to the first record of event `stop_event` at
@@ -411,10 +525,12 @@ def take_in(
         for column in range(TAIL_SIZE):
             tails[k, column] = 0
         outcome[k] = FOLDED
-        if lengths[k] != NIL:
+        item = items[k]
+        if lengths[item] != NIL:
             outcome[k] = take_in_one(
-                plan, tag, fingerprint, words, meta, table, old_table, data, offsets[k],
-                offsets[k] + lengths[k], entities[k, 0], entities[k, 1], row, stop_event, stop_time, tails, k,
+                plan, tag, fingerprint, words, meta, table, old_table, data, offsets[item],
+                offsets[item] + lengths[item], entities[k, 0], entities[k, 1], row, stop_event, stop_time,
+                tails, k,
             )  # fmt: skip
 
 
@@ -475,13 +591,13 @@ def take_in_one(
         size = int(data[at + 1])
         time = get_raw(data, at + HEAD, 8)
         event = get_raw(data, at + HEAD + 8, 8)
-        if stop_event != 0 and event == stop_event and time == stop_time and data[at] != RELEASE:
+        if stop_event != 0 and event == stop_event and time == stop_time and data[at] < RELEASE:
             return STOPPED
         if data[at] == RECORD:
             for j in range(size):
                 row[0, first + j] = get_raw(data, at + HEAD + 8 * j, 8)
             s = slabs.fold(plan, words, meta, table, old_table, key, s, e, pointer(row, 0))
-        else:
+        elif data[at] != VOID:
             cell = entity_of(plan, e, E_CELLS) + int(data[at + 2])
             amount = get_raw(data, at + HEAD + 16, 8)
             last = get_raw(data, at + HEAD + 24, 8)
@@ -511,7 +627,7 @@ def survey(plan: Int64s, tag: int, fingerprint: int, data: Bytes, at: int, end: 
             return BROKEN
         if get_raw(data, at + 3, 5) != tag:
             foreign = True
-        elif data[at] == RECORD:
+        elif data[at] == RECORD or data[at] == VOID:
             if data[at + 1] != entity_of(plan, e, E_WIDTH):
                 return BROKEN
         elif data[at] == RESERVE or data[at] == RELEASE:
@@ -672,7 +788,9 @@ def settle_given(
 def write_compact(
     out: Bytes,
     plan: Int64s,
-    prefix: Bytes,
+    prefixes: Bytes,
+    prefix_size: int,
+    part: int,
     kinds: Bytes,
     opening: Bytes,
     lives: Bytes,
@@ -698,12 +816,12 @@ def write_compact(
     to = put_line(out, 0, STAR, 3 + 1 + n + 5 + n)
     to = put_bytes(out, to, opening, 0, len(opening))
     to = put_number(out, to, 1 + n)
-    to = put_entity_name(out, to, prefix, kinds, e, key)
+    to = put_entity_name(out, to, prefixes, prefix_size, part, kinds, e, key)
     place = at
     while place < end:
         if data[place] == RESERVE and get_raw(data, place + AT_MOST, 8) == GRANTED:
             high, low = get_raw(data, place + HEAD + 8, 8), get_raw(data, place + AT_CLAIM, 8)
-            to = put_claim_name(out, to, prefix, 99, high, low)
+            to = put_claim_name(out, to, prefixes, prefix_size, part, 99, high, low)
         place += HEAD + 8 * int(data[place + 1])
     to = put_bulk(out, to, head, 0, len(head))
     to = put_number(out, to, length)
@@ -794,13 +912,16 @@ def write_conclude(
     tag: int,
     fingerprint: int,
     labelled: bool,
-    prefix: Bytes,
+    prefixes: Bytes,
+    prefix_size: int,
     kinds: Bytes,
     opening: Bytes,
-    epoch_key: Bytes,
+    epoch_keys: Bytes,
+    epoch_size: int,
     epoch: Bytes,
     lives: Bytes,
     rows: Int64s,
+    mask: int,
     claims: Int64s,
     contents: Int64s,
     time: Int64s,
@@ -815,62 +936,78 @@ def write_conclude(
     amounts: Int64s,
     buckets: Int64s,
     decisions: Bytes,
-    ends: Int64s,
+    decision_ends: Int64s,
     room: Bytes,
+    ends: Int64s,
+    parts: Int64s,
 ) -> int:
-    """Write the call of conclude.lua for the events `rows` of a batch; return its bytes.
+    """Write the calls of conclude.lua for the events `rows`, sorted by partition; return how many.
 
-    Decision j of `decisions` ends at ends[j]. `room` has room for the largest trace.
+    Decision j of `decisions` ends at decision_ends[j]. `room` has room for the largest trace. `ends` and
+    `parts` get where each call ends, and its partition. What is given back is part of a call where there is
+    one partition.
     """
-    n = len(rows)
     limits = plan[P_LIMITS_N]
-    back = 0
-    for i in rows:
-        for limit in range(limits):
-            back += give_back[i, limit]
-    at = put_line(out, 0, STAR, 3 + 1 + n + back + 6 + 2 * n + 3 * back)
-    at = put_bytes(out, at, opening, 0, len(opening))
-    at = put_number(out, at, 1 + n + back)
-    at = put_bytes(out, at, epoch_key, 0, len(epoch_key))
-    for i in rows:
-        at = put_claim_name(out, at, prefix, 99, claims[i, 0], claims[i, 1])
-    for i in rows:
-        for limit in range(limits):
-            if give_back[i, limit]:
-                e = limit_of(plan, limit, L_ENTITY)
-                at = put_entity_name(out, at, prefix, kinds, e, keys[i, e])
-    at = put_bytes(out, at, epoch, 0, len(epoch))
-    at = put_number(out, at, n)
-    at = put_number(out, at, back)
-    at = put_bytes(out, at, lives, 0, len(lives))
-    start = 0
-    for j in range(n):
-        i = rows[j]
-        size = put_trace(
-            room, 0, plan, fingerprint, labelled, keys, masks, records, traces, at_holds, follows, i
-        )
-        at = put_line(out, at, DOLLAR, CLAIM_BYTES + size)
-        at = put_raw(out, at, contents[i, 0], 8)
-        at = put_raw(out, at, contents[i, 1], 8)
-        at = put_raw(out, at, time[i], 8)
-        at = put_end(out, put_bytes(out, at, room, 0, size))
-        at = put_bulk(out, at, decisions, start, ends[j] - start)
-        start = ends[j]
-    place = 0
-    for j in range(n):
-        i = rows[j]
-        for limit in range(limits):
-            if give_back[i, limit]:
-                place += 1
-                e = limit_of(plan, limit, L_ENTITY)
-                cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
-                at = put_number(out, at, j + 1)
-                at = put_number(out, at, place)
-                at = put_line(out, at, DOLLAR, BOOKING)
-                at = put_end(
-                    out,
-                    put_release(
-                        out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
-                    ),
-                )  # fmt: skip
-    return at
+    calls = 0
+    at = 0
+    j_from = 0
+    while j_from < len(rows):
+        part = claims[rows[j_from], 0] & mask
+        j_to = j_from
+        back = 0
+        while j_to < len(rows) and claims[rows[j_to], 0] & mask == part:
+            for limit in range(limits):
+                back += give_back[rows[j_to], limit] and mask == 0
+            j_to += 1
+        n = j_to - j_from
+        at = put_line(out, at, STAR, 3 + 1 + n + back + 6 + 2 * n + 3 * back)
+        at = put_bytes(out, at, opening, 0, len(opening))
+        at = put_number(out, at, 1 + n + back)
+        at = put_bytes(out, at, epoch_keys, part * epoch_size, epoch_size)
+        for j in range(j_from, j_to):
+            at = put_claim_name(
+                out, at, prefixes, prefix_size, part, 99, claims[rows[j], 0], claims[rows[j], 1]
+            )
+        if back:
+            for j in range(j_from, j_to):
+                for limit in range(limits):
+                    if give_back[rows[j], limit]:
+                        e = limit_of(plan, limit, L_ENTITY)
+                        at = put_entity_name(out, at, prefixes, prefix_size, part, kinds, e, keys[rows[j], e])
+        at = put_bytes(out, at, epoch, 0, len(epoch))
+        at = put_number(out, at, n)
+        at = put_number(out, at, back)
+        at = put_bytes(out, at, lives, 0, len(lives))
+        for j in range(j_from, j_to):
+            i = rows[j]
+            size = put_trace(
+                room, 0, plan, fingerprint, labelled, keys, masks, records, traces, at_holds, follows, i
+            )
+            at = put_line(out, at, DOLLAR, CLAIM_BYTES + size)
+            at = put_raw(out, at, contents[i, 0], 8)
+            at = put_raw(out, at, contents[i, 1], 8)
+            at = put_raw(out, at, time[i], 8)
+            at = put_end(out, put_bytes(out, at, room, 0, size))
+            start = decision_ends[j - 1] if j > 0 else 0
+            at = put_bulk(out, at, decisions, start, decision_ends[j] - start)
+        place = 0
+        if back:
+            for j in range(j_from, j_to):
+                i = rows[j]
+                for limit in range(limits):
+                    if give_back[i, limit]:
+                        place += 1
+                        e = limit_of(plan, limit, L_ENTITY)
+                        cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
+                        at = put_number(out, at, j - j_from + 1)
+                        at = put_number(out, at, place)
+                        at = put_line(out, at, DOLLAR, BOOKING)
+                        at = put_release(
+                            out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
+                        )
+                        at = put_end(out, at)
+        ends[calls] = at
+        parts[calls] = part
+        calls += 1
+        j_from = j_to
+    return calls
