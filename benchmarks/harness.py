@@ -31,6 +31,7 @@ PACKAGES: Final = (
     "zen-engine",
     "redis",
 )
+NO_BENCHMARKS: Final = ("__main__", "harness", "crowd")
 COMPARED: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "<=": lambda found, bound: found <= bound,
     ">=": lambda found, bound: found >= bound,
@@ -52,7 +53,7 @@ class Verdict:
 def discover() -> list[str]:
     """The names of all benchmarks, in alphabetical order."""
     modules = pkgutil.iter_modules(benchmarks.__path__)
-    return sorted(m.name for m in modules if not m.ispkg and m.name not in ("__main__", "harness"))
+    return sorted(m.name for m in modules if not m.ispkg and m.name not in NO_BENCHMARKS)
 
 
 def load(name: str) -> ModuleType:

@@ -21,13 +21,15 @@ from riskengine.engine import Result
 Score = Callable[[list[Any], bool], Sequence[Result]]
 Outcome = Sequence[Result] | Exception | None
 BATCH_MAX: Final = 1_000
+FEW: Final = 64  # events are always let in: how long they take is known too vaguely to refuse them for
+SURE: Final = 0.8  # of the time left: what is let in is to be answered in time, not just about
 INLINE_MAX: Final = 64  # events that the loop scores itself: some 2 ms, in which it reads nothing
 TICK_SECONDS: Final = 0.001  # of the loop's clock and timers
 _log = logging.getLogger(__name__)
 
 
 class FullError(Exception):
-    """There is no room in the queue, or nothing is taken any more."""
+    """There is no room in the queue, no time to wait in it, or nothing is taken any more."""
 
 
 class Job:
@@ -74,6 +76,8 @@ class Gatherer:
         self._busy = False  # with a batch, or about to be
         self._open = False
         self._idle = asyncio.Event()
+        self._pace = 0.0  # seconds an event, lately, with all that the loop does beside
+        self._delivered = 0.0  # when the last batch was
         self._alarm: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._work, name="riskengine-scoring", daemon=True)
 
@@ -84,14 +88,22 @@ class Gatherer:
         self._idle.set()
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job. Raises FullError at once where its events would not fit."""
-        if not self._open or self.held + len(job.events) > self._queue_max:
+    def check(self, n: int, until: float) -> None:
+        """Raise FullError where n events would not fit, or would have to wait for too long."""
+        held = self.held
+        if not self._open or held + n > self._queue_max:
             raise FullError
+        if held > FEW and held * self._pace > SURE * (until - self._loop.time()):
+            raise FullError
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises FullError as `check` does."""
+        self.check(len(job.events), job.until)
         self._waiting.append(job)
         self.held += len(job.events)
         if not self._busy:
             self._busy = True
+            self._delivered = time.perf_counter()
             self._idle.clear()
             self._loop.call_soon(self._dispatch)  # after what else has come by now
         if self._alarm is None or job.until < self._alarm.when():
@@ -135,6 +147,9 @@ class Gatherer:
         n = sum([len(job.events) for job in jobs])
         self.held -= n
         self._observe(n, seconds)
+        now = time.perf_counter()
+        self._pace += 0.2 * ((now - self._delivered) / n - self._pace)
+        self._delivered = now
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._finish(job, outcome, seconds)
         if self._waiting:

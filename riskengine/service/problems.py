@@ -71,9 +71,11 @@ def refusal(error: EventError, at: int | None = None) -> RefusedError:
 
 
 def overfull() -> RefusedError:
-    """Refused because the queue is full, or the sidecar is about to stop."""
+    """Refused because the queue is full or too long to wait in, or the sidecar is about to stop."""
     return RefusedError(
-        "busy", "the queue is full: send it again in a second", headers=((b"retry-after", b"1"),)
+        "busy",
+        "too much is waiting for this to be decided in time: send it again in a second",
+        headers=((b"retry-after", b"1"),),
     )
 
 

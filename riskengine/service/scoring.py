@@ -77,13 +77,15 @@ class Scoring:
                 elif name == b"x-deadline-ms":
                     seconds = _deadline_seconds(value)
             format = format_of(content_type)
+            until = asyncio.get_running_loop().time() + seconds - (time.perf_counter() - began)
+            self._gatherer.check(1, until)  # before more is done for it than must be
             poisoned: dict[int, RefusedError] = {}
             if route == BATCH:
                 events, poisoned = read_batch(body, format)
                 sound = [event for i, event in enumerate(events) if i not in poisoned] if poisoned else events
             else:
                 events = sound = [read_body(body, format)]
-            request = _Request(self, sound, bool(query) and _wants_features(query), seconds - _since(began))
+            request = _Request(self, sound, bool(query) and _wants_features(query), until)
             request.respond, request.format = respond, format
             request.batch, request.poisoned = events if route == BATCH else None, poisoned
             if sound:
@@ -108,8 +110,8 @@ class _Request(Job):
     poisoned: dict[int, RefusedError]
     respond: Respond
 
-    def __init__(self, scoring: Scoring, events: list[Any], features: bool, seconds: float) -> None:
-        super().__init__(events, features, asyncio.get_running_loop().time() + seconds)
+    def __init__(self, scoring: Scoring, events: list[Any], features: bool, until: float) -> None:
+        super().__init__(events, features, until)
         self.scoring = scoring
         self.entered = time.perf_counter()
 
@@ -141,7 +143,7 @@ class _Request(Job):
                 _item(i, self.poisoned.get(i) or next(rest), self.features) for i in range(len(self.batch))
             ]
             body = _ENCODE[self.format](items)
-        waited = max(_since(self.entered) - seconds, 0.0)
+        waited = max(time.perf_counter() - self.entered - seconds, 0.0)
         return Answer(
             200,
             [
@@ -160,10 +162,6 @@ def failed(error: BaseException) -> Answer:
     """
     _log.error("a request failed: %s", where(error))
     return Answer(*told(RefusedError("bug", f"{type(error).__name__}: please report it")))
-
-
-def _since(began: float) -> float:
-    return time.perf_counter() - began
 
 
 def _deadline_seconds(header: bytes) -> float:

@@ -1,0 +1,122 @@
+"""More load than can be borne: what is let in is answered in time, the rest is refused at once.
+
+A thousand connections here; RISKENGINE_HELD=10000 is the full run, and benchmarks/http has it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from statistics import median
+
+from servers import running
+from test_service import claim, lay_out, start
+
+from benchmarks.crowd import crowd, resident_mb
+from riskengine import cli
+
+HELD = int(os.environ.get("RISKENGINE_HELD", "1000"))
+REQUESTS_EACH = 10
+MB_MAX = 150 + HELD * 0.05  # the journal's queue of decisions, and 50 KB a connection
+DEADLINE_MS = 250
+TOGETHER = 50  # events of a request, so that a client in Python is faster than the server
+
+
+def asked(together: int = 0) -> Iterator[bytes]:
+    """Requests without end: single events, or batches."""
+    for serial in count():
+        if together:
+            events = [claim(f"e{serial}-{i}", user_id=f"u{serial * together + i}") for i in range(together)]
+            yield sent("/v1/score/batch", json.dumps(events).encode())
+        else:
+            yield sent("/v1/score", json.dumps(claim(f"s{serial}", user_id=f"u{serial}")).encode())
+
+
+def sent(path: str, body: bytes) -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-deadline-ms: {DEADLINE_MS}"
+    )
+    return f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_connections_are_held_by_the_thousand(tmp_path: Path) -> None:
+    """Nothing but 200 and 503 with Retry-After, in bounded memory."""
+    lay_out(tmp_path / "rules")
+    server = start(tmp_path)
+    try:
+        before = resident_mb(server.process.pid)
+        n = HELD * REQUESTS_EACH
+        told = asyncio.run(crowd(server.port, HELD, islice(asked(), n)))
+        assert sum(told.statuses.values()) == n
+        assert set(told.statuses) <= {200, 503}, (told.statuses, server.stop(), server.told)
+        assert told.statuses[200] > 0
+        assert told.without_retry == 0
+        assert resident_mb(server.process.pid) - before < MB_MAX
+        assert server.score(claim("after")).status == 200
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_tenfold_step_is_borne(tmp_path: Path) -> None:
+    """A campaign opens: ten times the callers, who do not wait either, for as long as they like."""
+    lay_out(tmp_path / "rules")
+    server = start(tmp_path, "--journal", "none", RISKENGINE_QUEUE_EVENTS="100000")
+
+    async def play() -> None:
+        calm = await crowd(server.port, 10, asked(), 0.7, think_seconds=0.02)
+        assert set(calm.statuses) == {200}
+        step = await crowd(server.port, 100, asked(TOGETHER), 2.0)
+        assert set(step.statuses) == {200, 503}, step.statuses
+        assert step.without_retry == 0
+        assert step.degraded < 0.01 * step.statuses[200]
+        assert step.p(0.99) < DEADLINE_MS / 1e3, (step.p(0.5), step.p(0.99))
+        assert step.p(0.5, 503) < step.p(0.5) / 2
+        ended = time.perf_counter()
+        late: list[float] = []  # what is not as it was before, 2 s after the step
+        after = await crowd(
+            server.port, 10, asked(), 2.5, think_seconds=0.02,
+            each=lambda at, status, took: late.append(took) if at > ended + 2.0 else None,
+        )  # fmt: skip
+        assert set(after.statuses) == {200}
+        assert after.degraded == 0
+        assert median(late) < 2 * calm.p(0.5) + 0.005
+
+    try:
+        asyncio.run(play())
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_full_queue_refuses_in_5_ms(tmp_path: Path) -> None:
+    """While the engine waits, what has no room is refused at once, and nothing piles up."""
+    lay_out(tmp_path / "rules")
+    with running() as store:
+        url, rules = f"{store.url}?timeout=5000", str(tmp_path / "rules")
+        assert cli.run(("store", "init", "--store", url, "--rules", rules)) == 0
+        server = start(tmp_path, "--journal", "none", "--store", url, RISKENGINE_QUEUE_EVENTS="40")
+
+        async def play() -> None:
+            waits: list[float] = []
+            store.hold(True)
+            waiting = asyncio.create_task(crowd(server.port, 40, islice(asked(), 40)))
+            await asyncio.sleep(0.1)
+            refused = await crowd(
+                server.port, 1, islice(asked(), 200), each=lambda at, status, took: waits.append(took)
+            )
+            assert refused.statuses == {503: 200}
+            assert refused.without_retry == 0
+            assert median(waits) < 0.005
+            store.hold(False)
+            assert (await waiting).statuses == {200: 40}
+
+        try:
+            assert server.score(claim("first")).status == 200
+            asyncio.run(play())
+        finally:
+            store.hold(False)
+            assert server.stop() == 0
