@@ -151,6 +151,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
         },
         **found["paths"],
     }
+    label = found["paths"]["/v1/labels"]["post"]["responses"]["200"]["content"]["application/json"]
+    labelled = {"anyOf": [_ref("LabelDone"), _ref("ProblemDetails")]}  # msgspec describes no such union
+    label["schema"] = {"anyOf": [_ref("LabelDone"), {"type": "array", "items": labelled}]}
     for path, methods in found["paths"].items():
         for method, route in methods.items():
             scope = NEEDED[method.upper(), path]
