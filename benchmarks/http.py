@@ -5,6 +5,10 @@ which is slow itself). The sidecar scores the shipped policy with the shipped mo
 first its answers are checked. It does so with counters in the process, and again with a Redis, which shares
 the load's core. Rates move with whatever else runs on a machine: servers take turns, and the ratios are of
 turns side by side.
+
+Then 10,000 connections are held open with 100,000 requests through them; and ten callers become 100, who
+send ten events at once and do not wait (`step_`): what is let in is to be answered within its deadline, the
+rest refused at once, and 2 s later all is to be as it was.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import statistics
@@ -26,10 +32,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from benchmarks.crowd import Told, crowd, resident_mb
 from benchmarks.engine import RULES, traffic
 
 TITLE = "the sidecar over HTTP, one core, against FastAPI doing nothing"
-TARGETS = {"times_fastapi_32": ">= 2", "p99_of_fastapi_32": "<= 1", "redis_times_fastapi_32": ">= 1.5"}
+TARGETS = {
+    "times_fastapi_32": ">= 2",
+    "p99_of_fastapi_32": "<= 1",
+    "redis_times_fastapi_32": ">= 1.5",
+    "held_other": "<= 0",
+    "held_mb": "<= 700",
+    "step_p99_ms": "<= 50",
+    "step_recovered_s": "<= 2",
+}
 
 CONNECTIONS: Final = (1, 32, 256)
 SECONDS: Final = 2.0
@@ -37,6 +52,10 @@ TURNS: Final = 3
 EVENTS: Final = 20_000  # of about as many entities; each request has an id of its own
 MODEL: Final = "campaign-v1"
 HASH_KEY: Final = {"RISKENGINE_HASH_KEY": "0" * 32}
+HELD: Final = 10_000
+HELD_REQUESTS: Final = 100_000
+STEP_EVENTS: Final = 10
+STEP_SECONDS: Final = 4.0
 ROOT: Final = Path(__file__).resolve().parent.parent
 PEER: Final = """
 from fastapi import FastAPI
@@ -153,10 +172,16 @@ def measure() -> dict[str, Any]:
                 ][1:]  # the first one warms up
                 for connections in CONNECTIONS
             }
+            crowded = held(load, servers["riskengine"]) | step(load, servers["riskengine"])
             degraded = {name: flagged(servers[name].port) for name in servers.keys() - {"fastapi"}}
     finally:
         os.sched_setaffinity(0, cores)
-    return {**told(taken), **{f"{name}_degraded": n for name, n in degraded.items()}, "load_by": load.by}
+    return {
+        **told(taken),
+        **crowded,
+        **{f"{name}_degraded": n for name, n in degraded.items()},
+        "load_by": load.by,
+    }
 
 
 def told(taken: dict[int, list[dict[str, Turn]]]) -> dict[str, Any]:
@@ -183,6 +208,50 @@ def told(taken: dict[int, list[dict[str, Turn]]]) -> dict[str, Any]:
                 statistics.median(our.p99_ms / peer.p99_ms for our, peer in pairs), 2
             )
     return results
+
+
+def held(load: Load, server: Server) -> dict[str, Any]:
+    """A crowd that holds its connections open: what it is told, and what the server has in memory for it."""
+    connections = min(HELD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500)
+    before = resident_mb(server.pid)
+    began = time.perf_counter()
+    answers = asyncio.run(crowd(server.port, connections, itertools.islice(load.requests(), HELD_REQUESTS)))
+    seconds = time.perf_counter() - began
+    assert answers.without_retry == 0
+    return {
+        "held_connections": connections,
+        "held_200": answers.statuses[200],
+        "held_503": answers.statuses[503],
+        "held_other": HELD_REQUESTS - answers.statuses[200] - answers.statuses[503],
+        "held_per_s": round(HELD_REQUESTS / seconds),
+        "held_mb": round(resident_mb(server.pid) - before),
+    }
+
+
+def step(load: Load, server: Server) -> dict[str, Any]:
+    """Ten callers become a hundred who do not wait, and go again."""
+    late = [0.0]  # when answers were last as slow as in the step, after it
+
+    async def play() -> tuple[Told, Told]:
+        calm = await crowd(server.port, 10, load.requests(), 1.0, think_seconds=0.01)
+        rush = await crowd(server.port, 100, load.requests(STEP_EVENTS), STEP_SECONDS)
+        ended, slow = time.perf_counter(), 2 * calm.p(0.99)
+        await crowd(
+            server.port, 10, load.requests(), 3.0, think_seconds=0.01,
+            each=lambda at, status, took: late.append(at - ended) if status != 200 or took > slow else None,
+        )  # fmt: skip
+        return calm, rush
+
+    calm, rush = asyncio.run(play())
+    return {
+        "step_before_p99_ms": round(1e3 * calm.p(0.99), 2),
+        "step_p99_ms": round(1e3 * rush.p(0.99), 2),
+        "step_admitted_per_s": round(STEP_EVENTS * rush.statuses[200] / STEP_SECONDS),
+        "step_degraded": rush.degraded,
+        "step_refused": rush.statuses[503],
+        "step_refused_p50_ms": round(1e3 * rush.p(0.5, 503), 2),
+        "step_recovered_s": round(statistics.quantiles(late, n=20)[-1] if len(late) > 30 else late[0], 2),
+    }
 
 
 # -- servers
@@ -269,6 +338,7 @@ def check(port: int) -> None:
     first, second, again = (
         _asked(port, {**event, "event_id": name}) for name in ("first", "second", "first")
     )
+    assert first["model"] is not None, first
     assert first["model"]["name"] == MODEL
     assert second["action"] == "deny"
     assert again == first
@@ -329,6 +399,16 @@ class Load:
         self._serial += turn.requests + connections
         return turn._replace(cpu_us=1e6 * (cpu_seconds(server.pid) - worked) / turn.requests)
 
+    def requests(self, together: int = 0) -> Iterator[bytes]:
+        """Requests without end: single events, or batches of so many."""
+        while True:
+            bodies = []
+            for _ in range(together or 1):
+                self._serial += 1
+                bodies.append(self._bodies[self._serial % EVENTS].replace("@", f"@{self._serial:09}", 1))
+            body = (f"[{','.join(bodies)}]" if together else bodies[0]).encode()
+            yield (_HEAD_BATCH if together else _HEAD) % len(body) + body
+
     def _by_wrk(self, wrk: str, server: Server, connections: int, seconds: float) -> Turn:
         command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(self._script)]
         done = subprocess.run(
@@ -345,30 +425,15 @@ class Load:
         return Turn(requests, taken_us / 1e6, p99_us / 1e3)
 
     async def _by_hand(self, server: Server, connections: int, seconds: float) -> Turn:
-        waits: list[float] = []
-        serial = self._serial
-        until = time.perf_counter() + seconds
-
-        async def ask() -> None:
-            nonlocal serial
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            while (began := time.perf_counter()) < until:
-                serial += 1
-                body = self._bodies[serial % EVENTS].replace("@", f"@{serial:09}", 1).encode()
-                writer.write(_HEAD % len(body) + body)
-                head = await reader.readuntil(b"\r\n\r\n")
-                assert head.startswith(b"HTTP/1.1 200 "), head
-                size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n", 1)[0])
-                await reader.readexactly(size)
-                waits.append(time.perf_counter() - began)
-            writer.close()
-
-        began = time.perf_counter()
-        await asyncio.gather(*(ask() for _ in range(connections)))
-        waits.sort()
-        return Turn(len(waits), time.perf_counter() - began, 1e3 * waits[int(0.99 * len(waits))])
+        began, serial = time.perf_counter(), self._serial
+        answers = await crowd(server.port, connections, self.requests(), seconds)
+        self._serial = serial
+        n = answers.statuses[200]
+        assert answers.statuses == {200: n}, answers.statuses
+        return Turn(n, time.perf_counter() - began, 1e3 * answers.p(0.99))
 
 
 _HEAD: Final = (
     b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 )
+_HEAD_BATCH: Final = _HEAD.replace(b"/v1/score", b"/v1/score/batch")
