@@ -6,7 +6,7 @@ types that files have are taken as arrays; any other is read value by value, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,16 @@ class Rows(Sequence[Mapping[str, object]]):
             raise IndexError(at)
         found = ((name, _value(column[at])) for name, column in self._columns)
         return {name: value for name, value in found if value is not None}
+
+    def undeclared(self, declared: Sequence[Container[str]]) -> list[int]:
+        """The rows with a value under a name that is not among those `declared` for the row."""
+        found: set[int] = set()
+        for name, column in self._columns:
+            strange = [i for i, names in enumerate(declared) if name not in names]
+            if strange:
+                valid = column.is_valid().to_numpy(zero_copy_only=False)
+                found.update(i for i in strange if valid[i])
+        return sorted(found)
 
     def __iter__(self) -> Iterator[Mapping[str, object]]:
         """All rows, one after another."""

@@ -65,6 +65,9 @@ class Policy:
     entity_marks: tuple[int, ...]  # 32 bits of what each entity means, whatever else the policy says
     row_columns: Int64s  # of cells: the numbers of a row in policy order, two of a location
     row_texts: tuple[tuple[int, int], ...]  # where in a row strings belong, and their string columns
+    row_places: Int64s  # a row as the journal's kernel reads it (blocks.Arrays.row)
+    layout_text: NDArray[np.uint8]  # MessagePack of the plan's fingerprint
+    mark_words: Words  # entity_marks
     model_column: int  # of cells: model.p
     champion: Scorer | None
     challengers: tuple[Scorer, ...]
@@ -120,8 +123,11 @@ class Policy:
             {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
             _horizon_ms(definition),
             Masking.compile(definition, schema),
-            tuple(_mark(definition, name) for name in schema.entities),
-            *_row(features),
+            (marks := tuple(_mark(definition, name) for name in schema.entities)),
+            *(row := _row(features)),
+            _row_places(*row),
+            np.frombuffer(bytearray(msgspec.msgpack.encode(features.fingerprint)), np.uint8),
+            np.array(marks, np.uint64),
             layout.number("model.p"),
             *bind_all(definition, models, features, schema.types),
         )
@@ -152,8 +158,7 @@ class Policy:
         whether there is room or not.
         """
         batch, plan = found.batch, self.features.plan
-        fails = [FAIL[self.definition.events[name].fail] for name in self.schema.types]
-        least = np.array(fails, np.int64)[batch.type_index]
+        least = self._least(batch.type_index)
         open_ = (least == ALLOW) & ~batch.late
         severity = np.maximum(verdict.base, least)
         limits = len(self.features.limit_names)
@@ -190,6 +195,14 @@ class Policy:
         if row[L_WHERE] >= 0:
             asks &= found.cells[row[L_WHERE]] == 1.0
         return asks
+
+    def heed_contract(self, found: Touches, verdict: Verdict) -> None:
+        """Raise each event's severity to the least that its type's `fail` says, before limits are settled."""
+        np.maximum(verdict.base, self._least(found.batch.type_index), out=verdict.base)
+
+    def _least(self, type_index: NDArray[np.int32]) -> Int64s:
+        fails = [FAIL[self.definition.events[name].fail] for name in self.schema.types]
+        return np.array(fails, np.int64)[type_index]
 
     def _explain(self, mask: bytes) -> Outcome:
         fired, shadow, reasons, challenge, challenge_firm = [], [], [], -1, -1
@@ -242,6 +255,13 @@ def _row(features: FeatureSet) -> tuple[Int64s, tuple[tuple[int, int], ...]]:
         else:
             columns += [column, column + 1] if features.types[name] == "location" else [column]
     return np.array(columns, np.int64), tuple(texts)
+
+
+def _row_places(columns: Int64s, texts: tuple[tuple[int, int], ...]) -> Int64s:
+    places = list(range(len(columns)))
+    for place, column in texts:
+        places.insert(place, -1 - column)
+    return np.array(places, np.int64)
 
 
 def _horizon_ms(definition: Definition) -> int:

@@ -102,11 +102,14 @@ class Engine:
 
         `store` is memory:// (memory://?size=512MiB bounds it) or redis://HOST:PORT/DB (rediss://, unix://,
         redis+cluster://HOST:PORT,HOST:PORT), shared by all that open it, or what opens one for features;
-        `journal` is sqlite:///FILE or None; `clock` returns ms UTC, for tests; `key` hashes personal values
+        `journal` is a URL or None; `clock` returns ms UTC, for tests; `key` hashes personal values
         and defaults to RISKENGINE_HASH_KEY; `model` takes the place of the policy's (here and in every
         reload), and "none" does without any.
-        A journal is written behind: a kill -9 loses at most its last tenth of a second, and where its disk is
-        slower than the traffic, scoring waits for it, or raises JournalError with nothing counted.
+        A journal (sqlite:///FILE or postgresql://USER@HOST/DATABASE) is written behind: a kill -9 loses at
+        most the last 100 ms or 1,000 decisions, whichever is more; with ?commit=sync at its end, nothing that
+        was answered. While it cannot be written, each event type's `fail` says the least that is done,
+        decisions are flagged degraded:journal, and they wait in a file beside it; where that cannot be
+        written either, scoring raises JournalError with nothing counted.
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,
         and either for a model that is not there or does not fit the features.
         """
@@ -182,7 +185,7 @@ class Engine:
     @property
     def waits(self) -> bool:
         """Whether scoring would wait now: for a shared store, a disk, or others at work on this engine."""
-        if self._store.waits or (self._journal is not None and self._journal.is_full):
+        if self._store.waits or (self._journal is not None and self._journal.may_wait):
             return True
         if not self._lock.acquire(blocking=False):
             return True
@@ -316,7 +319,8 @@ class Engine:
                     event_id=event_id, label=label, time_ms=when, source=source, received_ms=self._clock()
                 )
                 self._journal.append([entry])
-            return known
+        self._settle()
+        return known
 
     def release(self, event_id: str) -> bool:
         """Give back what an event holds of limits (the order was cancelled); whether it held anything."""
@@ -325,7 +329,8 @@ class Engine:
             released = self._store.release(self._claim_key(event_id))
             if released and self._journal is not None:
                 self._journal.append([ReleaseEntry(event_id=event_id, time_ms=self._clock())])
-            return released
+        self._settle()
+        return released
 
     # -- lists and live tables
 
@@ -345,6 +350,7 @@ class Engine:
             entry = {"expires": expires, "reason": reason, "author": author, "time": self._clock()}
             self._store.list_put(name, entity, signed(key), entry)
             self._edited("list", "put", name, entity, key, None, expires, reason, author)
+        self._settle()
 
     def list_get(self, name: str, entity: str, value: str | Sequence[str]) -> dict[str, Any] | None:
         """The entry of a value: expires, reason, author, time; None when it is not listed."""
@@ -361,7 +367,8 @@ class Engine:
             there = self._store.list_delete(name, entity, signed(key))
             if there:
                 self._edited("list", "delete", name, entity, key, author=author)
-            return there
+        self._settle()
+        return there
 
     def table_put(self, name: str, key: str, row: Mapping[str, Any], author: str | None = None) -> None:
         """Enter or replace a row of a live table. EventError tells every column that does not fit."""
@@ -373,6 +380,7 @@ class Engine:
             self._tables = None
             said = msgspec.json.encode(dict(row))
             self._edited("table", "put", name, table.key, number, said, author=author)
+        self._settle()
 
     def table_get(self, name: str, key: str) -> dict[str, Any] | None:
         """A row of a table, resident or live (times in ms); None when there is none."""
@@ -393,7 +401,8 @@ class Engine:
             if there:
                 self._tables = None
                 self._edited("table", "delete", name, table.key, number, author=author)
-            return there
+        self._settle()
+        return there
 
     # -- policy and life
 
@@ -439,6 +448,7 @@ class Engine:
             if self._journal is not None:
                 entry = PolicyEntry(fingerprint=policy.fingerprint, time_ms=now, activation=activation)
                 self._journal.append([entry])
+        self._settle()
 
     def info(self) -> Info:
         """Sizes and losses of the store."""
@@ -490,6 +500,7 @@ class Engine:
                     continue  # reloaded while this was parsed
                 own = nows if isinstance(nows, int) else nows[batch.index]
                 decided = self._decide(batch, own, features, room)
+            self._settle()
             if not errors:
                 return decided
             by_place: dict[int, Result] = {**errors, **dict(zip(batch.index.tolist(), decided, strict=True))}
@@ -638,12 +649,15 @@ class Engine:
         challenged = self._predict(found, verdict)
         self._fire(found, verdict)
         self._weigh(found, verdict)
+        unkept = self._journal is not None and self._journal.is_away
+        if unkept:
+            policy.heed_contract(found, verdict)
         first = store.settle(touches, verdict, counted, followed)
-        flags = self._flags(batch, now, any_late, counted, followed)
+        flags = self._flags(batch, now, any_late, counted, followed, unkept)
         decisions = self._answer(found, verdict, challenged, flags, features)
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
-            self._journal.append_later(Served(policy, found, decisions, now, met))
+            self._journal.append_later(Served(policy, found, decisions, now, met, self._journal.sealer))
         return decisions, first, met
 
     def _predict(self, found: Touches, verdict: Verdict) -> list[dict[str, float]] | None:
@@ -688,11 +702,13 @@ class Engine:
         held = policy.refuse_alone(found, verdict)
         any_late = bool(batch.late.any())
         what = "store" if error.kind in ("away", "behind", "busy", "loading") else error.kind
-        flags = [(f"degraded:{what}", *flag) for flag in self._flags(batch, now, any_late, True, followed)]
+        unkept = self._journal is not None and self._journal.is_away
+        flags = self._flags(batch, now, any_late, True, followed, unkept)
+        flags = [(f"degraded:{what}", *flag) for flag in flags]
         decisions = self._answer(found, verdict, challenged, flags, features)
         self._store.postpone(touches, decisions, held, policy.horizon_ms)
         if self._journal is not None and decisions:
-            self._journal.append_later(Served(policy, found, decisions, now))
+            self._journal.append_later(Served(policy, found, decisions, now, (), self._journal.sealer))
         return decisions
 
     def _see_rows(self, touches: Touches) -> Touches:
@@ -745,7 +761,13 @@ class Engine:
         name_decisions(batch.claim, batch.content, policy.salt, verdict.names)
 
     def _flags(
-        self, batch: Batch, now: int | Int64s, any_late: bool, counted: bool, followed: Followed | None
+        self,
+        batch: Batch,
+        now: int | Int64s,
+        any_late: bool,
+        counted: bool,
+        followed: Followed | None,
+        unkept: bool,
     ) -> list[tuple[str, ...]]:
         common: tuple[str, ...] = ()
         if self._warming:
@@ -755,6 +777,8 @@ class Engine:
             )
         if not counted:
             common = ("redecided", *common)
+        if unkept:
+            common = ("degraded:journal", *common)
         if batch.follows is not None and followed is None:
             common = ("follows:unknown", *common)
         if not any_late:
@@ -835,10 +859,20 @@ class Engine:
 
     # -- the journal
 
+    def _settle(self) -> None:
+        """Wait for the commit, where the journal is to be waited for; while nobody waits for us."""
+        if self._journal is not None:
+            self._journal.settle()
+
     def _journaled(self, event_id: str, content: bytes) -> Result | None:
         """The answer to a retry that only the journal remembers."""
         assert self._journal is not None
-        entry = self._journal.decision(event_id)
+        try:
+            entry = self._journal.decision(event_id)
+        except RiskEngineError:
+            if not self._journal.is_away:
+                raise
+            return None  # nobody can tell: it is decided, and flagged
         if entry is None:
             return None
         return msgspec.json.decode(entry.decision, type=Decision) if entry.content == content else _conflict()

@@ -6,8 +6,8 @@ They stand apart from the journal, so that an engine without one need not import
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -109,14 +109,3 @@ class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 AnyEntry = Entry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry
-
-
-class Pending(Protocol):
-    """Decided events that become entries when the writer comes to them (served.py)."""
-
-    @property
-    def event_ids(self) -> Sequence[str]:
-        """What they are ids of."""
-
-    def entries(self) -> Sequence[Entry]:
-        """The entries, as many and in the order of `event_ids`; the same at every call, from any thread."""

@@ -1,6 +1,6 @@
 """A judged batch on its way to the journal: frozen when it is decided, masked and encoded by the writer.
 
-On the caller's side that is a copy of the row's columns and a shallow one of each event.
+On the caller's side that is a copy of the row's columns, and of the few fields that the policy does not know.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from riskengine.compiled import Policy
 from riskengine.decision import Decision
 from riskengine.entries import Entry
 from riskengine.event import Event
-from riskengine.features import Touches, text_at
+from riskengine.features import Touches
+from riskengine.journal.blocks import Arrays, Block, pack, unpack
+from riskengine.journal.sealing import Sealer
 
 _JSON = msgspec.json.Encoder()
-_PACK = msgspec.msgpack.Encoder()
+_NOTHING = np.empty(0, np.uint8)
 
 
 class Moved(NamedTuple):
@@ -42,18 +44,21 @@ def read_trace(trace: bytes) -> Moved:
 class Served:
     """Decisions (n) with all that the journal keeps beside them: an `entries.Pending`.
 
-    It holds on to the arrays of the batch, so these must not be used again for another.
+    It holds on to the arrays of the batch, so these must not be used again for another. With a `sealer`
+    what is personal is kept too, encrypted.
     """
 
     __slots__ = (
         "_cells",
         "_decisions",
         "_events",
+        "_extras",
         "_found",
         "_masks",
-        "_met",
         "_now",
         "_policy",
+        "_rows",
+        "_sealer",
         "event_ids",
     )
 
@@ -64,64 +69,96 @@ class Served:
         decisions: Sequence[Decision],
         now: int | NDArray[np.int64],
         met: Collection[int] = (),
+        sealer: Sealer | None = None,
     ) -> None:
-        raw = found.batch.raw
-        ids = found.batch.ids
-        self.event_ids = ids if not met else [ids[i] for i in range(len(ids)) if i not in met]
-        self._met = met
+        batch = found.batch
+        self._rows: NDArray[np.int64] | None = None
+        if met:  # they are journaled already
+            left = [i for i in range(batch.n) if i not in met]
+            decisions = [decisions[i] for i in left]
+            self._rows = np.array(left, np.int64)
+        self.event_ids = [decision.event_id for decision in decisions] if met else batch.ids
         self._policy = policy
-        self._found = found.batch, found.strings
+        self._found = batch, found.strings
         self._decisions = decisions
         self._now = now
         self._cells = found.cells.take(policy.row_columns, 0)  # by [] it takes 4 us longer for a lone event
         self._masks = found.masks.copy()
-        # The caller may change its dicts from now on; the rows of an Arrow batch never change.
-        self._events = [_copy(event) for event in raw] if isinstance(raw, list) else raw
+        # The caller may change its dicts from now on.
+        self._extras = policy.masking.extras(batch)
+        self._sealer = sealer
+        self._events = [_copy(event) for event in batch.raw] if sealer is not None else None
+
+    def block(self) -> Block:
+        """All as the journal writes it, with nothing raw about a person in it."""
+        policy, (batch, strings) = self._policy, self._found
+        now = np.full(batch.n, self._now) if isinstance(self._now, int) else self._now
+        cells, masks, rows = self._cells, self._masks, self._rows
+        extras = self._extras
+        seen_off, seen_len, seen_hash = strings.off, strings.len, strings.hash
+        if rows is not None:
+            batch, cells, masks, now = batch.take(rows), cells[:, rows].copy(), masks[rows], now[rows]
+            seen_off, seen_len, seen_hash = seen_off[rows], seen_len[rows], seen_hash[rows]
+            extras = {at: extras[i] for at, i in enumerate(rows.tolist()) if i in extras}
+        lines = _JSON.encode_lines(
+            self._decisions
+            if not self._decisions or self._decisions[0].features is msgspec.UNSET
+            else [msgspec.structs.replace(decision, features=msgspec.UNSET) for decision in self._decisions]
+        )
+        ends, counts, more = _joined(batch.n, extras)
+        body = pack(
+            policy.masking.head,
+            Arrays(
+                np.frombuffer(bytearray(lines), np.uint8),
+                policy.masking.table,
+                policy.masking.counts,
+                batch.type_index,
+                batch.stamped,
+                batch.numbers,
+                batch.str_off,
+                batch.str_len,
+                batch.str_hash,
+                batch.text,
+                more,
+                ends,
+                counts,
+                policy.row_places,
+                cells,
+                seen_off,
+                seen_len,
+                seen_hash,
+                strings.text,
+                policy.layout_text,
+                policy.mark_words,
+                batch.keys,
+                masks,
+                now,
+                batch.content,
+            ),
+        )
+        sealed = None
+        if self._sealer is not None and self._events is not None:
+            events = self._events if rows is None else [self._events[i] for i in rows.tolist()]
+            hide = policy.masking.personal_of
+            personal = [hide(e, t) for e, t in zip(events, batch.type_index.tolist(), strict=True)]
+            sealed = self._sealer.seal(personal, self.event_ids)
+        return Block(self.event_ids, int(now.min()), int(now.max()), body, sealed)
 
     def entries(self) -> list[Entry]:
-        """One entry a decision, with nothing raw about a person in it."""
-        policy, (batch, strings) = self._policy, self._found
-        contents = batch.content.tobytes()
-        rows: list[list[float | str | None]] = self._cells.T.tolist()
-        for place, column in policy.row_texts:
-            for i, row in enumerate(rows):
-                row.insert(place, text_at(strings, column, i))
-        events = policy.masking.mask(batch, self._events)
-        layout, marks = policy.features.fingerprint, policy.entity_marks
-        nows = [self._now] * batch.n if isinstance(self._now, int) else self._now.tolist()
-        return [
-            Entry(
-                event_id=decision.event_id,
-                decision_id=decision.decision_id,
-                event_time_ms=decision.time,
-                type=policy.schema.types[type_index],
-                action=decision.action,
-                risk=decision.risk,
-                decision=_JSON.encode(msgspec.structs.replace(decision, features=msgspec.UNSET)),
-                event=event,
-                row=_PACK.encode(row),
-                policy=policy.fingerprint,
-                features=layout,
-                flags=decision.flags,
-                trace=_PACK.encode(
-                    Moved(layout, {m: key for m, key in zip(marks, keys, strict=True) if key}, masks, now)
-                ),
-                content=contents[16 * i : 16 * i + 16],
-            )
-            for i, (decision, type_index, event, row, keys, masks, now) in enumerate(
-                zip(
-                    self._decisions,
-                    batch.type_index.tolist(),
-                    events,
-                    rows,
-                    batch.keys.tolist(),
-                    self._masks.tolist(),
-                    nows,
-                    strict=True,
-                )
-            )
-            if i not in self._met
-        ]
+        """What can be read of `block`."""
+        return list(unpack(self.block().body, None))
+
+
+def _joined(
+    n: int, extras: dict[int, tuple[int, bytes]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+    counts, sizes = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    if not extras:
+        return counts, sizes, _NOTHING
+    for i, (count, data) in extras.items():
+        counts[i], sizes[i] = count, len(data)
+    joined = bytearray(b"".join(data for _, (_, data) in sorted(extras.items())))
+    return np.cumsum(sizes), counts, np.frombuffer(joined, np.uint8)
 
 
 def _copy(event: Event) -> Event:

@@ -1321,3 +1321,51 @@ def answer(decision: dict[str, Any], features: bool) -> dict[str, Any]:
 
 def plain_hash(event_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big")
+
+
+def journal_event(policy: Any, batch: Any, i: int) -> dict[str, Any]:
+    """What the journal keeps of event `i` of a batch: its masked fields, written out one by one."""
+    event = batch.raw[i]
+    kind = policy.schema.types[batch.type_index[i]]
+    definition = policy.definition
+    personal = {name for entity in definition.entities.values() for name in entity.fields} | {"user_agent"}
+    kept: dict[str, Any] = {"event_id": batch.ids[i], "type": kind}
+    if not batch.stamped[i]:
+        kept["time"] = int(batch.time[i])
+    for name in definition.events[kind].fields:
+        field = definition.fields[name]
+        if field.type in ("string", "phone", "ip"):
+            at = policy.schema.string_at[name]
+            off, size = int(batch.str_off[i, at]), int(batch.str_len[i, at])
+            if size >= 0 and (name in personal or field.type != "string"):
+                kept[name] = f"#{int(batch.str_hash[i, at]):016x}"
+            elif size >= 0:
+                kept[name] = bytes(batch.text[off : off + size]).decode()
+            continue
+        at = policy.schema.number_at[f"{name}.lat" if field.type == "location" else name]
+        value = float(batch.numbers[i, at])
+        if value != value:
+            continue
+        if field.type == "location":
+            lon = float(batch.numbers[i, at + 1])
+            kept[name] = {"lat": math.floor(value * 10 + 0.5) / 10, "lon": math.floor(lon * 10 + 0.5) / 10}
+        else:
+            kept[name] = bool(value) if field.type == "bool" else value
+    if batch.follows is not None and batch.follows[i] is not None:
+        kept["follows"] = batch.follows[i]
+    for name, given in event.items():
+        if name not in definition.events[kind].fields and name not in ("event_id", "type", "time", "follows"):
+            kept[name] = policy.masking._undeclared(given) if given is not None else None
+    return kept
+
+
+def journal_row(policy: Any, cells: Any, strings: Any, i: int) -> list[float | str | None]:
+    """The row that the journal keeps of event `i`: numbers, and what is remembered of strings."""
+    row: list[float | str | None] = [float(value) for value in cells[:, i]]
+    for place, column in policy.row_texts:
+        size, off = int(strings.len[i, column]), int(strings.off[i, column])
+        text = None if size < 0 else f"{int(strings.hash[i, column]):016x}"
+        if size > 0:
+            text = bytes(strings.text[off : off + size]).decode(errors="ignore")
+        row.insert(place, text)
+    return row

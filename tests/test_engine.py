@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sqlite3
 import threading
@@ -17,10 +16,9 @@ import pyarrow as pa
 import pytest
 
 from riskengine import Decision, Engine, EventError, PolicyError, RiskEngineError
-from riskengine import journal as journal_module
 from riskengine.entries import Entry, LabelEntry, PolicyEntry
 from riskengine.errors import Problem
-from riskengine.journal import Journal, JournalError, unpack_row
+from riskengine.journal import Journal, JournalError, database, door, unpack_row
 
 T0 = 1_794_326_400_000
 HOUR = 3_600_000
@@ -383,28 +381,46 @@ def test_what_is_journaled_is_what_was_decided_and_served(
         assert (entry.action, entry.type, entry.event_time_ms) == (decision.action, "coupon_claim", T0)
 
 
-def test_a_journal_that_cannot_be_written_stops_the_traffic_before_it_is_counted(
-    clock: Clock, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("fail", "least"), [("open", "allow"), ("review", "review"), ("closed", "deny")])
+@pytest.mark.parametrize("commit", ["async", "sync"])
+def test_while_the_journal_is_away_the_contract_decides(
+    clock: Clock,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: str,
+    least: str,
+    commit: str,
 ) -> None:
-    monkeypatch.setattr(journal_module, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(journal_module, "QUEUE_ENTRIES", 5)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(door, "RETRY_SECONDS", 0.05)
     file = tmp_path / "journal.db"
-    with Engine.open(write(), clock=clock, journal=f"sqlite:///{file}") as engine:
+    folder = write(events={"coupon_claim": {"fail": fail}})
+    with Engine.open(folder, clock=clock, journal=f"sqlite:///{file}?commit={commit}") as engine:
+        assert engine.journal is not None
+        before = engine.score(claim("e0"))
         lock = sqlite3.connect(file, isolation_level=None)
-        lock.execute("BEGIN IMMEDIATE")
-        first = engine.score_many([claim(f"e{i}") for i in range(6)])
-        with pytest.raises(JournalError, match="neither counted nor decided"):
-            engine.score(claim("x"))
+        engine.journal.flush()
+        lock.execute("BEGIN EXCLUSIVE")
+        first = engine.score(claim("e1"))  # nobody knows yet
+        with pytest.raises(JournalError, match="database is locked"):
+            engine.journal.flush()
+        away = engine.score_many([claim(f"e{i}") for i in range(2, 300)])
+        assert engine.label("e2", "fraud")
+        again = engine.score_many([claim(f"e{i}") for i in range(300)])
         lock.execute("ROLLBACK")
         lock.close()
-        answers: list[Decision | EventError] = []
-        while not answers:  # the writer tries again by and by
-            with contextlib.suppress(JournalError):
-                answers = engine.score_many([claim(f"e{i}") for i in range(6)])
-        assert answers == first
-        assert engine.score(claim("x"), features=True).features == {"claims_1h": 7.0}
-    assert len(journaled(f"sqlite:///{file}")) == 7
+        engine.journal.flush(10)
+        after = engine.score(claim("e300"), features=True)
+    assert before.flags == first.flags == after.flags == ()
+    assert {decision.flags for decision in away if isinstance(decision, Decision)} == {("degraded:journal",)}
+    assert {decision.action for decision in away if isinstance(decision, Decision)} == {least}
+    assert again == [before, first, *away]
+    assert after.features == {"claims_1h": 301.0}
+    kept = journaled(f"sqlite:///{file}")
+    assert [entry.event_id for entry in kept] == [f"e{i}" for i in range(301)]
+    said = [msgspec.json.decode(entry.decision, type=Decision) for entry in kept[:-1]]
+    assert said == again
 
 
 def test_words_that_cannot_be_written_are_refused(

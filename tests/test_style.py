@@ -39,7 +39,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
 )  # fmt: skip
 LAYERS = {module: layer for layer, modules in enumerate(FLOORS) for module in modules}
-MAY_READ_A_CLOCK = {"engine", "stores", "service", "cli", "client"}  # stores: how long to wait for a server
+MAY_READ_A_CLOCK = {
+    "engine",
+    "stores",
+    "journal",
+    "service",
+    "cli",
+    "client",
+}  # stores: how long to wait for a server; journal: how long what may be lost has waited
 CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("time", "monotonic"), ("time", "monotonic_ns"),
     ("time", "perf_counter"), ("time", "perf_counter_ns"), ("time", "process_time"),

@@ -1,0 +1,88 @@
+"""Blocks of decided events: the kernel that writes them against its naive twin, and what is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from naive import journal_event, journal_row
+from strategies import STARTS, Score, streams, worlds
+from test_parity import KEY, write_policy
+
+from riskengine import Engine
+from riskengine.decision import Decision
+from riskengine.journal.blocks import _whole_characters, unpack_row
+from riskengine.served import Served, read_trace
+
+START_MS = int(datetime.fromisoformat(STARTS[0]).timestamp()) * 1000
+
+
+class Collector:
+    """In the place of a journal: keeps what would be written."""
+
+    sealer = None
+    is_away = False
+
+    def __init__(self) -> None:
+        self.served: list[tuple[Served, Any, Sequence[Decision]]] = []
+
+    def append_later(self, served: Served) -> None:
+        self.served.append((served, served._found, list(served._decisions)))
+
+    def wait_for_room(self) -> None: ...
+    def settle(self) -> None: ...
+    def close(self) -> None: ...
+    def append(self, entries: object) -> None: ...
+    def decision(self, event_id: str) -> None: ...
+
+
+@settings(
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
+@given(st.data())
+def test_what_the_kernel_writes_is_what_the_twin_says(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    world = data.draw(worlds())
+    steps = data.draw(streams(world, START_MS, steps=8))
+    folder = tmp_path_factory.mktemp("blocks")
+    write_policy(folder, world.policy, world.tables)
+    now = [0]
+    with Engine.open(folder, clock=lambda: now[0], key=KEY) as engine:
+        collector = Collector()
+        engine._journal = collector  # type: ignore[assignment]  # it has the methods that scoring calls
+        for step in steps:
+            if isinstance(step, Score):
+                now[0] = step.now
+                events = [{**event, "odd": "x", "more": 7} for event in step.events]
+                engine.score_many(events + list(step.events[:1]))
+        policy = engine.policy
+        for served, (batch, strings), decisions in collector.served:
+            kept = served.entries()
+            assert [entry.event_id for entry in kept] == list(served.event_ids)
+            for i, (entry, decision) in enumerate(zip(kept, decisions, strict=True)):
+                assert msgspec.json.decode(entry.decision, type=Decision) == decision
+                assert dict(entry.event) == journal_event(policy, batch, i)
+                assert repr(unpack_row(entry.row)) == repr(journal_row(policy, served._cells, strings, i))
+                moved = read_trace(entry.trace)
+                marks = zip(policy.entity_marks, batch.keys[i].tolist(), strict=True)
+                assert moved.keys == {mark: key for mark, key in marks if key}
+                assert moved.masks == served._masks[i].tolist()
+                assert moved.layout == entry.features == policy.features.fingerprint
+                assert entry.content == batch.content[i].tobytes()
+                assert (entry.policy, entry.flags) == (policy.fingerprint, decision.flags)
+
+
+@given(st.text(), st.integers(0, 24))
+def test_a_character_that_was_cut_is_left_out(text: str, size: int) -> None:
+    data = text.encode()[:size]
+    cells = np.frombuffer(bytearray(b"??" + data + b"?"), np.uint8)
+    assert _whole_characters(cells, 2, len(data)) == len(data.decode(errors="ignore").encode())
