@@ -11,6 +11,7 @@ from riskengine.cli import (
     demo,
     evaluate,
     init,
+    journal,
     keys,
     rebuild,
     replay,
@@ -64,3 +65,4 @@ app.add_typer(store.store, name="store")
 app.command("serve")(serve.serve)
 app.command("rebuild")(rebuild.rebuild)
 app.add_typer(keys.keys, name="keys")
+app.add_typer(journal.journal, name="journal")

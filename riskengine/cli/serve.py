@@ -35,6 +35,14 @@ def serve(
             show_default="sqlite:///journal.db",
         ),
     ] = None,
+    journal_commit: Annotated[
+        Literal["async", "sync"] | None,
+        typer.Option(
+            help="sync: each answer waits for its commit. async: a kill loses at most the last 100 ms or "
+            "1,000 decisions, whichever is more.",
+            show_default="async",
+        ),
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")
     ] = None,
@@ -73,6 +81,7 @@ def serve(
         rules=folder,
         store=store,
         journal=journal,
+        journal_commit=journal_commit,
         host=host,
         port=port,
         workers=workers,

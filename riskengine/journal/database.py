@@ -90,7 +90,7 @@ class Database:
             together = False
             for item in items:
                 if not isinstance(item, Block):
-                    rows.setdefault(item[0], []).append((seq + 1, *map(self._text, item[1][1:])))
+                    rows.setdefault(item[0], []).append((seq + 1, *map(self.text, item[1][1:])))
                     seq += 1
                     together = False
                     continue
@@ -120,10 +120,10 @@ class Database:
 
     def _number(self, cursor: Any, first: int, event_ids: list[str]) -> list[int]:
         """Enter the ids of events numbered from `first` on; the numbers of those that were there before."""
+        event_ids = [self.text(event_id) for event_id in event_ids]
         if self.is_sqlite:
             cursor.execute(_IDS_SQLITE, (first, msgspec.json.encode(event_ids).decode()))
         else:
-            event_ids = [self._text(event_id) for event_id in event_ids]
             cursor.execute(_IDS_POSTGRES, (first, event_ids))
         if cursor.rowcount == len(event_ids):
             return []
@@ -137,23 +137,17 @@ class Database:
         found = dict(cursor.fetchall())
         return [i for i, event_id in enumerate(event_ids, first) if found[event_id] != i]
 
-    def delete(self, statement: sa.Delete | sa.Update) -> int:
-        """Run one statement in a transaction of its own; how many rows it changed."""
-        with self._engine.connect() as connection:
-            if self.is_sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            changed = connection.execute(statement).rowcount
-            connection.commit()
-            return int(changed)
-
     def script(self, *statements: sa.Delete | sa.Update) -> None:
-        """Run several statements in one transaction."""
-        with self._engine.connect() as connection:
-            if self.is_sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            for statement in statements:
-                connection.execute(statement)
-            connection.commit()
+        """Run statements in one transaction. Raises JournalError."""
+        try:
+            with self._engine.connect() as connection:
+                if self.is_sqlite:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                for statement in statements:
+                    connection.execute(statement)
+                connection.commit()
+        except sa.exc.DBAPIError as error:
+            raise JournalError(explain(self.address, error)) from error
 
     def forget(self) -> None:
         """Make sure that what was deleted cannot be read from the files any more."""
@@ -191,15 +185,15 @@ class Database:
     def _mark(self) -> str:
         return "?" if self.is_sqlite else "%s"
 
-    def _text(self, value: Any) -> Any:
-        """PostgreSQL's text has no NUL."""
-        if self.is_sqlite or not isinstance(value, str) or "\0" not in value:
+    def text(self, value: Any) -> Any:
+        """A value as a column of text holds it: PostgreSQL's has no NUL, and SQLite's JSON ends there."""
+        if not isinstance(value, str) or "\0" not in value:
             return value
         return value.replace("\0", "\u2400")
 
     # -- reading
 
-    def select(self, query: sa.Select[Any]) -> list[Row]:
+    def select(self, query: sa.Executable) -> list[Row]:
         """Rows. Raises JournalError."""
         try:
             with self._engine.connect() as connection:
@@ -209,14 +203,14 @@ class Database:
 
     def place_of(self, event_id: str) -> int | None:
         """The number of an event."""
-        query = sa.select(tables.ids.c.seq).where(tables.ids.c.event_id == self._text(event_id))
+        query = sa.select(tables.ids.c.seq).where(tables.ids.c.event_id == self.text(event_id))
         found = self.select(query)
         return found[0][0] if found else None
 
     def of_event(self, table: sa.Table, event_id: str) -> list[Row]:
         """Rows of a table about an event, in arrival order."""
         return self.select(
-            sa.select(table).where(table.c.event_id == self._text(event_id)).order_by(table.c.seq)
+            sa.select(table).where(table.c.event_id == self.text(event_id)).order_by(table.c.seq)
         )
 
     def size_bytes(self) -> int:

@@ -415,7 +415,7 @@ class Journal:
 
     def _decisions(self, after: int, last: int) -> Iterator[Entry]:
         for row in blocks_between(self.database, after, last):
-            for entry in unpack(row[4], row[0], dropped=_dropped(row[3])):
+            for entry in unpack(row[4], row[0], dropped=dropped_of(row[3])):
                 if entry.seq > after:
                     yield entry
 
@@ -667,7 +667,7 @@ class Journal:
         else:
             spool.remove()
         try:
-            self.database.delete(sa.delete(tables.spools).where(tables.spools.c.id == name))
+            self.database.script(sa.delete(tables.spools).where(tables.spools.c.id == name))
         except Exception:  # a row that nothing refers to: it is in nobody's way
             _log.info("the journal keeps a note of a spool that is gone")
 
@@ -698,7 +698,8 @@ def blocks_between(database: Database, after: int, last: int) -> Iterator[Row]:
         limit = max(1, min(READ_ENTRIES, READ_ENTRIES * len(rows) // entries))
 
 
-def _dropped(packed: bytes | None) -> frozenset[int]:
+def dropped_of(packed: bytes | None) -> frozenset[int]:
+    """Which places of a block are no entries: these events had been decided before."""
     return frozenset(msgspec.msgpack.decode(packed)) if packed else frozenset()
 
 

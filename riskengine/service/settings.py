@@ -23,6 +23,7 @@ class Settings:
     rules: str = "rules"
     store: str = "memory://"
     journal: str = "sqlite:///journal.db"  # none: keeps no journal
+    journal_commit: Literal["async", "sync"] = "async"  # sync: an answer waits for its commit
     host: str = "127.0.0.1"
     port: int = 8080
     tls_cert: str | None = None  # PEM, with the chain to the authority
@@ -50,6 +51,8 @@ class Settings:
                 chosen[field.name] = flags[field.name]
             elif given and field.name == "log" and given not in ("text", "json"):
                 raise RiskEngineError(f"{name} is text or json")
+            elif given and field.name == "journal_commit" and given not in ("async", "sync"):
+                raise RiskEngineError(f"{name} is async or sync")
             elif given:
                 chosen[field.name] = _READ.get(str(field.type), _text)(name, given)
         settings = cls(**chosen)
@@ -65,7 +68,11 @@ class Settings:
     @property
     def journal_url(self) -> str | None:
         """The journal's URL, or None for none."""
-        return None if self.journal == "none" else self.journal
+        if self.journal == "none" or self.journal_commit == "async":
+            return None if self.journal == "none" else self.journal
+        from riskengine.journal.address import with_commit  # and with it SQLAlchemy
+
+        return with_commit(self.journal, self.journal_commit)
 
     @property
     def address(self) -> tuple[socket.AddressFamily, tuple[Any, ...]]:

@@ -1,0 +1,229 @@
+"""What is done to a journal now and then: shown, exported, pruned, encrypted with another key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from riskengine.journal import tables
+from riskengine.journal.blocks import unpack
+from riskengine.journal.door import Journal, blocks_between
+from riskengine.journal.trouble import JournalError
+
+PRUNE_BLOCKS: Final = 64  # in one transaction: the writer waits no longer than for that
+PRUNE_EVENTS: Final = 2_000
+EXPORT_EVENTS: Final = 10_000  # in one group of rows
+
+Moved = Callable[[int, int | None], None]  # how much is done, of how much
+
+
+def info(journal: Journal) -> dict[str, Any]:
+    """How much a journal holds: entries of each kind, the time they span (ms), bytes, what is sealed."""
+    blocks = tables.blocks
+    database = journal.database
+    query = sa.select(
+        sa.func.count(), sa.func.sum(blocks.c.n), sa.func.min(blocks.c.at), sa.func.max(blocks.c.until)
+    )
+    many, events, first, last = database.select(query)[0]
+    return {
+        "journal": database.address.shown,
+        "layout": tables.SCHEMA_VERSION,
+        "commit": database.address.commit,
+        "decisions": int(events or 0),
+        "blocks": many,
+        **{
+            table.name: database.select(sa.select(sa.func.count()).select_from(table))[0][0]
+            for table, _ in tables.KINDS
+        },
+        "first_ms": first,
+        "last_ms": last,
+        "bytes": database.size_bytes(),
+        "sealed_blocks": database.select(sa.select(sa.func.count(blocks.c.sealed)))[0][0],
+        "key": None if journal.sealer is None else journal.sealer.key_id,
+        "spool_files": journal.spools_left,
+    }
+
+
+def in_clear(journal: Journal, event_id: str) -> dict[str, Any]:
+    """The personal values of an event, as they came. Raises JournalError without the key, or the event."""
+    database = journal.database
+    seq = database.place_of(event_id)
+    if seq is None:
+        raise JournalError(f"the journal {database.address.shown} has no event of this id")
+    row = next(row for row in blocks_between(database, seq - 1, seq) if row[0] <= seq < row[0] + row[1])
+    if row[5] is None:
+        raise JournalError("nothing was encrypted when this event was journaled: only hashes are kept of it")
+    if journal.sealer is None:
+        raise JournalError("the personal values are encrypted: set RISKENGINE_JOURNAL_KEY to read them")
+    personal: dict[str, Any] = journal.sealer.open(row[5], _ids(row[4]))[seq - row[0]]
+    return personal
+
+
+def prune(journal: Journal, before_ms: int, moved: Moved = lambda done, total: None) -> int:
+    """Delete decisions judged before a time, and labels and releases that came before it; how many decisions.
+
+    Edits of lists and tables stay, and so do policies: what is in effect now may be old. It goes in small
+    steps, so that the writer waits for none for long, and can be interrupted between any two. What is deleted
+    cannot be read from the file any more.
+    """
+    database, blocks = journal.database, tables.blocks
+    old = blocks.c.until < before_ms
+    total = int(database.select(sa.select(sa.func.sum(blocks.c.n)).where(old))[0][0] or 0)
+    done = 0
+    try:
+        while True:
+            query = sa.select(blocks.c.seq, blocks.c.n, blocks.c.body).where(old).order_by(blocks.c.at)
+            rows = database.select(query.limit(PRUNE_BLOCKS))
+            if not rows:
+                break
+            chosen, ids = [], []
+            for seq, n, body in rows:
+                chosen.append((seq, n))
+                ids += [(event_id, seq + i) for i, event_id in enumerate(_ids(body))]
+                if len(ids) >= PRUNE_EVENTS:
+                    break
+            first = {seq for seq, _ in chosen}
+            bound = [tables.ids.c.seq.between(seq, seq + n - 1) for seq, n in chosen]
+            for at in range(0, len(ids), 500):
+                names = [database.text(event_id) for event_id, _ in ids[at : at + 500]]
+                database.script(sa.delete(tables.ids).where(tables.ids.c.event_id.in_(names), sa.or_(*bound)))
+            database.script(sa.delete(blocks).where(blocks.c.seq.in_(first)))
+            done += len(ids)
+            moved(done, total)
+        database.script(
+            sa.delete(tables.labels).where(tables.labels.c.received < before_ms),
+            sa.delete(tables.releases).where(tables.releases.c.time < before_ms),
+        )
+    finally:
+        if done:
+            database.forget()
+    return done
+
+
+def export(
+    journal: Journal, path: str, from_ms: int, to_ms: int, moved: Moved = lambda done, total: None
+) -> int:
+    """Write decisions judged from a time (included) to another (excluded) to Parquet; how many.
+
+    The file appears whole, at the end. Raises JournalError, OSError.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("seq", pa.int64()), ("event_id", pa.string()), ("decision_id", pa.string()),
+            ("time", pa.timestamp("ms", "UTC")), ("judged", pa.timestamp("ms", "UTC")), ("type", pa.string()),
+            ("action", pa.string()), ("risk", pa.float64()), ("flags", pa.list_(pa.string())),
+            ("policy", pa.string()), ("decision", pa.string()), ("event", pa.string()),
+            ("row", pa.string()), ("labels", pa.list_(pa.string())),
+        ]
+    )  # fmt: skip
+    partial = Path(f"{path}.partial")
+    written = 0
+    blocks = tables.blocks
+    within = sa.and_(blocks.c.until >= from_ms, blocks.c.at < to_ms)
+    total = int(journal.database.select(sa.select(sa.func.sum(blocks.c.n)).where(within))[0][0] or 0)
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as file:
+            rows: list[dict[str, Any]] = []
+            for row in _exported(journal, from_ms, to_ms):
+                rows.append(row)
+                if len(rows) == EXPORT_EVENTS:
+                    file.write_table(_with_labels(journal, rows, schema))
+                    written += len(rows)
+                    rows = []
+                    moved(written, total)
+            if rows:
+                file.write_table(_with_labels(journal, rows, schema))
+                written += len(rows)
+                moved(written, total)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def reseal(journal: Journal, moved: Moved = lambda done, total: None) -> int:
+    """Encrypt with the first key what an older one encrypted, block by block; how many blocks.
+
+    When it is through, the old keys are needed no more. Raises JournalError for a key that is missing.
+    """
+    sealer, database, blocks = journal.sealer, journal.database, tables.blocks
+    if sealer is None:
+        raise JournalError(
+            "there is no key: set RISKENGINE_JOURNAL_KEY to the new key, a comma and the old one"
+        )
+    total = database.select(sa.select(sa.func.count(blocks.c.sealed)))[0][0]
+    last = database.select(sa.select(tables.about.c.last))[0][0]
+    done = changed = 0
+    for seq, _, _, _, body, sealed in blocks_between(database, 0, last):
+        if sealed is None:
+            continue
+        done += 1
+        if not sealer.is_current(sealed):
+            ids = _ids(body)
+            again = sealer.seal(sealer.open(sealed, ids), ids)
+            database.script(sa.update(blocks).where(blocks.c.seq == seq).values(sealed=again))
+            changed += 1
+        moved(done, total)
+    if changed:
+        database.forget()
+    return changed
+
+
+def _ids(body: bytes) -> list[str]:
+    return [entry.event_id for entry in unpack(body, None)]
+
+
+def _exported(journal: Journal, from_ms: int, to_ms: int) -> Iterator[dict[str, Any]]:
+    """Rows of a time span; those of a block stand together."""
+    from riskengine.journal.blocks import unpack_row
+    from riskengine.journal.door import dropped_of
+
+    blocks = tables.blocks
+    within = (
+        sa.select(blocks.c.seq).where(blocks.c.until >= from_ms, blocks.c.at < to_ms).order_by(blocks.c.seq)
+    )
+    after = -1
+    while places := [
+        row[0] for row in journal.database.select(within.where(blocks.c.seq > after).limit(1_000))
+    ]:
+        after = places[-1]
+        for place in places:
+            query = sa.select(blocks.c.seq, blocks.c.dropped, blocks.c.body).where(blocks.c.seq == place)
+            for seq, dropped, body in journal.database.select(query):
+                for entry in unpack(body, seq, dropped=dropped_of(dropped)):
+                    judged = (
+                        msgspec.msgpack.decode(entry.trace)[3]
+                        if len(entry.trace) > 1
+                        else entry.event_time_ms
+                    )
+                    if from_ms <= judged < to_ms:
+                        yield {
+                            "seq": entry.seq, "event_id": entry.event_id, "decision_id": entry.decision_id,
+                            "time": entry.event_time_ms, "judged": judged, "type": entry.type,
+                            "action": entry.action, "risk": entry.risk, "flags": list(entry.flags),
+                            "policy": entry.policy, "decision": entry.decision.decode(),
+                            "event": msgspec.json.encode(entry.event).decode(),
+                            "row": msgspec.json.encode(unpack_row(entry.row)).decode(), "labels": [],
+                        }  # fmt: skip
+
+
+def _with_labels(journal: Journal, rows: list[dict[str, Any]], schema: Any) -> Any:
+    import pyarrow as pa
+
+    by_id = {row["event_id"]: row for row in rows}
+    names, labels = list(by_id), tables.labels
+    for at in range(0, len(names), 500):
+        some = [journal.database.text(name) for name in names[at : at + 500]]
+        query = sa.select(labels).where(labels.c.event_id.in_(some)).order_by(labels.c.seq)
+        for found in map(tables.label, journal.database.select(query)):
+            if found.event_id in by_id:
+                by_id[found.event_id]["labels"].append(found.label)
+    return pa.Table.from_pylist(rows, schema=schema)

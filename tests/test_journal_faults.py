@@ -1,0 +1,324 @@
+"""The journal through kill -9, a crashing PostgreSQL, and years: what is lost, kept, sealed and deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from postgres import Postgres, running
+from test_journal import entry, found
+
+from riskengine import Engine, cli
+from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.journal import Journal, JournalError, door, keeping
+from riskengine.journal.sealing import Sealer
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
+OLD, NEW = "11" * 32, "22" * 32
+DAY_MS = 86_400_000
+T0 = 1_800_000_000_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(server: Postgres) -> Postgres:
+    server.empty()
+    return server
+
+
+LOAD = """
+import os, sys, time
+from riskengine.journal import Journal
+from tests.test_journal import Later
+url, name = sys.argv[1:]
+journal = Journal.open(url)
+for i in range(1_000_000):
+    before = time.monotonic_ns()
+    journal.wait_for_room()
+    journal.append_later(Later(*(f"{name}-{i}-{k}" for k in range(9))))
+    after = time.monotonic_ns()
+    journal.settle()
+    os.write(1, b"%d %d %d\\n" % (i, before, after))
+"""
+
+
+@pytest.mark.parametrize("commit", ["async", "sync"])
+def test_what_a_kill_loses_is_within_what_is_said(tmp_path: Path, commit: str) -> None:
+    url = f"sqlite:///{tmp_path}/j.db?commit={commit}"
+    draw = random.Random()
+    lost_most = 0
+    for turn in range(ROUNDS):
+        with subprocess.Popen(
+            [sys.executable, "-c", LOAD, url, f"t{turn}"], stdout=subprocess.PIPE, cwd=ROOT
+        ) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            timer = threading.Timer(0.1 + draw.random() / 2, process.send_signal, [signal.SIGKILL])
+            timer.start()
+            lines = [line.split() for line in (first + process.stdout.read()).splitlines()]
+        timer.join()
+        answered = {
+            f"t{turn}-{int(i)}-{k}": (int(before), int(after)) for i, before, after in lines for k in range(9)
+        }
+        with Journal.open(url, create=False) as journal:
+            kept = [one.event_id for one in journal.replay() if isinstance(one, Entry)]
+        assert len(kept) == len(set(kept))
+        mine = [one for one in kept if one.startswith(f"t{turn}-")]
+        assert mine == [f"t{turn}-{i // 9}-{i % 9}" for i in range(len(mine))], (
+            "in order, and nothing between"
+        )
+        lost = sorted(times for event_id, times in answered.items() if event_id not in set(mine))
+        lost_most = max(lost_most, len(lost))
+        if commit == "sync":
+            assert not lost
+        else:
+            assert len(lost) <= door.LOSS_ENTRIES + 9 or lost[-1][0] - lost[0][1] <= door.LOSS_SECONDS * 1e9
+    assert commit == "sync" or lost_most > 0, "the kill came in mid-write"
+
+
+def kinds() -> list[AnyEntry]:
+    return [
+        PolicyEntry(fingerprint="p1", time_ms=1),
+        entry("e1"),
+        LabelEntry(event_id="e1", label="fraud", time_ms=5, source="a\0b", received_ms=6),
+        EditEntry(
+            kind="list", op="put", name="blocked", entity="device", key=2**64 - 1,
+            expires_ms=9, reason="farm", author="li", time_ms=7,
+        ),
+        entry("e2"),
+        ReleaseEntry(event_id="e2", time_ms=8),
+        entry("odd\0name"),
+    ]  # fmt: skip
+
+
+def test_postgresql_keeps_what_sqlite_keeps(postgres: Postgres, tmp_path: Path) -> None:
+    told = []
+    for url in (f"sqlite:///{tmp_path}/j.db", f"{postgres.url}?spool={tmp_path}/spool"):
+        with Journal.open(url) as journal:
+            journal.append(kinds())
+            journal.flush()
+            journal.append([entry("e1", action="allow"), entry("e3")])
+            journal.flush()
+            assert journal.status["refused"] == 0
+            assert found(journal, "odd\0name").decision_id == "d-odd\0name"
+            assert [label.label for label in journal.labels("e1")] == ["fraud"]
+            assert keeping.info(journal)["bytes"] > 0
+        with Journal.open(url, create=False) as journal:
+            entries = list(journal.replay())
+            told.append([one for one in entries if not isinstance(one, LabelEntry)])
+            assert [one.seq for one in journal.replay(after=5)] == [6, 7, 9]
+    assert told[0] == told[1]
+    assert [one.seq for one in told[0]] == [1, 2, 4, 5, 6, 7, 9]
+
+
+def test_a_postgresql_that_crashes_loses_nothing(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With commit=sync: every append that was settled is there once, in order, after the restart."""
+    monkeypatch.setattr(door, "RETRY_SECONDS", 0.1)
+    url = f"{postgres.url}?commit=sync&spool={tmp_path}/spool"
+    with Journal.open(url) as journal:
+        for i in range(300):
+            if i in (50, 200):
+                postgres.stop()
+            journal.append([entry(f"e{i}")])
+            journal.settle()
+            if i == 60:
+                assert journal.is_away
+                assert found(journal, "e55").event_id == "e55"
+                with pytest.raises(JournalError, match="cannot be read"):
+                    journal.decision("nobody")
+            if i in (100, 250):
+                postgres.start()
+        until = time.monotonic() + 20
+        while journal.status["spooled"] and time.monotonic() < until:
+            time.sleep(0.05)
+        kept = [one.event_id for one in journal.replay() if isinstance(one, Entry)]
+    assert kept == [f"e{i}" for i in range(300)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_postgresql_that_is_not_there_or_not_ours(postgres: Postgres, tmp_path: Path) -> None:
+    import psycopg
+
+    spool = f"?spool={tmp_path}/spool"
+    with pytest.raises(JournalError, match=r"cannot be opened.*Check that the server runs"):
+        Journal.open(f"postgresql://tester:secret@127.0.0.1:1/postgres{spool}")
+    with pytest.raises(JournalError, match="there is no journal in postgresql://tester@127"):
+        Journal.open(postgres.url, create=False)
+    with psycopg.connect(postgres.url) as connection:
+        connection.execute("CREATE TABLE labels (a int)")
+    with pytest.raises(JournalError, match=r"tables of another program \(labels\)"):
+        Journal.open(postgres.url + spool)
+
+
+def policy(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "policy.yaml").write_text(
+        "policy: kept\nentities: {user: user_id}\n"
+        "events: {visit: {required: [user_id], fields: {place: location}}}\n"
+        "features: {visits: {count: visit, by: user, over: 1d}}\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def visit(i: int) -> dict[str, object]:
+    spot = {"lat": 31.23456, "lon": 121.45678}
+    return {"event_id": f"e{i}", "type": "visit", "user_id": f"alice{i}", "place": spot, "email": "a@b.c"}
+
+
+def test_personal_values_are_read_by_whoever_has_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, rules = f"sqlite:///{tmp_path}/j.db", policy(tmp_path / "rules")
+    told = {"user_id": "alice3", "place": {"lat": 31.23456, "lon": 121.45678}, "email": "a@b.c"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RISKENGINE_JOURNAL_KEY", OLD)
+        with Engine.open(rules, journal=url) as engine:
+            engine.score_many([visit(i) for i in range(5)])
+        assert cli.run(["journal", "show", "e3", "--journal", url]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["personal"] == told
+        assert shown["event"]["user_id"].startswith("#")
+        assert b"alice" not in b"".join(path.read_bytes() for path in tmp_path.glob("j.db*"))
+        patch.setenv("RISKENGINE_JOURNAL_KEY", NEW)
+        assert cli.run(["journal", "show", "e3", "--journal", url]) == 2
+        assert "encrypted with key" in capsys.readouterr().err
+        patch.setenv("RISKENGINE_JOURNAL_KEY", f"{NEW},{OLD}")
+        with Engine.open(rules, journal=url) as engine:
+            engine.score(visit(6))
+        with Journal.open(url) as journal:
+            assert keeping.in_clear(journal, "e3") == told
+        assert cli.run(["journal", "reseal", "--journal", url]) == 0
+        assert "1 block anew" in capsys.readouterr().err
+        patch.setenv("RISKENGINE_JOURNAL_KEY", NEW)
+        with Journal.open(url) as journal:
+            assert keeping.in_clear(journal, "e3") == told
+            assert keeping.in_clear(journal, "e6")["user_id"] == "alice6"
+        patch.setenv("RISKENGINE_JOURNAL_KEY", "short")
+        assert cli.run(["journal", "show", "e3", "--journal", url]) == 2
+        assert "64 hexadecimal digits" in capsys.readouterr().err
+    with Journal.open(url) as journal, pytest.raises(JournalError, match="set RISKENGINE_JOURNAL_KEY"):
+        keeping.in_clear(journal, "e3")
+
+
+def test_what_was_exchanged_or_damaged_is_not_opened() -> None:
+    sealer = Sealer([bytes.fromhex(OLD)])
+    sealed = sealer.seal([{"a": 1}], ["e1"])
+    assert sealer.open(sealed, ["e1"]) == [{"a": 1}]
+    for wrong, ids in ((sealed, ["e2"]), (sealed[:-1] + bytes([sealed[-1] ^ 1]), ["e1"])):
+        with pytest.raises(JournalError, match="damaged or has been exchanged"):
+            sealer.open(wrong, ids)
+
+
+def aged(journal: Journal, days: int) -> None:
+    """Ten events a day, the first day first, each with a label."""
+    for day in range(days):
+        at = T0 + day * DAY_MS
+        for i in range(10):
+            trace = msgspec.msgpack.encode(("f" * 16, {}, [], at))
+            one = entry(f"d{day}-{i}", event={"type": "payment", "who": f"person{day}-{i}"}, trace=trace)
+            journal.append([msgspec.structs.replace(one, event_time_ms=at)])
+            journal.append([LabelEntry(event_id=f"d{day}-{i}", label="legit", time_ms=at, received_ms=at)])
+
+
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_pruning_deletes_for_good_while_others_write(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "PRUNE_BLOCKS", 7)
+    url = f"sqlite:///{tmp_path}/j.db"
+    if where == "postgresql":
+        url = f"{request.getfixturevalue('postgres').url}?spool={tmp_path}/spool"
+    with Journal.open(url) as journal:
+        journal.append([EditEntry(kind="list", op="put", name="b", entity="user", key=1, time_ms=T0)])
+        aged(journal, 20)
+        journal.flush()
+        steps = []
+
+        def moved(done: int, total: int | None) -> None:
+            steps.append((done, total))
+            late = entry(f"during{done}", event={"type": "payment"})
+            journal.append([msgspec.structs.replace(late, event_time_ms=T0 + 99 * DAY_MS)])
+            journal.flush(10)
+
+        assert keeping.prune(journal, T0 + 15 * DAY_MS, moved) == 150
+        assert len(steps) > 10
+        assert steps[-1] == (150, 150)
+        assert journal.decision("d3-3") is None
+        assert found(journal, "d15-0").event["who"] == "person15-0"
+        kept = list(journal.replay())
+        assert sum(isinstance(one, EditEntry) for one in kept) == 1
+        assert sum(isinstance(one, LabelEntry) for one in kept) == 50
+        assert sum(isinstance(one, Entry) for one in kept) == 50 + len(steps)
+        assert keeping.prune(journal, T0) == 0
+    if where == "sqlite":
+        left = b"".join(path.read_bytes() for path in tmp_path.glob("j.db*"))
+        assert b"person15-0" in left
+        assert b"person14-9" not in left
+        assert b"d14-9" not in left
+        assert sqlite3.connect(tmp_path / "j.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_span_is_exported_to_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, out = f"sqlite:///{tmp_path}/j.db", tmp_path / "out.parquet"
+    with Journal.open(url) as journal:
+        aged(journal, 5)
+        journal.flush()
+
+        def interrupted(done: int, total: int | None) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            keeping.export(journal, str(out), 0, 2**62, interrupted)
+        assert [path.name for path in tmp_path.glob("out*")] == []
+    span = ["--from", "2027-01-16T08:00:00Z", "--to", "2027-01-18T08:00:00+00:00"]
+    assert cli.run(["journal", "export", *span, "--out", str(out), "--journal", url]) == 0
+    assert "wrote 20 decisions" in capsys.readouterr().err
+    rows = pq.read_table(out).to_pylist()
+    assert [row["event_id"] for row in rows] == [f"d{day}-{i}" for day in (1, 2) for i in range(10)]
+    assert {tuple(row["labels"]) for row in rows} == {("legit",)}
+    assert json.loads(rows[0]["event"])["who"] == "person1-0"
+    assert rows[0]["action"] == "deny"
+    assert cli.run(["journal", "export", "--from", "soon", "--out", str(out), "--journal", url]) == 2
+    assert "write 2026-11-11T08:00:00Z" in capsys.readouterr().err
+
+
+def test_the_command_tells_and_prunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path}/j.db"
+    assert cli.run(["journal", "info", "--journal", url]) == 2
+    assert "there is no journal at" in capsys.readouterr().err
+    with Journal.open(url) as journal:
+        journal.append(kinds())
+    assert cli.run(["journal", "info", "--json", "--journal", url]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {name: facts[name] for name in ("decisions", "labels", "edits", "releases", "policies")} == {
+        "decisions": 3, "labels": 1, "edits": 1, "releases": 1, "policies": 1,
+    }  # fmt: skip
+    assert cli.run(["journal", "info", "--journal", url]) == 0
+    assert "3 decisions from 2027-01-15T08:00:00Z" in capsys.readouterr().out
+    assert cli.run(["journal", "show", "nobody", "--journal", url]) == 2
+    assert "no event of this id" in capsys.readouterr().err
+    assert cli.run(["journal", "prune", "--older", "soon", "--journal", url]) == 2
+    assert "write 400d" in capsys.readouterr().err
+    assert cli.run(["journal", "prune", "--older", "36500d", "--journal", url]) == 0
+    assert "deleted 0 decisions" in capsys.readouterr().err
