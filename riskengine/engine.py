@@ -533,7 +533,7 @@ class Engine:
                 if self._journal is not None and batch.late[i]:
                     results[i] = self._journaled(batch.ids[i], content)
                     if results[i] is not None:
-                        entered.append(Claim(content, arrived[i], -1, serial))
+                        entered.append(Claim(key, content, arrived[i], -1, serial))
                         continue
                 claim = store.claim(key, content, arrived[i], serial)
                 new.append(i)

@@ -36,6 +36,7 @@ class StoreError(RiskEngineError):
 class Claim(msgspec.Struct, gc=False):
     """What is kept of an event once seen: enough to answer a retry and to find what it moved."""
 
+    key: bytes
     content: bytes
     time: int  # when it arrived, ms
     trace: int  # row number, or -1

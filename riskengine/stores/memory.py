@@ -37,7 +37,7 @@ SWEEP_EVENTS: Final = 64  # between looks for entities to forget
 SWEEP_BLOCKS: Final = 4  # looked at for each event
 SWEEP_CLAIMS: Final = 4096  # forgotten at once, and two for each event: nobody waits for a day's
 TRACES_MAX: Final = (
-    1_000_000  # events that can be labelled, released or followed, 1 KB each; the oldest go first
+    1_000_000  # events that can be labelled, released or followed, 0.8 KB each; the oldest go first
 )
 GENERATIONS_MAX: Final = 0xFFFF
 NO_TABLE: Final = np.zeros(2, np.int64)
@@ -68,8 +68,8 @@ class MemoryStore:
         self._begin(_reserve(size))
         self._scratch = np.zeros(features.scratch_words, np.int64)
         self._traces = [Traces(features, 0)]
-        self._fresh: deque[bytes] = deque()  # claims whose decision is kept, and then the others
-        self._aged: deque[bytes] = deque()
+        self._fresh: deque[Claim] = deque()  # those whose decision is kept, and then the others
+        self._aged: deque[Claim] = deque()
         self._unswept = 0  # events since the last sweep
 
     def _begin(self, words: Int64s) -> None:
@@ -122,7 +122,7 @@ class MemoryStore:
         """
         features, batch = self.features, touches.batch
         traces = self._traces[-1]
-        rows, first = traces.take(batch.n)
+        block, at, first = traces.take(batch.n)
         held_before, keys_before = NOTHING_HELD, NO_KEYS
         if followed is not None:
             held_before, keys_before = self._prior(followed.chain[0])
@@ -146,8 +146,9 @@ class MemoryStore:
             batch.event_hash,
             touches.masks,
             touches.records,
-            traces.labelled,
-            rows,
+            traces.kept,
+            block,
+            at,
             traces.at_holds,
         )
         if followed is not None and counted and not batch.late[0]:
@@ -230,27 +231,37 @@ class MemoryStore:
                 SWEEP_BLOCKS * self._unswept,
             )
             self._unswept = 0
-        for _ in range(min(len(self._fresh), SWEEP_CLAIMS + 2 * events)):
-            claim = self.claims[self._fresh[0]]
+        if self._fresh and now - self._fresh[0].time > fresh_ms:
+            self._age(now, SWEEP_CLAIMS + 2 * events, fresh_ms)
+        if self._aged and (now - self._aged[0].time > horizon_ms or len(self._aged) > TRACES_MAX):
+            self._forget(now, SWEEP_CLAIMS + 2 * events, horizon_ms)
+
+    def _age(self, now: int, most: int, fresh_ms: int) -> None:
+        """Forget decisions that are too old to be asked for again."""
+        for _ in range(min(len(self._fresh), most)):
+            claim = self._fresh[0]
             if now - claim.time <= fresh_ms:
                 break
-            key = self._fresh.popleft()
+            self._aged.append(self._fresh.popleft())
             if claim.decision is not None:
                 claim.decision = None
                 claim.forgotten = True
-            self._aged.append(key)
-        for _ in range(min(len(self._aged), SWEEP_CLAIMS + 2 * events)):
-            claim = self.claims[self._aged[0]]
+
+    def _forget(self, now: int, most: int, horizon_ms: int) -> None:
+        """Forget events that nothing can come after any more."""
+        for _ in range(min(len(self._aged), most)):
+            claim = self._aged[0]
             if now - claim.time <= horizon_ms and len(self._aged) <= TRACES_MAX:
                 break
-            del self.claims[self._aged.popleft()]
+            self._aged.popleft()
+            del self.claims[claim.key]
             if claim.trace >= 0:
                 self._drop_traces(claim.trace)
 
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""
-        claim = self.claims[key] = Claim(content, time, -1, serial)
-        self._fresh.append(key)
+        claim = self.claims[key] = Claim(key, content, time, -1, serial)
+        self._fresh.append(claim)
         return claim
 
     # -- what comes after an event
@@ -354,11 +365,11 @@ class MemoryStore:
             return
         keys, entities, records = [], [], []
         old = traces.features
+        own = traces.record(row)
         for e in range(len(old.entities)):
             mask = int(row[traces.at_masks + e]) & int(old.plan.kinds[kind, e])
             if not mask:
                 continue
-            own = row[traces.at_records : traces.at_holds]
             if old is features:
                 record, now = own.copy(), e
             else:

@@ -156,7 +156,7 @@ class RedisStore:
 
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event, as far as this process knows. The next `observe` finds out."""
-        claim = self.claims[key] = Claim(content, time, -1, serial)
+        claim = self.claims[key] = Claim(key, content, time, -1, serial)
         return claim
 
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
@@ -660,8 +660,9 @@ class RedisStore:
                 batch.event_hash,
                 touches.masks,
                 touches.records,
-                self._traces.labelled,
+                self._traces.kept,
                 slots,
+                0,
                 self._traces.at_holds,
             )
             again = np.zeros_like(asked.granted)

@@ -726,22 +726,24 @@ def settle(
     event_hash: NDArray[np.uint64],
     masks: Int64s,
     records: Int64s,
-    labelled: bool,
+    kept: Int64s,
     traces: Int64s,
+    at: int,
     at_holds: int,
 ) -> None:
     """Event by event: try every limit, decide, and hold what is granted unless the event is denied.
 
     `prior` int64 (L, 2) are bucket and amount held by the event that a lone event follows (amount NONE:
     nothing), at `prior_keys` (E); empty for a batch, and used up by this call. Writes which limits refused
-    into the last columns of `hits`, final severity (n), and `traces`, a row an event: time, hash, keys,
-    masks, records where `labelled`, and from `at_holds` on bucket and amount of each limit, amount NONE
-    where nothing stays held.
+    into the last columns of `hits`, final severity (n), and `traces` from row `at` on, a row an event: time,
+    hash, keys, masks, the words `kept` of its records, and from `at_holds` on bucket and amount of each
+    limit, amount NONE where nothing stays held.
     """
     plan, slab = pointer(plan, 0), pointer(words, 0)
     follows = prior.shape[0] > 0
     limits = plan[P_LIMITS_N]
     for i in range(len(time)):
+        row = at + i
         worst = base[i]
         for limit in range(limits):
             e = limit_of(plan, limit, L_ENTITY)
@@ -751,8 +753,8 @@ def settle(
             field = limit_of(plan, limit, L_FIELD)
             key = keys[i, e]
             hits[i, hits.shape[1] - limits + limit] = 0
-            traces[i, at_holds + 2 * limit] = 0
-            traces[i, at_holds + 2 * limit + 1] = NONE
+            traces[row, at_holds + 2 * limit] = 0
+            traces[row, at_holds + 2 * limit + 1] = NONE
             on_type = plan[plan[P_LIMIT_TYPES] + limit * plan[P_TYPES_N] + type_index[i]]
             asks = key != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
             amount = 1
@@ -760,8 +762,8 @@ def settle(
                 amount = 0 if np.isnan(cells[field, i]) else max(0, ledger.minor_of(cells[field, i], digits))
             if follows and prior[limit, 1] != NONE and not late[i]:
                 if asks and counted and prior_keys[e] == key and prior[limit, 1] == amount:
-                    traces[i, at_holds + 2 * limit] = prior[limit, 0]
-                    traces[i, at_holds + 2 * limit + 1] = amount
+                    traces[row, at_holds + 2 * limit] = prior[limit, 0]
+                    traces[row, at_holds + 2 * limit + 1] = amount
                     continue
                 give_hold_back(
                     plan,
@@ -785,28 +787,28 @@ def settle(
                 already = ledger.held(plan, slab, s, e, cell, time[i]) if s != 0 else 0
                 granted = already + amount <= most
             if granted:
-                traces[i, at_holds + 2 * limit] = ledger.bucket_of(
+                traces[row, at_holds + 2 * limit] = ledger.bucket_of(
                     plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i]
                 )
-                traces[i, at_holds + 2 * limit + 1] = amount
+                traces[row, at_holds + 2 * limit + 1] = amount
             else:
                 hits[i, hits.shape[1] - limits + limit] = 1
                 if limit_of(plan, limit, L_LIVE):
                     worst = max(worst, limit_of(plan, limit, L_SEVERITY))
         final[i] = worst
         for limit in range(limits):
-            amount = traces[i, at_holds + 2 * limit + 1]
+            amount = traces[row, at_holds + 2 * limit + 1]
             if amount == NONE:
                 continue
             e = limit_of(plan, limit, L_ENTITY)
             cell = limit_of(plan, limit, L_CELL)
-            bucket = traces[i, at_holds + 2 * limit]
+            bucket = traces[row, at_holds + 2 * limit]
             key = keys[i, e]
             handed = follows and prior[limit, 1] != NONE
             if worst == DENY:
                 if handed:
                     give_hold_back(plan, words, meta, table, old_table, e, cell, key, bucket, amount)
-                traces[i, at_holds + 2 * limit + 1] = NONE
+                traces[row, at_holds + 2 * limit + 1] = NONE
             elif not handed and amount != 0:
                 s = locate(meta, table, old_table, key)
                 if s == 0:
@@ -816,15 +818,15 @@ def settle(
                 if s != 0:
                     ledger.advance(plan, slab, s, e, time[i])
                     ledger.hold(plan, slab, s, e, cell, bucket, amount)
-        traces[i, 0] = time[i]
-        traces[i, 1] = np.int64(event_hash[i])
+        traces[row, 0] = time[i]
+        traces[row, 1] = np.int64(event_hash[i])
         to = 2
         for e in range(keys.shape[1]):
-            traces[i, to + e] = keys[i, e]
-            traces[i, to + keys.shape[1] + e] = masks[i, e]
+            traces[row, to + e] = keys[i, e]
+            traces[row, to + keys.shape[1] + e] = masks[i, e]
         to += 2 * keys.shape[1]
-        for k in range(records.shape[1] if labelled else 0):
-            traces[i, to + k] = records[i, k]
+        for k in range(len(kept)):
+            traces[row, to + k] = records[i, kept[k]]
 
 
 @jit
