@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
@@ -26,6 +27,7 @@ from riskengine.entries import Activation, EditEntry, LabelEntry, PolicyEntry, R
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
+from riskengine.kernel import Call, Holder, bind
 from riskengine.models import REASON_RISK_MIN, asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
@@ -144,7 +146,6 @@ class Engine:
             room = _Room.make(policy, 0, None)
             found = policy.features.touches(batch, batch.time, policy.tables({}), room.planned)
             self._predict(policy.features.rows(found), room.verdict)
-            self._fire(found, room.verdict)
             self._weigh(found, room.verdict)
         self._judge(batch, 0, True, None, False, None)
 
@@ -472,6 +473,7 @@ class Engine:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                self._rooms = _Rooms()  # which hold on to the store's arrays
                 self._store.close()
                 if self._journal is not None:
                     self._journal.close()
@@ -630,6 +632,7 @@ class Engine:
         read_at = batch.time
         any_late = b"\1" in batch.late.tobytes()  # of one event .any() takes 1 us longer
         if any_late:
+            room = _Room.make(policy, batch.n, None)
             read_at = np.maximum(batch.time, now - policy.definition.lateness_ms)
         if self._tables is None:  # once for any number of edits
             self._tables = policy.tables(store.tables)
@@ -647,7 +650,6 @@ class Engine:
             self._shown(found)
         verdict = room.verdict
         challenged = self._predict(found, verdict)
-        self._fire(found, verdict)
         self._weigh(found, verdict)
         unkept = self._journal is not None and self._journal.is_away
         if unkept:
@@ -697,7 +699,6 @@ class Engine:
         policy, batch = self._policy, touches.batch
         found = policy.features.rows(touches)
         challenged = self._predict(found, verdict)
-        self._fire(found, verdict)
         self._weigh(found, verdict)
         held = policy.refuse_alone(found, verdict)
         any_late = bool(batch.late.any())
@@ -717,48 +718,60 @@ class Engine:
         self._tables = self._policy.tables(self._rows)
         return self._policy.features.refill(touches, self._tables)
 
-    def _fire(self, found: Touches, verdict: Verdict) -> None:
-        """Which rules fire for which event; the columns of limits are filled later."""
+    def _weigh(self, found: Touches, verdict: Verdict) -> None:
+        """What fires, risk and severity before limits, who may say the kind of a challenge, and ids."""
+        lone = found.lone
+        if lone is None or self._policy.rules.rolls_out:
+            judging = self._judging(found, verdict, partial)
+        else:
+            if not lone.judging:
+                lone.judging = self._judging(found, verdict, bind)
+            judging = lone.judging
+        for call in judging:
+            call()
+
+    def _judging(self, found: Touches, verdict: Verdict, hold: Holder) -> list[Call]:
+        """The calls that judge a batch by rules and thresholds; the columns of limits are filled later."""
         policy, batch, strings = self._policy, found.batch, found.strings
+        rules = policy.rules
         who = batch.event_hash
-        if policy.user_entity >= 0 and policy.rules.rolls_out:
+        if policy.user_entity >= 0 and rules.rolls_out:
             users = batch.keys[:, policy.user_entity]
             who = np.where(users != 0, users, who)
-        policy.rules.fire(
-            found.cells,
-            strings.off,
-            strings.len,
-            strings.hash,
-            strings.text,
-            found.tables.pool,
-            policy.features.timezone,
-            batch.type_index,
-            batch.time,
-            who,
-            verdict.hits,
-        )
-
-    def _weigh(self, found: Touches, verdict: Verdict) -> None:
-        """Risk and severity before limits, who may say the kind of a challenge, and the decisions' ids."""
-        policy, batch = self._policy, found.batch
-        rules = policy.rules
-        decide(
-            verdict.hits,
-            rules.live,
-            rules.severity,
-            rules.risk,
-            rules.firm,
-            rules.allows,
-            policy.thresholds,
-            batch.type_index,
-            verdict.p,
-            found.cells,
-            policy.blocked_columns,
-            verdict.risk,
-            verdict.base,
-            verdict.voices,
-        )
-        name_decisions(batch.claim, batch.content, policy.salt, verdict.names)
+        return [
+            *rules.firing(
+                found.cells,
+                strings.off,
+                strings.len,
+                strings.hash,
+                strings.text,
+                found.tables.pool,
+                policy.features.timezone,
+                batch.type_index,
+                batch.time,
+                who,
+                verdict.hits,
+                hold,
+            ),
+            hold(
+                decide,
+                verdict.hits,
+                rules.live,
+                rules.severity,
+                rules.risk,
+                rules.firm,
+                rules.allows,
+                policy.thresholds,
+                batch.type_index,
+                verdict.p,
+                found.cells,
+                policy.blocked_columns,
+                verdict.risk,
+                verdict.base,
+                verdict.voices,
+            ),
+            hold(name_decisions, batch.claim, batch.content, policy.salt, verdict.names),
+        ]
 
     def _flags(
         self,
@@ -980,7 +993,7 @@ class _Room(NamedTuple):
     @classmethod
     def make(cls, policy: Policy, n: int, parsed: parsing.Room | None) -> _Room:
         width = len(policy.rules.names) + len(policy.features.limit_names)
-        return cls(parsed, policy.features.room(n), Verdict.room(n, width))
+        return cls(parsed, policy.features.room(n, parsed is not None), Verdict.room(n, width))
 
 
 class _Rooms(threading.local):

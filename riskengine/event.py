@@ -42,6 +42,7 @@ from riskengine.intake import (
     Ints,
     finish,
 )
+from riskengine.kernel import Call, bind
 from riskengine.normal import (
     IP_BYTES_MAX,
     PHONE_BYTES_MAX,
@@ -73,7 +74,7 @@ _TEXT_TYPES = ("string", "phone", "ip")
 _ENVELOPE = ("event_id", "time", "follows")
 _QUICK, _EXACT, _SLOW = range(3)  # how closely events are looked at
 
-_NO_FLAGS: tuple[bool, ...] = ()
+_LONE_HEAD = struct.Struct("3q").pack_into
 _UNREADABLE = (
     Problem(
         "", "unreadable", "this event fails when it is read, or says something else each time", "plain values"
@@ -137,6 +138,9 @@ class Room(NamedTuple):
     values: bytearray
     text_view: Bytes
     values_view: Floats
+    head: bytearray  # `now` where it is one, then `sizes`
+    sizes: Ints  # of `intake.finish`
+    lone: _Lone
     places: Ints  # 0 to n - 1
     now: Ints
     time: Ints
@@ -148,6 +152,19 @@ class Room(NamedTuple):
     claim: Words
     content: Words
     follows_claim: Words
+
+
+class _Lone:
+    """What is the same for every lone event that is parsed into a room: its batch, and the kernel's call."""
+
+    __slots__ = ("batch", "finish", "ids", "plans", "raw")
+
+    def __init__(self) -> None:
+        self.ids = [""]
+        self.raw: list[Event] = [{}]
+        self.plans = _NO_PLANS  # that `finish` is bound to
+        self.finish: Call | None = None
+        self.batch: Batch | None = None
 
 
 class Label(msgspec.Struct, frozen=True, gc=False):
@@ -286,34 +303,54 @@ class Schema:
 
         It does what _Gathered does for many, whose lists took 3.5 of a lone event's 13 us.
         """
+        lone = room.lone
+        if not isinstance(now, int):
+            if now.shape != room.now.shape:
+                return None
+            now = int(now[0])
         try:
-            plan = self._plans.shapes[(event["type"], *event)]
+            kind = event["type"]
+            plan = self._plans.shapes[tuple(event)][kind]
             if plan is None or plan.follows:
                 return None
-            strings = plan.strings(event)
-            numbers = plan.numbers(event)
-            flags = _NO_FLAGS if plan.bools is None else plan.bools(event)
+            found = plan.get(event)
+            strings = found[: plan.texts]
+            numbers = plan.numbers_of(found)
+            flags = found[plan.numbers : plan.bools]
             text = "\0".join(strings).encode()
             used = len(text)
             if (
                 type(strings[0]) is not str
                 or not _NUMBER_TYPES.issuperset(map(type, numbers))
-                or not _BOOL_TYPES.issuperset(map(type, flags))
+                or (flags and not _BOOL_TYPES.issuperset(map(type, flags)))
                 or text.count(0) != len(strings) - 1
                 or used > LONE_TEXT_MAX
             ):
                 return None
             plan.pack_into(room.values, 0, plan.index, *numbers, *flags)
+            _LONE_HEAD(room.head, 0, now, len(numbers), used)
         except Exception:  # as in `_Gathered.gather`: looked at closely, it is told what is wrong
             return None
         room.text[:used] = text
         plans = self._plans.rows(PLAN_HEAD + len(self.strings) + 2 * len(self.numbers) + 2)
-        filled = (plans, room.values_view, len(numbers), _NO_ENDS)
+        if plans is not lone.plans or lone.finish is None:
+            lone.plans = plans
+            lone.finish = bind(
+                finish, *self._finishing(room, plans, room.values_view, _NO_ENDS, room.text_view)
+            )
+            lone.batch = _batch(room, 1, lone.ids, None, room.text_view, lone.raw, room.places)
+        wanted, _, bad = lone.finish()
+        lone.ids[0] = strings[0]
+        lone.raw[0] = event
+        if not wanted and not bad:
+            return lone.batch
+        if bad and not wanted:
+            return None
         errors: Errors = {}
+        filled = (plans, room.values_view, len(numbers), _NO_ENDS)
         batch = self._finish(
-            room, filled, room.text_view, used, _nows(now, room.now), [strings[0]], None, (event,),
-            room.places, errors,
-        )  # fmt: skip
+            room, filled, room.text_view, used, room.now, [strings[0]], None, (event,), room.places, errors
+        )
         return None if errors else batch
 
     def _gather_apart(self, events: Sequence[Event], nows: Ints) -> tuple[_Gathered, _Packed]:
@@ -365,9 +402,12 @@ class Schema:
         )  # fmt: skip
         text = bytearray(LONE_TEXT_MAX + self._tail + 1 if n == 1 else 0)
         values = bytearray(8 * (1 + columns) if n == 1 else 0)
+        head = bytearray(24)
+        now = np.frombuffer(head, _I64, 1) if n == 1 else np.empty(n, _I64)
         return Room(
-            cells, text, values, np.frombuffer(text, np.uint8), np.frombuffer(values), np.arange(n),
-            np.empty(n, _I64), np.empty(n, _I64), np.empty(n, _BOOL), np.empty(n, _BOOL),
+            cells, text, values, np.frombuffer(text, np.uint8), np.frombuffer(values), head,
+            np.frombuffer(head, _I64, 2, 8), _Lone(), np.arange(n), now, np.empty(n, _I64),
+            np.empty(n, _BOOL), np.empty(n, _BOOL),
             np.empty((n, strings), _U64), np.empty((n, len(self.entities)), _U64), np.empty(n, _U64),
             np.empty((n, 2), _U64), np.empty((n, 2), _U64), np.empty((n, 2), _U64),
         )  # fmt: skip
@@ -377,30 +417,38 @@ class Schema:
         ids: list[str], follows: list[str | None] | None, raw: Sequence[Event], index: Ints, errors: Errors,
     ) -> Batch:  # fmt: skip
         """Settle all rows, with Python's help where a kernel asks for it; leave out what is bad."""
-        tables = self._tables
         n = len(raw)
-        cells, *_, time, stamped, late, str_hash, keys, hashed, claims, content, follows_claim = room
+        cells = room.cells
+        plans, values, room.sizes[0], ends = filled
         helped = False
         while True:
-            wanted, used, bad = finish(
-                tables.spec, tables.hashes, tables.powers, *filled, text, used, now, helped,
-                cells.type_index, cells.str_off, cells.str_len, cells.numbers, cells.scratch, time, stamped,
-                late, str_hash, keys, hashed, claims, content, follows_claim,
-            )  # fmt: skip
+            room.sizes[1] = used
+            wanted, used, bad = finish(*self._finishing(room, plans, values, ends, text, now, helped))
             if not wanted:
                 break
             text, used = self._help(cells, text, cells.scratch[5 * n : 5 * n + wanted].tolist(), raw)
             helped = True
-        batch = Batch(
-            n, ids, cells.type_index, time, stamped, late, cells.numbers, cells.str_off, cells.str_len, text,
-            str_hash, keys, hashed, claims, content, follows, follows_claim, raw, index,
-        )  # fmt: skip
+        batch = _batch(room, n, ids, follows, text, raw, index)
         if not bad:
             return batch
         state = cells.scratch[:n]
         for i in np.flatnonzero(state == BAD).tolist():
             errors[int(index[i])] = EventError(_problems(self.definition, raw[i], int(now[i])))
         return batch.take(np.flatnonzero(state == GOOD))
+
+    def _finishing(
+        self, room: Room, plans: Int32s, values: Floats, ends: Ints, text: Bytes, now: Ints | None = None,
+        helped: bool = False,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """What `finish` is called with."""
+        tables = self._tables
+        cells, *_, time, stamped, late, str_hash, keys, hashed, claims, content, follows_claim = room
+        return (
+            tables.spec, tables.hashes, tables.powers, plans, values, room.sizes, ends, text,
+            room.now if now is None else now, helped, cells.type_index, cells.str_off, cells.str_len,
+            cells.numbers, cells.scratch, time, stamped, late, str_hash, keys, hashed, claims, content,
+            follows_claim,
+        )  # fmt: skip
 
     def _help(
         self, cells: Cells, text: Bytes, wanted: Iterable[int], raw: Sequence[Event]
@@ -440,6 +488,18 @@ class Schema:
                 return ip_text(text)
             case _:
                 return text
+
+
+def _batch(
+    room: Room, n: int, ids: list[str], follows: list[str | None] | None, text: Bytes, raw: Sequence[Event],
+    index: Ints,
+) -> Batch:  # fmt: skip
+    """The events that a room was filled with."""
+    cells, *_, time, stamped, late, str_hash, keys, hashed, claims, content, follows_claim = room
+    return Batch(
+        n, ids, cells.type_index, time, stamped, late, cells.numbers, cells.str_off, cells.str_len, text,
+        str_hash, keys, hashed, claims, content, follows, follows_claim, raw, index,
+    )  # fmt: skip
 
 
 class _Tables(NamedTuple):
@@ -496,7 +556,7 @@ class _Tables(NamedTuple):
 class _Plan:
     """How to read the events of one shape: which values, in which order, and where they belong."""
 
-    __slots__ = ("bools", "follows", "index", "numbers", "pack_into", "places", "row", "strings")
+    __slots__ = ("bools", "follows", "get", "index", "numbers", "pack_into", "places", "row", "texts")
 
     def __init__(self, schema: Schema, index: int, reading: Reading) -> None:
         assert reading.type is not None  # a reading without problems has a type
@@ -526,20 +586,30 @@ class _Plan:
         self.index = index
         self.follows = "follows" in values
         self.places = tuple(name for name, _ in places)
-        self.strings = _getter([name for name, _ in texts])
-        self.numbers = _number_getter([name for name, _ in numbers], self.places)
-        self.bools = _getter([name for name, _ in bools]) if bools else None
+        # One call for all values: first texts, where numbers end, where bools end; behind these are places.
+        self.get = _getter([*(name for name, _ in (*texts, *numbers, *bools)), *self.places])
+        self.texts = len(texts)
+        self.numbers = self.texts + len(numbers)
+        self.bools = self.numbers + len(bools)
         of_numbers = [*(at for _, at in numbers), *(at + j for _, at in places for j in (0, 1))]
         self.pack_into = struct.Struct(f"{1 + len(of_numbers) + len(bools)}d").pack_into
         targets = [*(at for _, at in texts), *of_numbers, *(at for _, at in bools)]
         self.row = [schema.type_at[reading.type.name], len(texts), len(of_numbers), len(bools), *targets]
+
+    def numbers_of(self, found: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of what `get` found, the numbers, then latitude and longitude of each place."""
+        numbers = found[self.texts : self.numbers]
+        for place in found[self.bools :]:
+            numbers += (place["lat"], place["lon"])
+        return numbers
 
 
 class _Plans:
     """The shapes of events met so far. A thread that still reads by old plans keeps them."""
 
     def __init__(self) -> None:
-        self.shapes: dict[tuple[object, ...], _Plan | None] = {}  # by type and names; None: look closer
+        # By names, then by type; None: look closer.
+        self.shapes: dict[tuple[object, ...], dict[object, _Plan | None]] = {}
         self.exact: dict[tuple[object, ...], _Plan] = {}  # by type, names and the values' types
         self.made: dict[tuple[object, ...], _Plan] = {}  # by type, and names and types of what is read
         self._rows: Int32s = np.empty((0, 0), _I32)
@@ -563,15 +633,15 @@ class _Plans:
             return
         if len(self.exact) < 4 * PLANS_MAX:
             self.exact[_signature(event)] = plan
-        names = (event["type"], *event)
+        kind, names = event["type"], tuple(event)
         if len(self.shapes) < 4 * PLANS_MAX or names in self.shapes:
             # Where a null stands, a value may stand in the next event of the same names.
             assert reading.type is not None  # a reading without problems has a type
             full = all(event.get(name) is not None for name in _ENVELOPE if name in event) and all(
                 event[name] is not None for name in reading.type.fields if name in event
             )
-            known = self.shapes.get(names, plan)
-            self.shapes[names] = plan if full and known is plan else None
+            by_type = self.shapes.setdefault(names, {})
+            by_type[kind] = plan if full and by_type.get(kind, plan) is plan else None
 
     def rows(self, width: int) -> Int32s:
         """All plans as the kernel reads them."""
@@ -609,11 +679,11 @@ class _Gathered:
         ids, rows, texts, numbers, bools = self.ids, self.rows, self.texts, self.numbers, self.bools
         for i, event in enumerate(events):
             try:
-                plan = shapes[(event["type"], *event)]
+                kind = event["type"]  # first: what is no mapping may have no end
+                plan = shapes[tuple(event)][kind]
                 if plan is not None:
-                    found = plan.numbers(event)
-                    strings = plan.strings(event)
-                    flags = _NO_FLAGS if plan.bools is None else plan.bools(event)
+                    found = plan.get(event)
+                    own = plan.numbers_of(found)
             except Exception:  # whatever is no mapping fails here in its own way
                 plan = None
             if plan is None:
@@ -623,19 +693,18 @@ class _Gathered:
                         self.errors[i] = closer
                         continue
                     plan, event = closer
-                    found = plan.numbers(event)
-                    strings = plan.strings(event)
-                    flags = _NO_FLAGS if plan.bools is None else plan.bools(event)
+                    found = plan.get(event)
+                    own = plan.numbers_of(found)
                 except Exception:  # a mapping of its own kind, which fails, or which changes as it is read
                     self.errors[i] = EventError(_UNREADABLE)
                     continue
             if plan.follows:
-                self.follows[len(ids)] = strings[1]
-            ids.append(strings[0])
+                self.follows[len(ids)] = found[1]
+            ids.append(found[0])
             rows.append(plan.index)
-            texts += strings
-            numbers += found
-            bools += flags
+            texts += found[: plan.texts]
+            numbers += own
+            bools += found[plan.numbers : plan.bools]
 
     def _look(self, schema: Schema, event: Event, now: int, care: int) -> tuple[_Plan, Event] | EventError:
         """The plan of one event by the types of its values, or by reading it."""
@@ -729,27 +798,6 @@ def _getter(names: Sequence[str]) -> Callable[[Event], tuple[Any, ...]]:
         name = names[0]
         return lambda event: (event[name],)
     return itemgetter(*names)
-
-
-def _number_getter(names: Sequence[str], places: Sequence[str]) -> Callable[[Event], tuple[Any, ...]]:
-    """The numbers of these names, then latitude and longitude of these places."""
-    get = _getter(names)
-    if not places:
-        return get
-    if len(places) == 1:
-        place = places[0]
-
-        def one(event: Any) -> tuple[Any, ...]:
-            spot = event[place]
-            return (*get(event), spot["lat"], spot["lon"])
-
-        return one
-
-    def several(event: Any) -> tuple[Any, ...]:
-        spots = [event[place][part] for place in places for part in ("lat", "lon")]
-        return (*get(event), *spots)
-
-    return several
 
 
 def _nows(now: int | Ints, out: Ints) -> Ints:

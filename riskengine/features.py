@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -41,7 +42,7 @@ from riskengine.definition import Definition, Feature, Limit, Window
 from riskengine.errors import RiskEngineError
 from riskengine.event import Batch, Schema
 from riskengine.expression import Expression
-from riskengine.kernel import jit
+from riskengine.kernel import Call, Holder, bind, jit
 from riskengine.ledger import (
     EVENT,
     FRAUD,
@@ -62,7 +63,7 @@ from riskengine.ledger import (
     Int64s,
     Plan,
 )
-from riskengine.program import Layout, Program, compile, execute
+from riskengine.program import Layout, Program, compile, executing
 from riskengine.tables import TableSet
 
 SEVERITY: Final = {"allow": 0, "review": 1, "challenge": 2, "deny": 3}
@@ -104,6 +105,25 @@ class Touches(msgspec.Struct, frozen=True, eq=False, gc=False):
     strings: Strings
     tables: TableSet
     read_at: Int64s
+    lone: Lone | None = None  # where one after another is made in the same room
+
+
+class Lone:
+    """What is the same for every lone event that is planned in a room: calls of kernels with its arrays.
+
+    Whoever calls a kernel for a lone event keeps the call here, and makes it anew where an array is another.
+    """
+
+    __slots__ = ("counting", "judging", "look_up", "planning", "reading", "settling")
+
+    def __init__(self) -> None:
+        self.planning: list[Call] = []
+        self.reading: Call | None = None
+        self.judging: list[Call] = []
+        # Behind the arrays that may be others by the next event:
+        self.look_up: tuple[object, Call] | None = None
+        self.counting: tuple[object, object, Call] | None = None
+        self.settling: tuple[object, object, object, Call] | None = None
 
 
 class Room(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -117,6 +137,7 @@ class Room(msgspec.Struct, frozen=True, eq=False, gc=False):
     strings: (
         tuple[Int64s, NDArray[np.int32], NDArray[np.uint64]] | None
     )  # where there are more than the batch's
+    lasting: list[Touches] | None  # the latest, where one lone event after another is planned here
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -156,8 +177,8 @@ class FeatureSet:
         """
         return _Compiler(definition, schema, layout, hasher).compile()
 
-    def room(self, n: int) -> Room:
-        """Room for a batch of n events."""
+    def room(self, n: int, lasting: bool = False) -> Room:
+        """Room for a batch of n events; a lasting one is for one lone event after another."""
         cells = np.empty((self.layout.width, n))
         strings = n, self.layout.strings_width
         return Room(
@@ -169,42 +190,56 @@ class FeatureSet:
             (np.empty(strings, np.int64), np.empty(strings, np.int32), np.empty(strings, np.uint64))
             if self.more_strings
             else None,
+            [] if lasting else None,
         )
 
     def touches(self, batch: Batch, read_at: Int64s, tables: TableSet, room: Room | None = None) -> Touches:
         """Plan a batch: fill the event's own columns, decide what it moves, write its records."""
         room = room or self.room(batch.n)
-        cells = room.cells
-        keys = batch.keys.view(np.int64)
-        strings = self._strings(batch, room)
-        lay_out(
-            batch.numbers, cells, self.data_width, batch.str_off, batch.str_len, batch.str_hash, strings.off,
-            strings.len, strings.hash,
+        for known in room.lasting or ():
+            if (
+                known.lone is not None
+                and known.batch is batch
+                and known.tables is tables
+                and known.read_at is read_at
+            ):
+                for call in known.lone.planning:
+                    call()
+                return known
+        lone = None if room.lasting is None else Lone()
+        touches = Touches(
+            batch, batch.keys.view(np.int64), room.records, room.masks, room.cells, room.bits, room.texts,
+            self._strings(batch, room), tables, read_at, lone,
         )  # fmt: skip
-        tables.fill(keys, cells, strings.off, strings.len, strings.hash)
-        if len(self.before_wait.code):
-            self._execute(self.before_wait, cells, strings, tables)
-        touch(
-            self.flat,
-            keys,
-            batch.type_index,
-            batch.time,
-            batch.late,
-            batch.event_hash,
-            batch.str_hash,
-            batch.str_off,
-            batch.str_len,
-            batch.text,
-            cells,
-            room.bits,
-            room.records,
-            room.masks,
-        )
+        hold: Holder = partial if lone is None else bind
+        planning = self._planning(touches, hold)
+        for call in planning:
+            call()
+        if lone is not None and room.lasting is not None:
+            lone.planning, lone.reading = planning, self._reading(touches, hold)
+            room.lasting[:] = [touches]
+        return touches
+
+    def _planning(self, touches: Touches, hold: Holder) -> list[Call]:
+        """The calls that plan a batch."""
+        batch, cells, strings, tables = touches.batch, touches.cells, touches.strings, touches.tables
+        calls: list[Call | None] = [
+            hold(
+                lay_out, batch.numbers, cells, self.data_width, batch.str_off, batch.str_len, batch.str_hash,
+                strings.off, strings.len, strings.hash,
+            ),
+            tables.filling(touches.keys, cells, strings.off, strings.len, strings.hash, hold),
+            self._executing(self.before_wait, touches, hold) if len(self.before_wait.code) else None,
+            hold(
+                touch, self.flat, touches.keys, batch.type_index, batch.time, batch.late, batch.event_hash,
+                batch.str_hash, batch.str_off, batch.str_len, batch.text, cells, touches.bits,
+                touches.records, touches.masks,
+            ),
+        ]  # fmt: skip
         if self.texts:
-            room.texts[:] = 0
-        return Touches(
-            batch, keys, room.records, room.masks, cells, room.bits, room.texts, strings, tables, read_at
-        )
+            calls.insert(0, partial(np.copyto, strings.text[: len(batch.text)], batch.text))
+            calls.append(partial(touches.texts.fill, 0))
+        return [call for call in calls if call is not None]
 
     def refill(self, touches: Touches, tables: TableSet) -> Touches:
         """The same batch with the rows of other tables in it."""
@@ -214,8 +249,10 @@ class FeatureSet:
             else:
                 touches.cells[column] = np.nan
         strings = touches.strings
-        tables.fill(touches.keys, touches.cells, strings.off, strings.len, strings.hash)
-        return msgspec.structs.replace(touches, tables=tables)
+        fill = tables.filling(touches.keys, touches.cells, strings.off, strings.len, strings.hash, partial)
+        if fill is not None:
+            fill()
+        return msgspec.structs.replace(touches, tables=tables, lone=None)
 
     def rows(self, found: Touches) -> Touches:
         """Complete the rows of a batch that the store has answered: remembered strings, value features."""
@@ -233,9 +270,14 @@ class FeatureSet:
                 strings.hash.view(np.int64),
                 strings.text,
             )
-        if self.after_wait is not None:
-            self._execute(self.after_wait, found.cells, found.strings, found.tables)
+        read = self._reading(found, partial) if found.lone is None else found.lone.reading
+        if read is not None:
+            read()
         return found
+
+    def _reading(self, touches: Touches, hold: Holder) -> Call | None:
+        """The call that computes value features."""
+        return None if self.after_wait is None else self._executing(self.after_wait, touches, hold)
 
     def row(self, found: Touches, i: int) -> dict[str, float | str | bool | dict[str, float] | None]:
         """One event's features by name; a missing one is None, durations are seconds, times ms."""
@@ -260,13 +302,15 @@ class FeatureSet:
             return Strings(batch.str_off, batch.str_len, batch.str_hash, batch.text)
         text = batch.text
         if self.texts:
-            text = np.concatenate((text, np.zeros(24 * len(self.texts) * batch.n, np.uint8)))
+            text = np.empty(len(text) + 24 * len(self.texts) * batch.n, np.uint8)
         return Strings(*room.strings, text)
 
-    def _execute(self, program: Program, cells: Float64s, strings: Strings, tables: TableSet) -> None:
-        execute(
-            program, cells, strings.off, strings.len, strings.hash, strings.text, tables.pool, self.timezone
-        )
+    def _executing(self, program: Program, touches: Touches, hold: Holder) -> Call:
+        strings, pool = touches.strings, touches.tables.pool
+        return executing(
+            program, touches.cells, strings.off, strings.len, strings.hash, strings.text, pool,
+            self.timezone, hold,
+        )  # fmt: skip
 
 
 def text_at(strings: Strings, column: int, i: int) -> str | None:

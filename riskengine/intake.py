@@ -69,24 +69,26 @@ PLAN_TYPE, PLAN_TEXTS, PLAN_NUMBERS, PLAN_BOOLS, PLAN_HEAD = range(5)
 @jit_allocating
 def finish(
     spec: Ints, hashes: Words, powers: Floats, plans: Int32s, values: Floats,
-    numbers_count: int, ends: Ints, text: Bytes, tail: int, now: Ints, helped: bool, type_index: Int32s,
+    sizes: Ints, ends: Ints, text: Bytes, now: Ints, helped: bool, type_index: Int32s,
     str_off: Ints, str_len: Int32s, numbers: Floats, scratch: Ints, time: Ints, stamped: Bools, late: Bools,
     str_hash: Words, keys: Words, event_hash: Words, claim: Words, content: Words, follows_claim: Words,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Settle rows: normalise their cells in place, check them, hash them. Marks each row GOOD, BAD or HELP.
 
-    `values` (empty where the cells are filled already) are put into cells first, see `_scatter`. New
-    spellings are written from text[tail]. Returns how many cells want help, the new tail and how many rows
-    are bad. Where help was wanted, it is called again with `helped`, for those rows alone, after Python has
-    settled the cells listed at the end of `scratch`, each as row * (S + K) + column.
+    `values` (empty where the cells are filled already) are put into cells first, see `_scatter`. `sizes` are
+    how many of them are numbers, and how many bytes of `text` are used: new spellings are written behind
+    these. Returns how many cells want help, how many bytes are used now and how many rows are bad. Where help
+    was wanted, it is called again with `helped`, for those rows alone, after Python has settled the cells
+    listed at the end of `scratch`, each as row * (S + K) + column.
     """
     n = time.size
+    tail = sizes[1]
     state = scratch[:n]
     spans = scratch[n : 5 * n].reshape((n, 4))
     help_wanted = scratch[5 * n :]
     if values.size and not helped:
         _scatter(
-            spec, plans, values, numbers_count, text, tail, ends, type_index, str_off, str_len, numbers,
+            spec, plans, values, sizes[0], text, tail, ends, type_index, str_off, str_len, numbers,
             state, spans,
         )  # fmt: skip
     strings, columns, entities = spec[STRINGS], spec[NUMBERS], spec[ENTITIES]

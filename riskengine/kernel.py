@@ -13,10 +13,10 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import numba
 import numpy as np
@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Call = Callable[[], Any]  # of a kernel, with its arguments
 
 PACKAGE = Path(__file__).parent
 IMPORT = re.compile(rf"^from ({PACKAGE.name}[\w.]*) import (\([^)]*\)|.*)$", re.MULTILINE)
@@ -52,6 +53,25 @@ def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
 def jit_allocating(function: Callable[P, R]) -> Callable[P, R]:
     """`jit` for a kernel that makes arrays."""
     return _compiled(function, _nrt=True)
+
+
+class Holder(Protocol):
+    """What makes a call of a kernel to be made later: `functools.partial`, or `bind`."""
+
+    def __call__(self, kernel: Callable[..., R], /, *arguments: Any) -> Call:
+        """The call."""
+
+
+def bind(kernel: Callable[..., R], *arguments: Any) -> Call:
+    """A call of a kernel with these very arguments, whose types are looked at now and then never again.
+
+    That look takes 0.2 us a call and 0.03 us an argument: of the 32 us of a lone event it took 6.
+    """
+    dispatcher: Any = kernel
+    if isinstance(kernel, FunctionType):
+        return partial(kernel, *arguments)
+    types_of = tuple(_plain(dispatcher.typeof_pyval(argument)) for argument in arguments)
+    return partial(dispatcher.compile(types_of), *arguments)
 
 
 def is_cached(kernel: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Final, Literal
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from riskengine.calendar import hour_of, weekday_of
 from riskengine.expression import Expression, Symbol, Term
 from riskengine.geo import haversine_km
-from riskengine.kernel import jit
+from riskengine.kernel import Call, Holder, jit
 
 Bytes = NDArray[np.uint8]
 Int32s = NDArray[np.int32]
@@ -171,8 +172,16 @@ def execute(
     Strings are (n, S): int64 offsets into `text`, or -1 - offset into `pool`; int32 lengths, -1 is missing;
     uint64 hashes. `timezone` is `calendar.timezone_table` of the policy's zone. Arrays are C-contiguous.
     """
-    run(
-        cells, str_off, str_len, str_hash, text, pool, timezone[0], timezone[1],
+    executing(program, cells, str_off, str_len, str_hash, text, pool, timezone, partial)()
+
+
+def executing(
+    program: Program, cells: Float64s, str_off: Int64s, str_len: Int32s, str_hash: Words, text: Bytes,
+    pool: Bytes, timezone: tuple[Int64s, Int64s], hold: Holder,
+) -> Call:  # fmt: skip
+    """`execute`, to be called later."""
+    return hold(
+        run, cells, str_off, str_len, str_hash, text, pool, timezone[0], timezone[1],
         program.code, program.consts, program.members, program.hashes, program.pool,
     )  # fmt: skip
 

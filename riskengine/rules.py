@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Final
 
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.definition import ACTIONS, CHALLENGES, Rule
-from riskengine.kernel import jit
-from riskengine.program import Layout, Program, compile, execute
+from riskengine.kernel import Call, Holder, jit
+from riskengine.program import Layout, Program, compile, executing
 
 Bytes = NDArray[np.uint8]
 Int32s = NDArray[np.int32]
@@ -109,8 +110,20 @@ class RuleSet:
         type_index int32 (n); time int64 (n), ms UTC of the events; who uint64 (n) is the key that rollouts
         go by, the user's or, where there is none, the event's hash.
         """
-        execute(self.program, cells, str_off, str_len, str_hash, text, pool, timezone)
-        gather(cells, self.gates, self.salts, self.types, type_index, time, who, fired)
+        strings = str_off, str_len, str_hash, text, pool
+        for call in self.firing(cells, *strings, timezone, type_index, time, who, fired, partial):
+            call()
+
+    def firing(
+        self, cells: Float64s, str_off: Int64s, str_len: Int32s, str_hash: Words, text: Bytes, pool: Bytes,
+        timezone: tuple[Int64s, Int64s], type_index: Int32s, time: Int64s, who: Words, fired: Bytes,
+        hold: Holder,
+    ) -> tuple[Call, ...]:  # fmt: skip
+        """`fire`, to be called later."""
+        return (
+            executing(self.program, cells, str_off, str_len, str_hash, text, pool, timezone, hold),
+            hold(gather, cells, self.gates, self.salts, self.types, type_index, time, who, fired),
+        )
 
 
 def rollout_bucket(rule_name: str, who: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.definition import Table
-from riskengine.kernel import jit
+from riskengine.kernel import Call, Holder, jit
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -96,33 +96,37 @@ class TableSet:
             np.frombuffer(pool, np.uint8),
         )
 
-    def fill(
+    def filling(
         self,
         keys: Int64s,
         cells: Float64s,
         off: Int64s,
         length: NDArray[np.int32],
         text_hash: NDArray[np.uint64],
-    ) -> None:
-        """Write the columns of each event's rows; an event without a row keeps missing values.
+        hold: Holder,
+    ) -> Call | None:
+        """The call that writes the columns of each event's rows; an event without a row keeps missing values.
 
-        keys int64 (n, E); cells float64 (columns, n), missing beforehand; the rest (n, strings).
+        keys int64 (n, E); cells float64 (columns, n), missing beforehand; the rest (n, strings). None where
+        there is nothing to write.
         """
-        if len(self.columns):
-            gather(
-                self.tables,
-                self.columns,
-                self.keys,
-                self.numbers,
-                self.offs,
-                self.lens,
-                self.hashes,
-                keys,
-                cells,
-                off,
-                length,
-                text_hash,
-            )
+        if not len(self.columns):
+            return None
+        return hold(
+            gather,
+            self.tables,
+            self.columns,
+            self.keys,
+            self.numbers,
+            self.offs,
+            self.lens,
+            self.hashes,
+            keys,
+            cells,
+            off,
+            length,
+            text_hash,
+        )
 
 
 @jit

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from riskengine.features import FeatureSet, Touches
+from riskengine.kernel import Call, Holder, bind
 from riskengine.ledger import Int64s
 from riskengine.stores import slabs
 
@@ -45,10 +47,23 @@ class Lists:
 
     def look_up(self, touches: Touches) -> None:
         """Write, for every list and entity, whether each event's entity is listed at its time."""
-        if len(self._salts):
-            slabs.look_up(
-                self._listed, self._salts, self.entries, touches.keys, touches.batch.time, touches.cells
-            )
+        if not len(self._salts):
+            return
+        lone = touches.lone
+        if lone is None:
+            self._looking(touches, partial)()
+            return
+        known = lone.look_up
+        if known is None or known[0] is not self.entries:
+            known = lone.look_up = self.entries, self._looking(touches, bind)
+        known[1]()
+
+    def _looking(self, touches: Touches, hold: Holder) -> Call:
+        """The call that looks a batch up."""
+        return hold(
+            slabs.look_up, self._listed, self._salts, self.entries, touches.keys, touches.batch.time,
+            touches.cells,
+        )  # fmt: skip
 
     def get(self, name: Name) -> dict[str, Any] | None:
         """A copy of an entry, or None."""

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -18,6 +19,7 @@ from riskengine import ledger, packing
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
+from riskengine.kernel import Call, Holder, bind
 from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.packing import Bytes
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, statefile
@@ -91,8 +93,23 @@ class MemoryStore:
         if not counted:
             exclude_all(features, touches)
         self._make_way(touches.keys)
-        kernels.observe(
-            features.flat,
+        lone = touches.lone
+        if lone is None:
+            self._counting(touches, partial)()
+        else:
+            known = lone.counting
+            if known is None or known[0] is not self._table or known[1] is not self._old_table:
+                known = self._table, self._old_table, self._counting(touches, bind)
+                lone.counting = known
+            known[2]()
+        self.lists.look_up(touches)
+        return NONE_MET
+
+    def _counting(self, touches: Touches, hold: Holder) -> Call:
+        """The call that folds a batch."""
+        return hold(
+            kernels.observe,
+            self.features.flat,
             self._words,
             self._meta,
             self._table,
@@ -105,8 +122,6 @@ class MemoryStore:
             self._scratch,
             touches.texts,
         )
-        self.lists.look_up(touches)
-        return NONE_MET
 
     def settle(
         self,
@@ -120,14 +135,37 @@ class MemoryStore:
         Which limits refused goes into the last columns of `verdict.hits`, what is done into its severity.
         Returns the number of the first trace.
         """
-        features, batch = self.features, touches.batch
-        traces = self._traces[-1]
-        block, at, first = traces.take(batch.n)
-        held_before, keys_before = NOTHING_HELD, NO_KEYS
-        if followed is not None:
-            held_before, keys_before = self._prior(followed.chain[0])
-        kernels.settle(
-            features.flat,
+        lone = touches.lone
+        block, self._meta[kernels.TRACED], first = self._traces[-1].take(touches.batch.n)
+        if lone is None or followed is not None or not counted:
+            prior = NOTHING_HELD, NO_KEYS
+            if followed is not None:
+                prior = self._prior(followed.chain[0])
+            self._settling(touches, verdict, counted, *prior, block, partial)()
+            if followed is not None and counted and not touches.batch.late[0]:
+                self._hand_over(followed.claim)
+            return first
+        known = lone.settling
+        if (
+            known is None
+            or known[0] is not self._table
+            or known[1] is not self._old_table
+            or known[2] is not block
+        ):
+            settle = self._settling(touches, verdict, True, NOTHING_HELD, NO_KEYS, block, bind)
+            known = lone.settling = self._table, self._old_table, block, settle
+        known[3]()
+        return first
+
+    def _settling(
+        self, touches: Touches, verdict: Verdict, counted: bool, held_before: Int64s, keys_before: Int64s,
+        block: Int64s, hold: Holder,
+    ) -> Call:  # fmt: skip
+        """The call that settles a batch."""
+        batch, traces = touches.batch, self._traces[-1]
+        return hold(
+            kernels.settle,
+            self.features.flat,
             self._words,
             self._meta,
             self._table,
@@ -148,12 +186,8 @@ class MemoryStore:
             touches.records,
             traces.kept,
             block,
-            at,
             traces.at_holds,
         )
-        if followed is not None and counted and not batch.late[0]:
-            self._hand_over(followed.claim)
-        return first
 
     def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
         """Nothing is left to keep: the engine's claims are the store's own."""

@@ -662,7 +662,6 @@ class RedisStore:
                 touches.records,
                 self._traces.kept,
                 slots,
-                0,
                 self._traces.at_holds,
             )
             again = np.zeros_like(asked.granted)

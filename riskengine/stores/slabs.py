@@ -73,7 +73,7 @@ LINES_MAX: Final = 48  # called in at most, of one slab
 
 # `meta`: counters, then (from FREE on) the first free slab of each class.
 TOP, ENTITIES, FILLED, MOVED, SAMPLED, SWEPT, MIGRATED, EVICTIONS, EXPIRED, FREED, LOST = range(11)
-GENERATION, FREE = range(11, 13)
+GENERATION, TRACED, FREE = range(11, 14)
 META_SIZE: Final = FREE + CLASSES
 
 # The kernels share four int64 arrays: `words`, all slabs; `meta`; `table`, slots of a key and where its slab
@@ -728,22 +728,21 @@ def settle(
     records: Int64s,
     kept: Int64s,
     traces: Int64s,
-    at: int,
     at_holds: int,
 ) -> None:
     """Event by event: try every limit, decide, and hold what is granted unless the event is denied.
 
     `prior` int64 (L, 2) are bucket and amount held by the event that a lone event follows (amount NONE:
     nothing), at `prior_keys` (E); empty for a batch, and used up by this call. Writes which limits refused
-    into the last columns of `hits`, final severity (n), and `traces` from row `at` on, a row an event: time,
-    hash, keys, masks, the words `kept` of its records, and from `at_holds` on bucket and amount of each
-    limit, amount NONE where nothing stays held.
+    into the last columns of `hits`, final severity (n), and `traces` from row meta[TRACED] on, a row an
+    event: time, hash, keys, masks, the words `kept` of its records, and from `at_holds` on bucket and amount
+    of each limit, amount NONE where nothing stays held.
     """
     plan, slab = pointer(plan, 0), pointer(words, 0)
     follows = prior.shape[0] > 0
     limits = plan[P_LIMITS_N]
     for i in range(len(time)):
-        row = at + i
+        row = meta[TRACED] + i
         worst = base[i]
         for limit in range(limits):
             e = limit_of(plan, limit, L_ENTITY)

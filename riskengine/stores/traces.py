@@ -94,7 +94,7 @@ class Traces:
         return len(self.kept) > 0
 
     def take(self, n: int) -> tuple[Int64s, int, int]:
-        """Rows for a batch of n, at most BLOCK_ROWS_MIN: their block, where in it, the number of the first."""
+        """Rows for a batch of n, at most BLOCK_ROWS_MIN: block, place in it, number of the first."""
         end = self.begin + self.block_rows * len(self.blocks)
         if self.next + n > end or not self.blocks:  # a batch lies in one block
             self.blocks.append(self._block())
