@@ -238,7 +238,8 @@ class MemoryStore:
             flat, *own, touches.keys, batch.time, held * (taken == 0), amounts, mosts, np.empty_like(asked)
         )
         traces = self._traces[-1]
-        rows, first = traces.take(batch.n)
+        block, at, first = traces.take(batch.n)
+        rows = block[at : at + batch.n]
         traces.fill(rows, touches)
         rows[:, traces.at_holds :: 2] = np.where(held, buckets, 0)
         rows[:, traces.at_holds + 1 :: 2] = np.where(held, amounts, NONE)

@@ -741,6 +741,8 @@ def settle(
     plan, slab = pointer(plan, 0), pointer(words, 0)
     follows = prior.shape[0] > 0
     limits = plan[P_LIMITS_N]
+    # To call in the slabs of later events, as `observe` does, gains nothing here: they were met just before
+    # (1.15 us an event with it, 1.08 without).
     for i in range(len(time)):
         row = meta[TRACED] + i
         worst = base[i]

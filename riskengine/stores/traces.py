@@ -117,7 +117,7 @@ class Traces:
         rows[:, self.HEAD : self.at_masks] = touches.keys
         rows[:, self.at_masks : self.at_masks + touches.masks.shape[1]] = touches.masks
         if self.labelled:
-            rows[:, self.at_records : self.at_holds] = touches.records
+            rows[:, self.at_records : self.at_holds] = touches.records[:, self.kept]
 
     def row(self, number: int) -> Int64s | None:
         """One row, to be read and changed in place; None when it is gone."""
