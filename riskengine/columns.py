@@ -15,7 +15,18 @@ import pyarrow as pa
 
 from riskengine.definition import Field
 from riskengine.hashing import Bytes
-from riskengine.intake import BAD, TODO, Bools, Cells, Floats, Int32s, Ints, parse_times
+from riskengine.intake import (
+    BAD,
+    TODO,
+    Bools,
+    Cells,
+    Floats,
+    Int32s,
+    Ints,
+    parse_times,
+    put_numbers,
+    put_texts,
+)
 from riskengine.reading import ASCII_SPACE, WrongError, read_time, read_value
 
 if TYPE_CHECKING:
@@ -25,6 +36,7 @@ _TIME = Field("time", "time")
 _ID = Field("event_id", "string")
 _TEXT_TYPES = ("string", "phone", "ip")
 _EPOCH = datetime(1970, 1, 1)
+_ALL = np.empty(0, np.bool_)  # what `_valid` gives where there is no null
 
 
 class Rows(Sequence[Mapping[str, object]]):
@@ -104,20 +116,23 @@ class Columns:
             if pa.types.is_dictionary(columns[name].type):
                 columns[name] = columns[name].dictionary_decode()
         self._types(columns.get("type"))
-        everyone = np.ones(len(self._state), np.bool_)
+        everyone = np.ones(len(self._schema.types), np.bool_)
         if "event_id" in columns:
-            self._spans[:, 0], self._spans[:, 1], self.ids = self._strings(columns["event_id"], _ID, everyone)
+            column = self._as_text(columns["event_id"], _ID, everyone)
+            self._spans[:, 0], self._spans[:, 1] = self._strings(column)
+            self.ids = column.to_pylist()
             np.maximum(self._spans[:, 1], 0, out=self._spans[:, 1])
         if "follows" in columns:
-            self._spans[:, 2], self._spans[:, 3], follows = self._strings(columns["follows"], _ID, everyone)
-            said = [text if text and text.strip(ASCII_SPACE) else None for text in follows]
+            column = self._as_text(columns["follows"], _ID, everyone)
+            self._spans[:, 2], self._spans[:, 3] = self._strings(column)
+            said = [text if text and text.strip(ASCII_SPACE) else None for text in column.to_pylist()]
             self.follows = said if any(said) else None
         if "time" in columns:
-            cells.numbers[:, 0] = self._times(columns["time"], _TIME, everyone)
+            self._put(0, *self._times(columns["time"], _TIME, everyone), everyone)
         for name, column in columns.items():
             if name in self._schema.declared:
                 field = self._schema.definition.fields[name]
-                self._field(column, field, self._schema.declared[name][cells.type_index])
+                self._field(column, field, self._schema.declared[name])
 
     def text(self, room: int) -> Bytes:
         """All strings as one, and `room` bytes more."""
@@ -136,70 +151,81 @@ class Columns:
         np.maximum(at, 0, out=self._cells.type_index)
 
     def _field(self, column: Any, field: Field, wanted: Bools) -> None:
-        """Put one column where it belongs, in the rows whose event type declares it."""
+        """Put one column where it belongs, in the rows whose event type (bool[types]) declares it."""
         cells, schema = self._cells, self._schema
         if field.type in _TEXT_TYPES:
-            at = schema.string_at[field.name]
-            off, size, _texts = self._strings(column, field, wanted, False)
-            cells.str_off[:, at] = off
-            cells.str_len[:, at] = np.where(wanted, size, -1)
+            data, ends, valid = _layout(self._as_text(column, field, wanted))
+            put_texts(
+                ends, self._size, valid, wanted, cells.type_index, cells.str_off, cells.str_len,
+                schema.string_at[field.name],
+            )  # fmt: skip
+            self._take(data)
         elif field.type == "location":
             at = schema.number_at[f"{field.name}.lat"]
-            lat, lon = self._places(column, field, wanted)
-            cells.numbers[:, at] = np.where(wanted, lat, np.nan)
-            cells.numbers[:, at + 1] = np.where(wanted, lon, np.nan)
+            lat, lon, valid = self._places(column, field, wanted)
+            self._put(at, lat, valid, wanted)
+            self._put(at + 1, lon, valid, wanted)
         else:
             read = self._times if field.type == "time" else self._numbers
-            found = read(column, field, wanted)
-            cells.numbers[:, schema.number_at[field.name]] = np.where(wanted, found, np.nan)
+            self._put(schema.number_at[field.name], *read(column, field, wanted), wanted)
 
-    def _strings(
-        self, column: Any, field: Field, wanted: Bools, listed: bool = True
-    ) -> tuple[Ints, Int32s, list[str]]:
-        """Offset and length (-1: null) of each string in `text`, and if `listed` the strings themselves."""
-        if not _is_text(column.type) or not _is_utf8(column):
-            values = self._slowly(column, field, wanted)
-            column = pa.array(values, pa.large_string())
-        data, off, size = _layout(column)
+    def _put(self, column: int, found: Floats, valid: Bools, wanted: Bools) -> None:
+        """Put numbers where they belong; where one should be (`valid`) and is none, its row is BAD."""
+        cells = self._cells
+        put_numbers(found, valid, wanted, cells.type_index, self._state, cells.numbers, column)
+
+    def _as_text(self, column: Any, field: Field, wanted: Bools) -> Any:
+        """A column of strings; one of another type is read value by value."""
+        if _is_text(column.type) and _is_utf8(column):
+            return column
+        return pa.array(self._slowly(column, field, wanted), pa.large_string())
+
+    def _strings(self, column: Any) -> tuple[Ints, Int32s]:
+        """Offset and length (-1: null) of each string of a column, now in `text`."""
+        data, ends, valid = _layout(column)
+        off, size = ends[:-1] - ends[0] + self._size, np.diff(ends).astype(np.int32)
+        if len(valid):
+            size[~valid] = -1
+        self._take(data)
+        return off, size
+
+    def _take(self, data: Bytes) -> None:
         self._pieces.append(data)
-        off = off + self._size
         self._size += len(data)
-        return off, size, column.to_pylist() if listed else []
 
-    def _numbers(self, column: Any, field: Field, wanted: Bools) -> Floats:
+    def _numbers(self, column: Any, field: Field, wanted: Bools) -> tuple[Floats, Bools]:
+        """Numbers, nulls as NaN, and which of them must be finite (none given: all)."""
         kind = column.type
         if field.type == "bool" and pa.types.is_boolean(kind):
-            return _floats(column.cast(pa.uint8()))
+            return _floats(column.cast(pa.uint8())), _valid(column)
         if field.type == "number" and _is_number(kind):
-            return self._finite(column, wanted)
-        return np.array(self._slowly(column, field, wanted), np.float64)
+            return _floats(column), _valid(column)  # a NaN that the column has of its own is a wrong value
+        return self._read_slowly(column, field, wanted)
 
-    def _finite(self, column: Any, wanted: Bools) -> Floats:
-        """Numbers, nulls as NaN; a NaN that the column has of its own is a wrong value."""
-        found = _floats(column)
-        self._state[wanted & _valid(column) & ~np.isfinite(found)] = BAD
-        return found
-
-    def _times(self, column: Any, field: Field, wanted: Bools) -> Floats:
+    def _times(self, column: Any, field: Field, wanted: Bools) -> tuple[Floats, Bools]:
         kind = column.type
         if _is_number(kind):
-            return self._finite(column, wanted)
+            return _floats(column), _valid(column)
         if pa.types.is_timestamp(kind) and kind.tz is not None:
             ticks = column.cast(pa.int64())
             if kind.unit == "s":
-                return _floats(ticks) * 1000.0
+                return _floats(ticks) * 1000.0, _valid(column)
             ms = ticks.fill_null(0).to_numpy() // {"ms": 1, "us": 1_000, "ns": 1_000_000}[kind.unit]
-            return np.where(_valid(column), ms, np.nan)
+            valid = _valid(column)
+            return (np.where(valid, ms, np.nan) if len(valid) else ms.astype(np.float64)), valid
         if _is_text(kind) and _is_utf8(column):
-            data, off, size = _layout(column)
+            data, ends, valid = _layout(column)
+            size = np.diff(ends).astype(np.int32)
+            if len(valid):
+                size[~valid] = -1
             out = np.empty(len(self._state))
             state = np.full(len(self._state), TODO)
-            parse_times(data, off, size, out, state)
-            self._state[wanted & (state == BAD)] = BAD
-            return out
-        return np.array(self._slowly(column, field, wanted), np.float64)
+            parse_times(data.copy(), ends[:-1] - ends[0], size, out, state)
+            self._state[wanted[self._cells.type_index] & (state == BAD)] = BAD
+            return out, np.zeros(len(out), np.bool_)
+        return self._read_slowly(column, field, wanted)
 
-    def _places(self, column: Any, field: Field, wanted: Bools) -> tuple[Floats, Floats]:
+    def _places(self, column: Any, field: Field, wanted: Bools) -> tuple[Floats, Floats, Bools]:
         kind = column.type
         if pa.types.is_struct(kind):
             parts = [kind.field(j).name for j in range(kind.num_fields)]
@@ -207,20 +233,22 @@ class Columns:
                 flat = dict(zip(parts, column.flatten(), strict=True))
                 lat, lon = flat["lat"], flat["lon"]
                 if _is_number(lat.type) and _is_number(lon.type):
-                    found = _floats(lat), _floats(lon)
-                    whole = np.isfinite(found[0]) & np.isfinite(found[1])
-                    self._state[wanted & _valid(column) & ~whole] = BAD
-                    return found
+                    return _floats(lat), _floats(lon), _valid(column)
         places: list[Any] = [place or {} for place in self._slowly(column, field, wanted)]
         nan = float("nan")
         lat_lon = [(place.get("lat", nan), place.get("lon", nan)) for place in places]
         both = np.array(lat_lon, np.float64).reshape(-1, 2)
-        return both[:, 0], both[:, 1]
+        return both[:, 0].copy(), both[:, 1].copy(), np.zeros(len(places), np.bool_)
+
+    def _read_slowly(self, column: Any, field: Field, wanted: Bools) -> tuple[Floats, Bools]:
+        """Numbers that are looked at one by one; what is wrong with them has been told."""
+        found = np.array(self._slowly(column, field, wanted), np.float64)
+        return found, np.zeros(len(found), np.bool_)
 
     def _slowly(self, column: Any, field: Field, wanted: Bools) -> list[Any]:
         """Each value as an event's would be read; None where null, wrong (its row is BAD) or unwanted."""
         values: list[Any] = []
-        for i, wants in enumerate(wanted.tolist()):
+        for i, wants in enumerate(wanted[self._cells.type_index].tolist()):
             value = None
             if wants:
                 try:
@@ -267,28 +295,24 @@ def _is_number(kind: Any) -> bool:
 
 
 def _valid(column: Any) -> Bools:
+    """Which values are no nulls; empty where all are."""
     if column.null_count == 0:
-        return np.ones(len(column), np.bool_)
-    valid: Bools = column.is_valid().to_numpy(zero_copy_only=False)
-    return valid
+        return _ALL
+    return np.array(column.is_valid().to_numpy(zero_copy_only=False))
 
 
 def _floats(column: Any) -> Floats:
     """Numbers as float64, nulls as NaN."""
-    found: Floats = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return found
+    return np.array(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
-def _layout(column: Any) -> tuple[Bytes, Ints, Int32s]:
-    """The bytes of a string column, and where each string lies in them (length -1: null)."""
+def _layout(column: Any) -> tuple[Bytes, Ints, Bools]:
+    """The bytes of a string column, where each string ends (behind where the first begins), and nulls."""
     _validity, offsets, data = column.buffers()
     n = len(column)
     if offsets is None or n == 0:
-        return np.zeros(0, np.uint8), np.zeros(n, np.int64), np.full(n, -1, np.int32)
+        return np.zeros(0, np.uint8), np.zeros(n + 1, np.int64), np.zeros(n, np.bool_)
     width = np.int64 if pa.types.is_large_string(column.type) else np.int32
     ends = np.frombuffer(offsets, width)[column.offset : column.offset + n + 1].astype(np.int64)
-    used = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].copy()
-    size = np.diff(ends).astype(np.int32)
-    if column.null_count:
-        size[~_valid(column)] = -1
-    return used, ends[:-1] - ends[0], size
+    used = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+    return used, ends, _valid(column)

@@ -339,6 +339,34 @@ def _network(text: Bytes, off: int, size: int, groups: Ints, network: Bytes) -> 
 
 
 @jit
+def put_texts(
+    ends: Ints, shift: int, valid: Bools, wanted: Bools, type_index: Int32s, str_off: Ints, str_len: Int32s,
+    column: int,
+) -> None:  # fmt: skip
+    """Put a column of strings, which lie one after another from `shift` on, where event types want it.
+
+    String i ends where `ends[i + 1]` is; it is null where not `valid` (empty: none is). wanted bool[types].
+    """
+    for i in range(len(ends) - 1):
+        there = (valid.size == 0 or valid[i]) and wanted[type_index[i]]
+        str_off[i, column] = ends[i] - ends[0] + shift
+        str_len[i, column] = ends[i + 1] - ends[i] if there else -1
+
+
+@jit
+def put_numbers(
+    found: Floats, valid: Bools, wanted: Bools, type_index: Int32s, state: Ints, numbers: Floats, column: int
+) -> None:
+    """Put a column of numbers where event types want it; a row is BAD where what is `valid` is not finite."""
+    for i in range(len(found)):
+        numbers[i, column] = np.nan
+        if wanted[type_index[i]]:
+            numbers[i, column] = found[i]
+            if (valid.size == 0 or valid[i]) and not np.isfinite(found[i]):
+                state[i] = BAD
+
+
+@jit
 def parse_times(text: Bytes, str_off: Ints, str_len: Int32s, out: Floats, state: Ints) -> None:
     """A column of RFC 3339 texts as epoch ms; a row whose text is none is BAD. Blank texts are absent."""
     for i in range(out.size):
