@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from stage import memory
 
 from riskengine import Decision, Engine, EventError, PolicyError, RiskEngineError
 from riskengine.entries import Entry, LabelEntry, PolicyEntry
@@ -83,6 +85,50 @@ def test_alone_in_a_batch_and_from_columns_is_the_same(clock: Clock, write: Call
     with Engine.open(folder, clock=clock) as columns:
         assert columns.score_columns(pa.RecordBatch.from_pylist(events), features=True) == alone
     assert sum(decision.action == "allow" for decision in alone) == 50
+
+
+def test_lone_events_follow_all_that_their_room_is_bound_to(clock: Clock, write: Callable[..., Path]) -> None:
+    """The key table grows, traces begin another block, lists, tables and the policy change."""
+    more = {**POLICY["features"], "region_before": {"previous": "region", "by": "user"}}
+    stricter = {"twice": {"count": "coupon_claim", "by": "user", "per": "day", "max": 2, "then": "review"}}
+    moved = {"on": "any", "when": "region_before == 'SH'", "then": "challenge", "mode": "live"}
+    rules = {**POLICY["rules"], "moved": moved}
+    folder = write(features=more, rules=rules)
+    changes: list[Callable[[Engine], Any]] = [
+        lambda engine: engine.list_put("blocked", "user", "u7"),
+        lambda engine: engine.table_put("campaigns", "c1", {"stopped": True}),
+        lambda engine: engine.reload(write("stricter", features=more, rules=rules, limits=stricter)),
+        lambda engine: engine.list_delete("blocked", "user", "u7"),
+    ]
+    draw = np.random.default_rng(3)
+    users, regions = draw.integers(0, 4_000, 15_000).tolist(), draw.integers(0, 3, 15_000).tolist()
+    events = [
+        claim(f"e{i}", f"u{users[i]}", region=("SH", "BJ", "x" * 30)[regions[i]], campaign_id=f"c{i % 3}")
+        | ({} if i % 11 else {"time": T0 - HOUR})
+        for i in range(15_000)
+    ]
+    events[100] = claim("bad", user="")
+    with Engine.open(folder, clock=clock) as one, Engine.open(folder, clock=clock) as many:
+        for part, change in enumerate(changes):
+            chunk = events[3_750 * part : 3_750 * part + 3_750]
+            assert [one.score_many([event])[0] for event in chunk if event["event_id"] != "bad"] == [
+                result for result in many.score_many(chunk) if isinstance(result, Decision)
+            ]
+            with pytest.raises(EventError):
+                one.score(events[100])
+            change(one)
+            change(many)
+        assert len({decided(many.score(claim(f"z{i}", f"u{i}"))).action for i in range(50)}) > 1
+
+
+def test_a_closed_engine_keeps_no_state_in_any_room(clock: Clock, write: Callable[..., Path]) -> None:
+    engine = Engine.open(write(), clock=clock)
+    engine.score(claim("e1"))
+    engine.score(claim("e2", "u2"))
+    words = weakref.ref(memory(engine)._words)
+    assert words() is not None
+    engine.close()
+    assert words() is None
 
 
 def test_of_200_threads_one_claims(clock: Clock, write: Callable[..., Path]) -> None:

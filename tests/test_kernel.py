@@ -10,11 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_parity import told
 
-from riskengine.kernel import PACKAGE, cache_folder
+from riskengine.kernel import PACKAGE, bind, cache_folder
 from riskengine.ledger import find_key
+from riskengine.tables import find_row
 
 ROOT = Path(__file__).resolve().parent.parent
 INNER = "from riskengine.kernel import jit\n\n\n@jit\ndef inner(x: int) -> int:\n    return x + {}\n"
@@ -159,3 +161,11 @@ def test_without_compiling_every_decision_is_the_same(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert hasattr(find_key, "py_func"), "this process does compile"
     assert json.loads(done.stdout) == json.loads(json.dumps(told(SLICE)))
+
+
+def test_a_bound_call_is_that_of_the_kernel_whatever_its_arrays_hold_by_then() -> None:
+    keys = np.array([3, 5, 9], np.int64)
+    call = bind(find_row, keys, 0, 3, 9)
+    assert call() == find_row(keys, 0, 3, 9) == 2
+    keys[:] = 1, 9, 12
+    assert call() == find_row(keys, 0, 3, 9) == 1
