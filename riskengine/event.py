@@ -74,7 +74,6 @@ _TEXT_TYPES = ("string", "phone", "ip")
 _ENVELOPE = ("event_id", "time", "follows")
 _QUICK, _EXACT, _SLOW = range(3)  # how closely events are looked at
 
-_LONE_HEAD = struct.Struct("3q").pack_into
 _UNREADABLE = (
     Problem(
         "", "unreadable", "this event fails when it is read, or says something else each time", "plain values"
@@ -134,11 +133,10 @@ class Room(NamedTuple):
     """
 
     cells: Cells
-    text: bytearray  # and `values`: of a lone event
-    values: bytearray
+    text: bytearray  # of a lone event
     text_view: Bytes
-    values_view: Floats
-    head: bytearray  # `now` where it is one, then `sizes`
+    head: bytearray  # of a lone event: `now`, then `sizes`, then its values
+    values: Floats
     sizes: Ints  # of `intake.finish`
     lone: _Lone
     places: Ints  # 0 to n - 1
@@ -315,7 +313,9 @@ class Schema:
                 return None
             found = plan.get(event)
             strings = found[: plan.texts]
-            numbers = plan.numbers_of(found)
+            numbers = found[plan.texts : plan.numbers]
+            for place in found[plan.bools :]:
+                numbers += (place["lat"], place["lon"])
             flags = found[plan.numbers : plan.bools]
             text = "\0".join(strings).encode()
             used = len(text)
@@ -327,17 +327,14 @@ class Schema:
                 or used > LONE_TEXT_MAX
             ):
                 return None
-            plan.pack_into(room.values, 0, plan.index, *numbers, *flags)
-            _LONE_HEAD(room.head, 0, now, len(numbers), used)
+            plan.pack_into(room.head, 0, now, len(numbers), used, plan.index, *numbers, *flags)
         except Exception:  # as in `_Gathered.gather`: looked at closely, it is told what is wrong
             return None
         room.text[:used] = text
         plans = self._plans.rows(PLAN_HEAD + len(self.strings) + 2 * len(self.numbers) + 2)
         if plans is not lone.plans or lone.finish is None:
             lone.plans = plans
-            lone.finish = bind(
-                finish, *self._finishing(room, plans, room.values_view, _NO_ENDS, room.text_view)
-            )
+            lone.finish = bind(finish, *self._finishing(room, plans, room.values, _NO_ENDS, room.text_view))
             lone.batch = _batch(room, 1, lone.ids, None, room.text_view, lone.raw, room.places)
         wanted, _, bad = lone.finish()
         lone.ids[0] = strings[0]
@@ -347,7 +344,7 @@ class Schema:
         if bad and not wanted:
             return None
         errors: Errors = {}
-        filled = (plans, room.values_view, len(numbers), _NO_ENDS)
+        filled = (plans, room.values, len(numbers), _NO_ENDS)
         batch = self._finish(
             room, filled, room.text_view, used, room.now, [strings[0]], None, (event,), room.places, errors
         )
@@ -396,16 +393,12 @@ class Schema:
     def room(self, n: int) -> Room:
         """Room for a batch of n events."""
         strings, columns = len(self.strings), len(self.numbers)
-        cells = Cells(
-            np.empty(n, _I32), np.empty((n, strings), _I64), np.empty((n, strings), _I32),
-            np.empty((n, columns), _F64), np.empty(n * (5 + strings + columns), _I64),
-        )  # fmt: skip
+        cells = Cells.room(n, strings, columns)
         text = bytearray(LONE_TEXT_MAX + self._tail + 1 if n == 1 else 0)
-        values = bytearray(8 * (1 + columns) if n == 1 else 0)
-        head = bytearray(24)
+        head = bytearray(24 + (8 * (1 + columns) if n == 1 else 0))
         now = np.frombuffer(head, _I64, 1) if n == 1 else np.empty(n, _I64)
         return Room(
-            cells, text, values, np.frombuffer(text, np.uint8), np.frombuffer(values), head,
+            cells, text, np.frombuffer(text, np.uint8), head, np.frombuffer(head, _F64, -1, 24),
             np.frombuffer(head, _I64, 2, 8), _Lone(), np.arange(n), now, np.empty(n, _I64),
             np.empty(n, _BOOL), np.empty(n, _BOOL),
             np.empty((n, strings), _U64), np.empty((n, len(self.entities)), _U64), np.empty(n, _U64),
@@ -446,8 +439,8 @@ class Schema:
         return (
             tables.spec, tables.hashes, tables.powers, plans, values, room.sizes, ends, text,
             room.now if now is None else now, helped, cells.type_index, cells.str_off, cells.str_len,
-            cells.numbers, cells.scratch, time, stamped, late, str_hash, keys, hashed, claims, content,
-            follows_claim,
+            cells.numbers, cells.scratch, cells.bits, cells.words, cells.groups, cells.network, time, stamped,
+            late, str_hash, keys, hashed, claims, content, follows_claim,
         )  # fmt: skip
 
     def _help(
@@ -592,7 +585,7 @@ class _Plan:
         self.numbers = self.texts + len(numbers)
         self.bools = self.numbers + len(bools)
         of_numbers = [*(at for _, at in numbers), *(at + j for _, at in places for j in (0, 1))]
-        self.pack_into = struct.Struct(f"{1 + len(of_numbers) + len(bools)}d").pack_into
+        self.pack_into = struct.Struct(f"3q{1 + len(of_numbers) + len(bools)}d").pack_into
         targets = [*(at for _, at in texts), *of_numbers, *(at for _, at in bools)]
         self.row = [schema.type_at[reading.type.name], len(texts), len(of_numbers), len(bools), *targets]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.hashing import Bytes, Words, nonzero, sip24, sip24_words
-from riskengine.kernel import jit, jit_allocating
+from riskengine.kernel import jit
 from riskengine.normal import (
     IP_BYTES_MAX,
     MINOR_MAX,
@@ -42,7 +42,8 @@ class Cells(NamedTuple):
     """What is filled before hashing: n rows, S string and K number columns.
 
     `scratch` holds the state of each row, then its offset and length of event_id and of follows (-1: none),
-    then room for the cells that want help.
+    then room for the cells that want help; `words`, `groups` and `network` are for what is hashed: a kernel
+    that makes arrays of its own counts who holds those it is given, 1 us longer for a lone event.
     """
 
     type_index: Int32s  # [n]
@@ -50,6 +51,20 @@ class Cells(NamedTuple):
     str_len: Int32s  # [n, S]; -1: absent
     numbers: Floats  # [n, K]; NaN: absent
     scratch: Ints  # [n + 4 n + n (S + K)]
+    bits: Words  # [n, K]: the memory of `numbers`
+    words: Words  # [4 + S + K]
+    groups: Ints  # [8]
+    network: Bytes  # [9]
+
+    @classmethod
+    def room(cls, n: int, strings: int, columns: int) -> Cells:
+        """Room for n rows."""
+        numbers = np.empty((n, columns))
+        return cls(
+            np.empty(n, np.int32), np.empty((n, strings), np.int64), np.empty((n, strings), np.int32),
+            numbers, np.empty(n * (5 + strings + columns), np.int64), numbers.view(np.uint64),
+            np.empty(4 + strings + columns, np.uint64), np.empty(8, np.int64), np.empty(9, np.uint8),
+        )  # fmt: skip
 
 
 # State of a row.
@@ -66,11 +81,12 @@ LOCATION_SCALE = 1e7
 PLAN_TYPE, PLAN_TEXTS, PLAN_NUMBERS, PLAN_BOOLS, PLAN_HEAD = range(5)
 
 
-@jit_allocating
+@jit
 def finish(
     spec: Ints, hashes: Words, powers: Floats, plans: Int32s, values: Floats,
     sizes: Ints, ends: Ints, text: Bytes, now: Ints, helped: bool, type_index: Int32s,
-    str_off: Ints, str_len: Int32s, numbers: Floats, scratch: Ints, time: Ints, stamped: Bools, late: Bools,
+    str_off: Ints, str_len: Int32s, numbers: Floats, scratch: Ints, bits: Words, words: Words, groups: Ints,
+    network: Bytes, time: Ints, stamped: Bools, late: Bools,
     str_hash: Words, keys: Words, event_hash: Words, claim: Words, content: Words, follows_claim: Words,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Settle rows: normalise their cells in place, check them, hash them. Marks each row GOOD, BAD or HELP.
@@ -94,11 +110,7 @@ def finish(
     strings, columns, entities = spec[STRINGS], spec[NUMBERS], spec[ENTITIES]
     types = hashes.size - 4 - strings - columns - entities
     k0, k1, k2, k3 = hashes[0], hashes[1], hashes[2], hashes[3]
-    bits = numbers.view(np.uint64)
     zero, one = np.uint64(0), np.uint64(1)
-    groups = np.empty(8, np.int64)
-    words = np.empty(4 + strings + columns, np.uint64)
-    network = np.empty(9, np.uint8)
     wanted = 0
     for i in range(n):
         if state[i] != (HELP if helped else TODO):
