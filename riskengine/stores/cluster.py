@@ -3,6 +3,15 @@
 Data is cut into PARTS partitions, each in one slot of the cluster by a tag in the names of its keys, evenly
 over the slots. Which master has a slot is learned through redis-py in a thread of its own, and from the
 masters' redirections at once. What is sent again after one moves nothing twice.
+
+Every partition that something of an event is appended to has a claim of it, so that an event sent again after
+any part of a call was lost completes what is missing and moves nothing twice. All are asked before any has
+answered: one that does not know an event appends it, though another may refuse it (an event_id with other
+content, a retry long after). That is taken back at once (undo.lua); another engine that folds the record in
+that very moment keeps it. What a master acknowledged and its replica had not got is lost in a failover, as
+Redis has it: where the old master lives on, at most what came within cluster-node-timeout. While a slot is
+being moved, Redis refuses calls that name several of its keys: they are asked again until the deadline, and
+events that need them are then decided without the store, and counted when it has moved.
 """
 
 from __future__ import annotations

@@ -716,6 +716,8 @@ class RedisStore:
         """Take back what partitions appended of events that were known: a record, and what was reserved."""
         touches, plan, work = asked.touches, self.features.plan, self._work
         batch = touches.batch
+        calls: dict[tuple[int, int], list[bytes]] = {}
+        names: dict[tuple[int, int], list[bytes]] = {}
         for (i, e), record in asked.undone.items():
             key, releases = int(touches.keys[i, e]), b""
             for limit in np.flatnonzero(plan.limits[:, L_ENTITY] == e).tolist():
@@ -725,13 +727,16 @@ class RedisStore:
                     cell = int(plan.limits[limit, L_CELL])
                     slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
                     asked.granted[i, limit] = 0
-            part, claim = self.place.part_of(key), batch.claim[i].tobytes()
-            entity = self.features.entities[e]
-            names = self.place.claim_name(b"c", claim, part), self.place.entity_name(entity, key)
+            spot = i, self.place.part_of(key)
+            calls.setdefault(spot, []).extend((record, releases))
+            names.setdefault(spot, []).append(self.place.entity_name(self.features.entities[e], key))
+        for (i, part), words in calls.items():
+            entities = names[i, part]
+            claim = self.place.claim_name(b"c", batch.claim[i].tobytes(), part)
             value = batch.content[i].tobytes() + int(batch.time[i]).to_bytes(8, "little")
-            self._link.tell(
-                command(("EVALSHA", self._link.names["undo"], 2, *names, value, record, releases)), part
-            )
+            sha = self._link.names["undo"]
+            request = command(("EVALSHA", sha, 1 + len(entities), claim, *entities, value, *words))
+            self._link.tell(request, part)
 
     def _ask_again(self, asked: _Asked, verdict: Verdict, again: Bytes) -> None:
         """Give back what denied events hold, and reserve anew what others were refused for it."""
