@@ -178,6 +178,7 @@ def _tried(trial: Trial, folder: Path) -> Outcome:
 
 def main() -> None:
     """Try what standard input says."""
+    # Scoring goes first; idle scheduling would starve it just when a flood makes a new rule urgent.
     os.nice(10)
     trial = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
     with laid_out(trial.files) as folder:
