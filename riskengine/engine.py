@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
@@ -28,6 +29,7 @@ from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
 from riskengine.kernel import Call, Holder, bind
+from riskengine.ledger import L_DIGITS
 from riskengine.models import REASON_RISK_MIN, asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
@@ -283,7 +285,8 @@ class Engine:
                 key = keys[16 * i : 16 * i + 16]
                 if key not in store.claims:
                     first.setdefault(key, i)
-            for part, _ in _parts(batch, list(first.values()), [], []):
+            left: list[int] = []
+            for part, _ in chain(_parts(batch, list(first.values()), [], []), (([i], True) for i in left)):
                 rows = None if part is None else np.array(part, np.int64)
                 own, nows = (batch, now) if rows is None else (batch.take(rows), now[rows])
                 followed = store.followed(own.follows_claim.tobytes()) if own.follows is not None else None
@@ -297,7 +300,8 @@ class Engine:
                 held = policy.held_by(touches, decided)
                 age_ms = max(self._clock() - int(nows.max()), 0)
                 lives = Lives(max(policy.horizon_ms - age_ms, 1), max(fresh_ms - age_ms, 1))
-                store.restore(touches, decided, held, followed, nows, lives)
+                undecided = store.restore(touches, decided, held, followed, nows, lives)
+                left += [i if part is None else part[i] for i in undecided]
                 self._sweep(int(nows[-1]), own.n)
 
     # -- what comes after a decision
@@ -458,6 +462,31 @@ class Engine:
         with self._open():
             return self._store.info()
 
+    def look(self, entity: str, value: str | Sequence[str]) -> State:
+        """What is known of an entity just now. RiskEngineError for one that the policy has not."""
+        policy = self._policy
+        if entity not in policy.definition.entities:
+            raise RiskEngineError(_unknown("entity", entity, policy.definition.entities))
+        with self._open():
+            key = policy.schema.entity_key(entity, value)
+            batch = policy.schema.nothing(self._clock())
+            touches = policy.features.touches(batch, batch.time, policy.tables(self._store.tables))
+            touches.records[:] = 0
+            if entity in policy.features.entities:
+                touches.keys[0, policy.features.entities.index(entity)] = signed(key)
+            held = self._store.look(touches)
+            row = policy.features.row(policy.features.rows(touches), 0)
+            features = {
+                name: row[name] for name, spec in policy.definition.features.items() if spec.by == entity
+            }
+            digits = policy.features.plan.limits[:, L_DIGITS].tolist()
+            holds = {
+                name: int(amount) / 10**places
+                for name, amount, places in zip(policy.features.limit_names, held, digits, strict=True)
+                if policy.definition.limits[name].by == entity
+            }
+            return State(f"{key:016x}", features, holds)
+
     def export_state(self, path: str | Path) -> int:
         """Write entities, lists and live tables to a file; return how many entities."""
         with self._open():
@@ -574,10 +603,15 @@ class Engine:
             for at, answer in met.items():
                 i = places[at]
                 if answer == "undecided":
+                    known = None
                     if self._journal is not None:
-                        results[i] = self._journaled(batch.ids[i], entered[i].content)
-                    if results[i] is None:
+                        known = results[i] = self._journaled(batch.ids[i], entered[i].content)
+                    if known is None:
                         undecided.append(i)
+                    elif isinstance(known, Decision):  # the engine that journaled it never told the store
+                        del store.claims[keys[16 * i : 16 * i + 16]]
+                        own = batch.take(np.array([i]))
+                        self.restore(own, np.array([arrived[i]], np.int64), [known])
                 elif answer == "conflict":
                     del store.claims[keys[16 * i : 16 * i + 16]]
                     results[i] = _conflict()
@@ -1030,6 +1064,14 @@ class Engine:
                 f"table {name} comes from a file and is read-only here: edit the file, then reload"
             )
         return table
+
+
+class State(NamedTuple):
+    """What is known of an entity: the hash it goes by, its features, and what is held of its limits."""
+
+    key: str
+    features: dict[str, Any]
+    holds: dict[str, float]
 
 
 class _Room(NamedTuple):

@@ -253,6 +253,19 @@ class Schema:
             return hashing.entity_key(entity, [subnet(part) for part in parts], self.sip)
         return hashing.entity_key(entity, [part.encode() for part in parts], self.sip)
 
+    def nothing(self, now: int) -> Batch:
+        """One event without a field, to look at the world with."""
+        empty, _ = self.parse((), now)
+        arrays = {
+            name: np.zeros((1, *value.shape[1:]), value.dtype)
+            for name in empty.__struct_fields__
+            if isinstance(value := getattr(empty, name), np.ndarray) and name != "text"
+        }
+        arrays["numbers"][:] = np.nan
+        arrays["str_len"][:] = -1
+        arrays["time"][:] = now
+        return msgspec.structs.replace(empty, n=1, ids=["-"], raw=[{}], **arrays)
+
     def normal(self, name: str, value: str) -> str:
         """The normalised text of a string, phone or ip field."""
         return self._spell(name, value)

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 import numpy as np
 
-from riskengine import files
+from riskengine import files, hashing
 from riskengine.compiled import salt_of
 from riskengine.decision import Decision, name_decisions
 from riskengine.definition import Definition
@@ -24,10 +25,15 @@ from riskengine.engine import Engine
 from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry
 from riskengine.errors import RiskEngineError
 from riskengine.event import Batch
+from riskengine.features import FeatureSet
+from riskengine.ledger import L_DIGITS
 from riskengine.models import NONE
 from riskengine.replay import batches, parse_entries, replay
 from riskengine.served import read_trace
+from riskengine.stores.address import open_store
+from riskengine.stores.redis import RedisStore
 from riskengine.stores.renewal import renewal
+from riskengine.stores.undecided import limit_of
 
 if TYPE_CHECKING:
     from riskengine.journal import Journal
@@ -154,6 +160,70 @@ def from_files(
         engine.info()
         made.switch()
         made.clean()
+
+
+class LeftOpen(msgspec.Struct, frozen=True):
+    """An event that was begun and never decided: half of its hash, when it was and came, what it held."""
+
+    claim: str
+    time: str
+    age_s: int
+    holds: dict[str, float]  # by limit
+    outcome: Literal["left open", "settled by its decision", "given back"]
+
+
+def left_open(
+    url: str, definition: Definition, journals: Sequence[str], older_ms: int, release: bool
+) -> list[LeftOpen]:
+    """Events of a shared store that were never decided for so long; see `riskengine store holds`.
+
+    What journals (by URL) have a decision for is settled by it; with `release`, the rest is given back.
+    """
+    opened: list[RedisStore] = []
+
+    def opener(features: FeatureSet) -> RedisStore:
+        opened.append(open_store(url, features, definition.tenant))
+        return opened[0]
+
+    with Engine.open(definition, store=opener, model=NONE) as engine:
+        store, features = opened[0], engine.policy.features
+        digits = dict(zip(features.limit_names, features.plan.limits[:, L_DIGITS].tolist(), strict=True))
+        found = store.undecided(older_ms)
+        settled = _settle(engine, {one.claim for one in found}, journals) if found and journals else set()
+        told = []
+        for one in found:
+            amounts: dict[str, float] = {}
+            for hold in one.holds:
+                name = limit_of(hold, features)
+                if name is not None:
+                    amounts[name] = amounts.get(name, 0) + hold.amount / 10 ** digits[name]
+            outcome: Literal["left open", "settled by its decision", "given back"] = "left open"
+            if one.claim in settled:
+                outcome = "settled by its decision"
+            elif release and store.give_up(one):
+                outcome = "given back"
+            time_ = datetime.fromtimestamp(one.time / 1000, UTC).isoformat(timespec="seconds")
+            told.append(LeftOpen(one.claim[:8].hex(), time_, one.age_ms // 1000, amounts, outcome))
+        return told
+
+
+def _settle(engine: Engine, claims: set[bytes], journals: Sequence[str]) -> set[bytes]:
+    """Settle undecided events by the decisions that journals have; return those that were."""
+    from riskengine.journal import Journal  # and with it SQLAlchemy
+
+    known: list[AnyEntry] = []
+    settled: set[bytes] = set()
+    sip = engine.policy.schema.sip
+    for url in journals:
+        with Journal.open(url, create=False) as journal:
+            for entry in journal.replay():
+                if isinstance(entry, Entry):
+                    claim = np.array(hashing.claim(entry.event_id, sip), np.uint64).tobytes()
+                    if claim in claims - settled:
+                        known.append(entry)
+                        settled.add(claim)
+    count_entries(engine, known, Rebuilt())
+    return settled
 
 
 def count_entries(

@@ -133,10 +133,11 @@ class Store(Protocol):
         followed: Followed | None,
         now: Int64s,
         lives: Lives,
-    ) -> None:
+    ) -> Sequence[int]:
         """Count events (n) that were decided before, at `now` (n), and keep what was decided.
 
         held uint8 (n, L) are the limits that each holds, room or not. One that is known here moves nothing.
+        Returns those that were entered and never decided: given alone, they are settled too.
         """
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
@@ -165,6 +166,9 @@ class Store(Protocol):
 
     def reload(self, features: FeatureSet) -> None:
         """Serve another plan. Cells of equal definition keep what they know."""
+
+    def look(self, touches: Touches) -> Int64s:
+        """Read the features of entities at a time (n = 1) without an event; what each limit holds then."""
 
     def info(self) -> Info:
         """Sizes and losses so far."""

@@ -172,6 +172,7 @@ class ClusterLink:
         self.timeout_s = timeout_ms / 1000
         self.names: Mapping[str, str] = script_names()
         self.refused: str | None = None  # what a server said last of something that was told
+        self.unsure = False  # whether the last request may have been served, though its reply never came
         self.dropped = 0  # of what was told, as there was too much of it
         self.topology = Topology(urls, connect_ms / 1000)
         self.topology.learn()
@@ -202,11 +203,13 @@ class ClusterLink:
         texts = [requests[start:end] for start, end in zip(starts, ends, strict=True)]
         where = parts.tolist()
         self._gathered.begin(len(texts))
+        self.unsure = False
         left, asking, pause = list(range(len(texts))), dict[int, str](), PAUSE_S
         try:
             while True:
                 left, error = self._round(texts, where, left, asking, deadline)
                 if not left:
+                    self.unsure = False
                     return self._gathered.reply
                 pause_s = pause * random.uniform(0.5, 1.0) if error is not None else 0.0
                 if time.monotonic() + pause_s >= deadline:
@@ -312,6 +315,7 @@ class ClusterLink:
                 if not node.line.is_open:  # opening has a deadline of its own
                     node.line.open()
                     deadline = time.monotonic() + self.timeout_s
+                self.unsure = True
                 node.line.send(b"".join(block), deadline)
                 sent.append((node, wanted, own))
             except StoreError as error:

@@ -14,7 +14,7 @@ import numpy as np
 from riskengine import packing
 from riskengine.stores import wire
 from riskengine.stores.line import Item
-from riskengine.stores.place import kind_of, word_of
+from riskengine.stores.place import kind_of, read_word
 from riskengine.stores.plans import LaidOut, Plans, fold_value
 from riskengine.stores.resp import as_array
 
@@ -43,8 +43,7 @@ def held_of(kept: Item, plans: Plans, plan: LaidOut) -> Iterator[Hold]:
             continue
         own = plans.adapted(record, name, plan)
         if own:
-            word = word_of(piece[3 : 3 + wire.KEY_CHARS])
-            key = word - (1 << 64) if word >= 1 << 63 else word
+            key = read_word(piece[3 : 3 + wire.KEY_CHARS])
             words = np.frombuffer(own, "<i8", offset=wire.HEAD).tolist()
             yield Hold(b"", name, key, own[2], words[0], words[2], own)
 

@@ -32,6 +32,7 @@ class Link:
         self.timeout_s = timeout_ms / 1000
         self.names: Mapping[str, str] = script_names()
         self.refused: str | None = None  # what the server said last of something that was told
+        self.unsure = False  # whether the last request may have been served, though its reply never came
         self.dropped = 0  # of what was told, as there was too much of it
         self._line = Line(url, connect_ms / 1000)
         self._breaker = Breaker()
@@ -50,6 +51,7 @@ class Link:
         One that a broken connection may have lost is sent once more: the server may have served it twice.
         `at` is the partition of its keys.
         """
+        self.unsure = False
         self._breaker.check()
         deadline = time.monotonic() + self.timeout_s
         try:
@@ -133,10 +135,13 @@ class Link:
                 self._acknowledge(deadline)
                 if time.monotonic() > deadline - self.timeout_s / 2:
                     raise StoreError("behind", "the store is back, and still catching up with what it missed")
+        self.unsure = True
         self._send(request, deadline)
         while self._sent:
             self._acknowledge(deadline)
-        return self._receive(deadline)
+        reply = self._receive(deadline)
+        self.unsure = False
+        return reply
 
     def _acknowledge(self, deadline: float) -> None:
         """Read the reply to the first of what was told."""

@@ -203,7 +203,7 @@ class MemoryStore:
         followed: Followed | None,
         now: Int64s,
         lives: Lives,
-    ) -> None:
+    ) -> Sequence[int]:
         """Count events that were decided before, hold what they hold, and keep what was decided."""
         from riskengine.stores import wire  # whose kernels nobody else here needs
 
@@ -248,6 +248,7 @@ class MemoryStore:
             claim = self.claim(keys[16 * i : 16 * i + 16], batch.content[i].tobytes(), int(now[i]), -1)
             claim.decision, claim.trace = decision, first + i
             claim.follows = followed.claim if followed is not None else None
+        return ()
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget a little: entities past their windows, decisions past retries, traces past any use.
@@ -570,6 +571,12 @@ class MemoryStore:
             lost=int(meta[kernels.LOST]),
             claims=len(self.claims),
         )
+
+    def look(self, touches: Touches) -> Int64s:
+        """Read the features of entities at a time (n = 1) without an event; what each limit holds then."""
+        self._make_way(touches.keys)
+        arrays = self._words, self._meta, self._table, self._old_table
+        return kernels.look(self.features, arrays, touches, self._scratch)
 
     def values(self) -> Iterator[Value]:
         """Every entity as (key, entity name, packed value), as Redis keeps it."""

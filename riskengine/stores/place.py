@@ -83,6 +83,12 @@ def word_of(text: bytes) -> int:
     return word << 4 | LETTERS.index(text[10:11].decode())
 
 
+def read_word(text: bytes) -> int:
+    """The same as a signed number, as keys of entities are."""
+    word = word_of(text)
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
 def kind_of(entity: str) -> bytes:
     """Two characters that tell an entity's kind in the names of keys."""
     digest = hashlib.blake2b(entity.encode(), digest_size=2, person=b"riskengine.kind").digest()

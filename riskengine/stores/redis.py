@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,20 @@ from riskengine.ledger import (
     SIGN_BIT,
     Int64s,
 )
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, Row, StoreError, slabs, wire
+from riskengine.stores import (
+    NONE_MET,
+    Claim,
+    Followed,
+    Info,
+    Lives,
+    Met,
+    Row,
+    StoreError,
+    carrying,
+    slabs,
+    statefile,
+    wire,
+)
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.edits import Edits
 from riskengine.stores.holds import held_of, holds_in
@@ -45,17 +59,16 @@ from riskengine.stores.place import Place, kind_of, missing_epoch
 from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
 from riskengine.stores.resp import Bytes, as_array, bulk, command
 from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces
+from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
 from riskengine.stores.workspace import Workspace
 
-UNDECIDED_MS: Final = 7 * 86_400_000
 MARGIN_MS: Final = 60_000  # that clocks may differ by
 TAIL_RECORDS: Final = 64
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 NO_CLAIMS: Final = np.empty((0, 2), np.int64)
-BY_DENIAL: Final = b"denied"  # as conclude.lua looks for it
+BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
 ANEW: Final = b"anew"
-RESUMED: Final = b"resumed"
 IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
 LOOK_AGAIN_S: Final = 0.002
 BY_RELEASE: Final = b"released"
@@ -93,7 +106,14 @@ class _Asked:
 
 
 class RedisStore:
-    """State shared through one Redis (6.2 or later) or Valkey server. Not locked: the engine locks."""
+    """State shared through one Redis (6.2 or later) or Valkey server. Not locked: the engine locks.
+
+    Exactly once: an event, and each thing done for it, has a claim that is entered together with what it
+    moves. An engine that dies may leave an event undecided: who it comes to again settles it, a journal, or
+    an operator (undecided.py). What a server loses it loses from the end of its log: with appendfsync always
+    nothing that was answered, with everysec what came in its last one to two seconds, without a file
+    everything, which the missing epoch tells. A replica that is promoted lacks what had not reached it.
+    """
 
     waits: Final = True
     batch_max: Final = 128  # a script holds up the server for as long as its batch takes
@@ -107,6 +127,7 @@ class RedisStore:
         self._out = np.empty(1 << 16, np.uint8)
         self._asked: _Asked | None = None
         self._postponed: dict[bytes, Claim] = {}  # decided without the store, which does not know of them yet
+        self._in_doubt: deque[tuple[Touches, Sequence[Decision], Bytes, Lives]] = deque()
         self._plans = Plans(self._plan_bytes)
         self._serve(features)
 
@@ -162,6 +183,8 @@ class RedisStore:
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """The one wait: claim events, append records, fold what is known, and read each event's row."""
         try:
+            if self._in_doubt:
+                self._clear_up()
             if not counted:
                 self._stand_in(touches)
             asked = self._ask(touches, followed)
@@ -893,7 +916,12 @@ class RedisStore:
 
     def _fold_again(self, moved: _Moved) -> None:
         """Fold the values that a call off the hot path has answered."""
-        values = [value if isinstance(value, bytes) else b"" for value in moved.values]
+        values = [
+            self._plans.converted(value, self.features.entities[e], self._plan)
+            if isinstance(value, bytes)
+            else b""
+            for value, (e, _) in zip(moved.values, moved.spots, strict=True)
+        ]
         count = len(values)
         lengths = np.array([len(v) if v else -1 for v in values], np.int64)
         offsets = np.concatenate(([0], np.cumsum([len(v) for v in values])[:-1])).astype(np.int64)
@@ -923,9 +951,12 @@ class RedisStore:
             request = command(("SET", name, answer, "PX", self._fresh_ms, "NX"))
             self._link.tell(request, self.place.part_of(batch.claim[0].tobytes()))
             return
-        if not rows:
-            return
-        self._tell_concluded(asked, rows, decisions, Lives(horizon_ms, self._fresh_ms))
+        lives = Lives(horizon_ms, self._fresh_ms)
+        held = (asked.traces[:, self._traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
+        for i in asked.left_open:
+            self._in_doubt.append((rows_of(touches, i), decisions[i : i + 1], held[i : i + 1], lives))
+        if rows:
+            self._tell_concluded(asked, rows, decisions, lives)
 
     def _tell_concluded(
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
@@ -1032,6 +1063,10 @@ class RedisStore:
 
         What an event holds in any case it reserves against no maximum.
         """
+        if self._link.unsure:  # whether it was counted, and what it holds, is found when the store is back
+            self._in_doubt.append((copied(touches), decisions, held, Lives(horizon_ms, self._fresh_ms)))
+            self._keep(touches)
+            return
         asked = self._blank(touches)
         self._want(asked, NOTHING_HELD, NO_KEYS)
         asked.mosts[:] = slabs.AMOUNT_MAX
@@ -1041,6 +1076,10 @@ class RedisStore:
         self._later(self._request(asked, held))
         rows = self._in_order(touches, range(touches.batch.n))
         self._later(self._concluding(asked, rows, decisions, lives))
+        self._keep(touches)
+
+    def _keep(self, touches: Touches) -> None:
+        """Know the claims of a batch until the store does."""
         keys = touches.batch.claim.tobytes()
         for i in range(touches.batch.n):
             key = keys[16 * i : 16 * i + 16]
@@ -1050,6 +1089,15 @@ class RedisStore:
     def _later(self, requests: _Requests) -> None:
         for request, part in requests.each():
             self._link.later(request, part)
+
+    def _clear_up(self) -> None:
+        """Count what was decided without the store and may have been counted there all the same."""
+        while self._in_doubt:
+            touches, decisions, held, lives = self._in_doubt[0]
+            for i in self.restore(touches, decisions, held, None, touches.batch.time, lives):
+                one = rows_of(touches, i)
+                self.restore(one, decisions[i : i + 1], held[i : i + 1], None, one.batch.time, lives)
+            self._in_doubt.popleft()
 
     def _hold(self, asked: _Asked, held: Bytes) -> None:
         """Let each event's trace say that it holds these limits, and no more."""
@@ -1066,8 +1114,11 @@ class RedisStore:
         followed: Followed | None,
         now: Int64s,
         lives: Lives,
-    ) -> None:
-        """Count events that were decided before, hold what they hold, and keep what was decided."""
+    ) -> Sequence[int]:
+        """Count events that were decided before, hold what they hold, and keep what was decided.
+
+        Returns those that were entered before and not decided: they are settled where they come alone.
+        """
         asked = self._ask(touches, followed)
         handed = asked.handed != 0
         asked.asked[:] = held * ~handed
@@ -1079,15 +1130,42 @@ class RedisStore:
             self._read_marks(asked, reply, True)
         self._fold(asked, reply, items)
         rows = [i for i in range(touches.batch.n) if i not in asked.met]
-        if rows:
+        open_ = [i for i, answer in asked.met.items() if answer == "undecided"]
+        if open_ and touches.batch.n == 1:
+            self._settle_open(asked, held)
+            rows, open_ = [0], []
+        else:
             asked.give_back[:] = handed * (held == 0)  # what a denied event was handed
+        if rows:
             self._hold(asked, held)
             self._tell_concluded(asked, rows, decisions, lives)
+        return open_
+
+    def _settle_open(self, asked: _Asked, held: Bytes) -> None:
+        """An event that was entered and not decided here is to hold what its decision says, and no more."""
+        touches = asked.touches
+        claim = touches.batch.claim[0].tobytes()
+        self._stand_in(touches)
+        asked.resumed = True
+        handed = asked.handed != 0
+        self._find_granted(asked)
+        if asked.gave_back:
+            asked.granted[:] = 0
+        missing = np.flatnonzero(held[0] * (asked.granted[0] == 0) * ~handed).tolist()
+        if missing:
+            pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+            for limit in missing:
+                amount = int(asked.amounts[0, limit])
+                record = self._reservation(limit, int(touches.batch.time[0]), claim, amount, slabs.AMOUNT_MAX)
+                pieces.setdefault(self._spot(touches, 0, limit), []).append((0, record))
+            self._move_once(_Entry(b"f", claim, BY_FAIL), pieces)
+        asked.granted[:, handed] = 1
+        asked.give_back[:] = asked.granted * (held == 0)
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""
         self.claims.clear()
-        if self._link.waiting:
+        if self._link.waiting or self._in_doubt:
             self.claims.update(self._postponed)
         else:
             self._postponed.clear()
@@ -1258,6 +1336,14 @@ class RedisStore:
 
     # -- looking in, out and back
 
+    def undecided(self, older_ms: int) -> list[Undecided]:
+        """Events that came at least so long ago and were never decided, with what they hold."""
+        return undecided(self._link, self.place, self.features, self._plan, self._plans, older_ms)
+
+    def give_up(self, one: Undecided) -> bool:
+        """Give back what an undecided event holds; False where it was decided meanwhile."""
+        return give_up(self._link, self.place, one)
+
     def info(self) -> Info:
         """Sizes and losses, as the server tells them: entities are the keys of its database."""
         if self._link.call("GET", self.place.epoch_key)[0] != self.place.epoch:
@@ -1279,13 +1365,34 @@ class RedisStore:
             claims=0,
         )
 
+    def look(self, touches: Touches) -> Int64s:
+        """Read the features of entities at a time (n = 1) without an event; what each limit holds then."""
+        spots = {(e, int(key)): () for e, key in enumerate(touches.keys[0]) if key}
+        moved = self._move([], spots)
+        if moved.spots:
+            self._fold_again(moved)
+        return slabs.look(self.features, self._work.arrays, touches, self._scratch)
+
     def export(self, path: Path) -> int:
-        """Write entities, lists and live tables to a file; return the number of entities."""
-        raise RiskEngineError("the state of a Redis store cannot be exported yet: copy its database")
+        """Write entities, lists and live tables to a file; return the number of entities.
+
+        It is no one moment's: what is counted meanwhile may be in it or not. Claims stay behind.
+        """
+        self._edits.look()
+        lists = [(*name, entry) for name, entry in self._edits.lists.items()]
+        head = statefile.Head(self.features.fingerprint, lists, self.tables)
+        return statefile.write(path, head, carrying.values(self._link, self.place, self._plan, self._plans))
 
     def take_in(self, path: Path) -> int:
-        """Read a file written by `export` under the same plan; return the number of entities."""
-        raise RiskEngineError("a state cannot be taken into a Redis store yet: rebuild it from the journal")
+        """Read a file written by `export` under the same plan, over what is there; the number of entities."""
+        with statefile.opened(path) as state:
+            n = carrying.put(self._link, self.place, self.features, self._lives_ms, path, state)
+        for name, entity, key, entry in state.head.lists:
+            self.list_put(name, entity, key, entry)
+        for table, rows in state.head.tables.items():
+            for key, row in rows.items():
+                self.table_put(table, key, row)
+        return n
 
     def close(self) -> None:
         """Hang up."""
@@ -1329,6 +1436,22 @@ class _Requests(NamedTuple):
         for end, part in zip(self.ends, self.parts.tolist(), strict=True):
             yield self.data[start:end], part
             start = end
+
+
+def copied(touches: Touches) -> Touches:
+    """A batch as it is, for when its room is used for another."""
+    return rows_of(touches, slice(None))
+
+
+def rows_of(touches: Touches, rows: int | slice) -> Touches:
+    """Some events of a batch, with arrays of their own; what was answered to it is left out."""
+    some = np.arange(touches.batch.n)[rows].reshape(-1)
+    return msgspec.structs.replace(
+        touches,
+        batch=touches.batch.take(some),
+        **{name: getattr(touches, name)[some] for name in ("keys", "records", "masks", "texts", "read_at")},
+        cells=np.ascontiguousarray(touches.cells[:, some]),
+    )
 
 
 def pairs(table: Bytes) -> list[tuple[int, int]]:

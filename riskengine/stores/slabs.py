@@ -7,7 +7,7 @@ needed, the key table grows by moving a few slots a call, and the forgotten are 
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,9 @@ from riskengine.ledger import (
     limit_of,
     region_words,
 )
+
+if TYPE_CHECKING:
+    from riskengine.features import FeatureSet, Touches
 
 SIZES: Final = np.array(
     [8, 10, 12, 14, 16, 18, 20, 24, 28, 32]
@@ -617,6 +620,24 @@ def kept_from(plan: Int64s, e: int, entities: int) -> int:
     while e < entities and entity_of(plan, e, E_WIDTH) == 0:
         e += 1
     return e
+
+
+def look(
+    features: FeatureSet, arrays: tuple[Int64s, Int64s, Int64s, Int64s], touches: Touches, scratch: Int64s
+) -> Int64s:
+    """`observe` of one event that moves nothing; what each limit holds at its time (L, minor units)."""
+    words, meta, table, old_table = arrays
+    observe(
+        features.flat, *arrays, touches.keys, touches.records, touches.read_at, touches.cells, touches.bits,
+        scratch, touches.texts,
+    )  # fmt: skip
+    held = np.zeros(len(features.limit_names), np.int64)
+    for limit, row in enumerate(features.plan.limits):
+        e, cell = int(row[L_ENTITY]), int(row[L_CELL])
+        s = locate(meta, table, old_table, int(touches.keys[0, e]))
+        if s != 0:
+            held[limit] = ledger.held(features.flat, words, s, e, cell, int(touches.read_at[0]))
+    return held
 
 
 @jit
