@@ -25,6 +25,7 @@ TIMELINE, MEMBERS, MARKS, HOLDS, FIRST, LAST, SIGHT = range(7)
 ONE, ADD, SQUARE_HIGH, SQUARE_LOW, LEAST, GREATEST = range(6)
 # What a record carries for an entity in a slot.
 MINOR, KEY_OF, HASH_OF, NUMBER_OF, TEXT_OF, LOCATION_OF = range(6)
+SLOT_WORDS: Final = (1, 1, 1, 1, TEXT_WORDS, 1)  # by kind
 
 
 @dataclass(slots=True)
@@ -99,15 +100,15 @@ class Cells:
                 cell = self._cell(entity, kind, feature, (), words=1)
             self._retain(entity, feature.keep_ms or SIGHT_KEEP_MS)
         elif feature.aggregate in ("previous", "speed"):
-            slot_kind, source, words = self.remembered(feature)
-            at = self._slot(entity, slot_kind, source, words)
-            cell = self._cell(entity, SIGHT, feature, (slot_kind, source), words=2 + words)
+            slot_kind, source = self.remembered(feature)
+            at = self._slot(entity, slot_kind, source)
+            cell = self._cell(entity, SIGHT, feature, (slot_kind, source), words=2 + SLOT_WORDS[slot_kind])
             cell.slot = cell.needs = at
             self._retain(entity, SIGHT_KEEP_MS)
         elif feature.aggregate == "distinct":
             assert feature.field is not None
             slot_kind = KEY_OF if feature.field in self.definition.entities else HASH_OF
-            at = self._slot(entity, slot_kind, feature.field, 1)
+            at = self._slot(entity, slot_kind, feature.field)
             cell = self._cell(
                 entity, MEMBERS, feature, (slot_kind, feature.field, feature.cap), cap=feature.cap
             )
@@ -155,7 +156,7 @@ class Cells:
         if feature.aggregate in ("count", "rate"):
             return self._cell(entity, TIMELINE, feature, ())
         assert feature.field is not None
-        at = self._slot(entity, MINOR, feature.field, 1)
+        at = self._slot(entity, MINOR, feature.field)
         if all(feature.field in self.definition.events[t].required for t in feature.types):
             return self._cell(entity, TIMELINE, feature, ())
         cell = self._cell(entity, TIMELINE, feature, (feature.field,))
@@ -184,22 +185,22 @@ class Cells:
             case _:
                 return (cell.column(ONE, ""),)
 
-    def remembered(self, feature: Feature) -> tuple[int, str, int]:
-        """Slot kind, field and words of what previous and speed remember."""
+    def remembered(self, feature: Feature) -> tuple[int, str]:
+        """Slot kind and field of what previous and speed remember."""
         assert feature.field is not None
         kind = self.definition.fields[feature.field].type
         if kind == "location":
-            return LOCATION_OF, feature.field, 1
+            return LOCATION_OF, feature.field
         if kind in ("number", "bool", "time"):
-            return NUMBER_OF, feature.field, 1
+            return NUMBER_OF, feature.field
         of_entity = any(feature.field in e.fields for e in self.definition.entities.values())
-        return (HASH_OF, feature.field, 1) if of_entity else (TEXT_OF, feature.field, TEXT_WORDS)
+        return (HASH_OF if of_entity else TEXT_OF), feature.field
 
-    def _slot(self, entity: EntityCells, kind: int, source: str, words: int) -> int:
+    def _slot(self, entity: EntityCells, kind: int, source: str) -> int:
         if (kind, source) not in entity.slots:
             digits = self.definition.fields[source].digits if kind == MINOR else None
             entity.slots[kind, source] = (entity.slot_words, digits or 0)
-            entity.slot_words += words
+            entity.slot_words += SLOT_WORDS[kind]
         return entity.slots[kind, source][0]
 
     def _window(self, entity: EntityCells, cell: Cell, window: Window | None) -> int:

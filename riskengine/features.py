@@ -32,6 +32,7 @@ from riskengine.cells import (
     NUMBER_OF,
     ONE,
     SIGHT,
+    SLOT_WORDS,
     TEXT_OF,
     TEXT_WORDS,
     TIMELINE,
@@ -164,7 +165,7 @@ class FeatureSet:
     record_words: int
     scratch_words: int
     entity_fields: Mapping[str, tuple[object, ...]]
-    entity_slots: tuple[Mapping[tuple[int, str], int], ...]  # (kind, field) to its word among the slots
+    entity_slots: tuple[Mapping[tuple[int, str], int], ...]  # (kind, field) to its first word among the slots
     fingerprint: str  # of the plan: what lays out records and state
 
     @classmethod
@@ -787,7 +788,7 @@ class _Compiler:
         row[ledger.R_OP], row[ledger.R_CELL], row[ledger.R_WINDOW] = op, cell_at[id(cell)], window
         if op == ledger.PREVIOUS_TEXT:
             row[ledger.R_OUT] = texts.index(feature.name)
-            row[ledger.R_EXTRA] = self.kept.remembered(feature)[2]
+            row[ledger.R_EXTRA] = SLOT_WORDS[self.kept.remembered(feature)[0]]
         else:
             row[ledger.R_OUT] = columns[feature.name]
         if own:

@@ -1440,6 +1440,24 @@ def a_reload_keeps_the_history_of_what_did_not_change(open_subject: Open) -> Non
 
 
 @scenario
+def a_reload_keeps_the_text_of_what_was_seen_before(open_subject: Open) -> None:
+    before = {"region_before": {"previous": "region", "by": "user"}}
+    after = {"devices": {"distinct": "device", "on": "coupon_claim", "by": "user", "over": "1h"}, **before}
+    long = "\u5317\u4eac a region whose name is longer than that"
+    subject = open_subject(policy(features=before))
+    subject.score(claim("e1", 0, region=long))
+    subject.score(claim("e2", 1, user_id="u2", region="SH"))
+    subject.reload(policy(features=after), now=T0 + 1)
+    seen = {"devices": 0.0, "region_before": long.encode()[:24].decode()}
+    assert subject.score(login("e3", 2, follows="e1"))["features"] == seen
+    assert read(subject, login("e4", 2, user="u2")) == "SH"
+    assert subject.score(claim("e5", 3, region="GZ"))["features"] == seen
+    subject.reload(policy(features=before), now=T0 + 3)
+    assert read(subject, login("e6", 4)) == "GZ"
+    assert read(subject, login("e7", 4, user="u2")) == "SH"
+
+
+@scenario
 def a_feature_taken_out_and_put_back_starts_empty(open_subject: Open) -> None:
     age = {"age": {"since_first": "any", "by": "user"}}
     subject = open_subject(policy(features={**CLAIMS_1H, **age}))

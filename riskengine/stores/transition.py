@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from riskengine import ledger
+from riskengine.cells import SLOT_WORDS
 from riskengine.features import CellSpec
 from riskengine.ledger import NONE, Int64s, Plan
 
@@ -29,7 +30,7 @@ class LaidOut(Protocol):
 
     @property
     def entity_slots(self) -> tuple[Mapping[tuple[int, str], int], ...]:
-        """Of each entity, the word of each slot of its record."""
+        """Of each entity, the first word of each slot of its record."""
 
     @property
     def specs(self) -> tuple[tuple[CellSpec, ...], ...]:
@@ -111,9 +112,10 @@ def translate(
     out[at : at + 2] = record[at_old : at_old + 2]
     for slot, place in new.entity_slots[now].items():
         if slot in old.entity_slots[e]:
-            out[at + ledger.RECORD_SLOTS + place] = record[
-                at_old + ledger.RECORD_SLOTS + old.entity_slots[e][slot]
-            ]
+            words = SLOT_WORDS[slot[0]]
+            to = at + ledger.RECORD_SLOTS + place
+            source = at_old + ledger.RECORD_SLOTS + old.entity_slots[e][slot]
+            out[to : to + words] = record[source : source + words]
     known = {spec.key: c for c, spec in enumerate(old.specs[e])}
     translated = 0
     for c, spec in enumerate(new.specs[now]):
