@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.crowd import Told, crowd, resident_mb
-from benchmarks.engine import RULES, traffic
+from benchmarks.engine import traffic
 
 TITLE = "the sidecar over HTTP, one core, against FastAPI doing nothing"
 TARGETS = {
@@ -260,7 +260,7 @@ def step(load: Load, server: Server) -> dict[str, Any]:
 def with_model(room: Path) -> Path:
     """The shipped rules, naming the shipped model."""
     rules = room / "rules"
-    shutil.copytree(RULES, rules)
+    shutil.copytree(ROOT / "rules", rules)
     shutil.copytree(ROOT / "models", room / "models")
     settings = rules / "policy.yaml"
     said = settings.read_text(encoding="utf-8")
