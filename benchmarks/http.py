@@ -142,6 +142,7 @@ class Turn(NamedTuple):
     seconds: float
     p99_ms: float
     cpu_us: float = 0.0  # of the server, a request
+    refused: int = 0  # 503, beside `requests`
 
 
 def measure() -> dict[str, Any]:
@@ -196,6 +197,7 @@ def told(taken: dict[int, list[dict[str, Turn]]]) -> dict[str, Any]:
             results[f"{name}_p99_ms_{connections}"] = round(statistics.median(t.p99_ms for t in own), 2)
             results[f"{name}_cpu_us_{connections}"] = round(statistics.median(t.cpu_us for t in own), 1)
         for name in turns[0].keys() - {"fastapi"}:
+            results[f"{name}_refused_{connections}"] = sum(turn[name].refused for turn in turns)
             prefix = "" if name == "riskengine" else f"{name}_"
             pairs = [(turn[name], turn["fastapi"]) for turn in turns]
             results[f"{prefix}times_fastapi_{connections}"] = round(
@@ -396,7 +398,7 @@ class Load:
             turn = self._by_wrk(self._wrk, server, connections, seconds)
         else:
             turn = asyncio.run(self._by_hand(server, connections, seconds))
-        self._serial += turn.requests + connections
+        self._serial += turn.requests + turn.refused + connections
         return turn._replace(cpu_us=1e6 * (cpu_seconds(server.pid) - worked) / turn.requests)
 
     def requests(self, together: int = 0) -> Iterator[bytes]:
@@ -421,8 +423,9 @@ class Load:
         found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", done.stdout)
         assert found is not None, done.stdout
         requests, taken_us, bad, p99_us = map(int, found.groups())
-        assert not bad, done.stdout
-        return Turn(requests, taken_us / 1e6, p99_us / 1e3)
+        refused = int((re.findall(r"Non-2xx or 3xx responses: (\d+)", done.stdout) or ["0"])[0])
+        assert bad == refused, done.stdout  # nothing else went wrong
+        return Turn(requests - refused, taken_us / 1e6, p99_us / 1e3, refused=refused)
 
     async def _by_hand(self, server: Server, connections: int, seconds: float) -> Turn:
         began, serial = time.perf_counter(), self._serial
