@@ -258,7 +258,9 @@ class Journal:
             target, failures = self._appended, self._failures
             self._hurry = max(self._hurry, target)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._committed >= target or self._failures > failures, timeout_s)
+            self._changed.wait_for(
+                lambda: self._committed >= target or self._is_put_off(target, failures), timeout_s
+            )
             if self._committed >= target:
                 return
             if self._failure is None:
@@ -467,6 +469,11 @@ class Journal:
             f"{what}. What was given just now is neither counted nor decided: give it again when there is "
             "room, or set journal=None to go without."
         )
+
+    def _is_put_off(self, target: int, failures: int) -> bool:
+        """Whether it failed since, and everything up to `target` lies where it waits."""
+        spooled = self._failure is not None and self._settled >= target
+        return self._failures > failures and (spooled or self._stuck is not None)
 
     def _failed(self) -> JournalError:
         if self._stuck is None:
