@@ -216,7 +216,10 @@ class Cells:
     def _place_limit(self, limit: Limit) -> None:
         entity = self.entities[limit.by]
         where = limit.where.source if limit.where is not None else None
-        key = (HOLDS, limit.name, tuple(sorted(limit.types)), where, limit.field, limit.window)
+        # What it holds is of no use in another unit, nor by the days of another zone.
+        digits = self.definition.fields[limit.field].digits if limit.field is not None else None
+        zone = self.definition.timezone if limit.window.kind in PERIOD_MS else None
+        key = (HOLDS, limit.name, tuple(sorted(limit.types)), where, limit.field, limit.window, digits, zone)
         cell = Cell(key, HOLDS, (), None, None)
         entity.cells.append(cell)
         self._window(entity, cell, limit.window)

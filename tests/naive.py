@@ -108,6 +108,7 @@ class Seen:
     late: bool = False
     earlier: Seen | None = None  # the event that this one follows, when it is known
     moved: dict[tuple[str, Key], set[str]] = field(default_factory=dict)  # features moved, by entity key
+    streams: dict[tuple[str, Key], set[object]] = field(default_factory=dict)  # and their streams
     label: str | None = None
     labelled_at: int | None = None
     decision: dict[str, Any] = field(default_factory=dict)
@@ -293,9 +294,12 @@ class Naive:
             moves = {name for name in features_by(self.policy, entity) if self._eligible(name, seen)}
             for ancestor in chain(seen.earlier):
                 moves -= ancestor.moved.get((entity, key), set())
+                streams = ancestor.streams.get((entity, key), set())
+                moves = {name for name in moves if stream_of(self.policy, name) not in streams}
             if not moves:
                 continue
             seen.moved[entity, key] = moves
+            seen.streams[entity, key] = {stream_of(self.policy, name) for name in moves} - {None}
             self._advance(entity, key, seen.time)
             self.known.setdefault((entity, key), []).append(Sighting(seen, moves))
 
@@ -1063,6 +1067,22 @@ def spelled_out(policy: Policy, place: Any) -> list[str]:
     if place == "any":
         return list(policy["events"])
     return [place] if isinstance(place, str) else list(place)
+
+
+def stream_of(policy: Policy, name: str) -> object:
+    """What a feature over time windows is one of several numbers of: an event counts in all of it or in none.
+
+    None for other features. A follow-up does not move a stream that its first moved, be a number of it new.
+    """
+    spec = policy["features"][name]
+    aggregate, what = aggregate_of(spec)
+    if aggregate not in ("count", "sum", "mean", "min", "max", "std", "rate"):
+        return None
+    types = types_of(policy, spec)
+    optional = aggregate not in ("count", "rate") and any(
+        what not in policy["events"][kind].get("required", ()) for kind in types
+    )
+    return sorted(types).__repr__(), label_of(spec), spec.get("where"), what if optional else None
 
 
 def identity(policy: Policy, name: str) -> object:

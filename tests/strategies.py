@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
-from naive import AGGREGATES, Policy, aggregate_of, bucket_of, duration_ms
+from naive import AGGREGATES, Policy, aggregate_of, bucket_of, duration_ms, label_of, stream_of, types_of
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 STATE_BYTES_MAX = 24_000  # of one entity: well inside the 32 KB that a policy may cost
@@ -78,6 +78,15 @@ AMOUNTS = (
     0, 1, 1, 5, 5, 9.99, 10, 0.005, 0.015, 0.1, 0.2, -3, 12.345,
     2**43 / 100, -(2**43) / 100, 80_000_000_000.03,
 )  # fmt: skip
+NUMBERS_OF = {  # what is kept of a stream for each aggregate
+    "count": {"records"},
+    "rate": {"records"},
+    "sum": {"sum"},
+    "min": {"min"},
+    "max": {"max"},
+    "mean": {"records", "sum"},
+    "std": {"records", "sum", "squares"},
+}
 WHOLES = (0, 1, 2, 3, 500, 1500, 2500, -1, 1e6)
 
 
@@ -90,6 +99,7 @@ class World:
 
     policy: dict[str, Any]
     tables: dict[str, dict[str, dict[str, Any]]]
+    past: tuple[Policy, ...] = ()  # the policies before it
 
 
 @st.composite
@@ -139,14 +149,20 @@ def worlds(draw: st.DrawFn) -> World:
 def successors(draw: st.DrawFn, world: World) -> World:
     """The same policy after an analyst's hand: features gone and new, limits with another `max`, new rules.
 
-    A new feature has a `where` that no other has: nothing that is kept for another can serve it.
+    A new feature has a `where` that no other has, or is a new number of a stream that is kept for others:
+    nothing that is kept for another can serve it.
     """
+    past = (*world.past, world.policy)
     policy = dict(world.policy)
     kept = {
         name: spec for name, spec in policy["features"].items() if "value" not in spec and draw(st.booleans())
     }
     fresh = draw(feature_maps(policy, "n", 0, 3))
     for name, spec in fresh.items():
+        beside = draw(st.one_of(st.none(), besides(past)))
+        if beside is not None:
+            fresh[name] = beside
+            continue
         unique = f"default(amount, 0) > -{draw(st.integers(10**13, 10**14))}"
         fresh[name] = {**spec, "where": f"({spec['where']}) and {unique}" if "where" in spec else unique}
     policy["features"] = {**kept, **within_budget({**policy, "features": kept}, fresh)}
@@ -155,7 +171,36 @@ def successors(draw: st.DrawFn, world: World) -> World:
     }
     policy["rules"] = draw(rule_maps(policy))
     tables = {"campaigns": draw(resident_rows())} if "campaigns" in policy["tables"] else {}
-    return World(policy, tables)
+    return World(policy, tables, past)
+
+
+@st.composite
+def besides(draw: st.DrawFn, past: tuple[Policy, ...]) -> dict[str, Any] | None:
+    """A feature of a stream that the last policy has, of numbers that no policy has kept of it; or None."""
+    last = past[-1]
+    found = []
+    for name, model in last["features"].items():
+        stream = stream_of(last, name)
+        if stream is None or "rate" in model:
+            continue
+        for what in SUMMED:
+            kept = {
+                number
+                for policy in past
+                for other, known in policy["features"].items()
+                if known.get("by") == model["by"] and stream_of(policy, other) == stream
+                for number in NUMBERS_OF[aggregate_of(known)[0]]
+                if number == "records" or aggregate_of(known)[1] == what
+            }
+            for aggregate in ("sum", "min", "max", "mean", "std"):
+                spec = {aggregate: what, "on": model.get("on", model.get("count")), "by": model["by"]}
+                if "where" in model:
+                    spec["where"] = model["where"]
+                if label_of(spec) is not None and aggregate in ("min", "max"):
+                    continue
+                if types_of(last, spec) and stream_of({**last, "features": {"": spec}}, "") == stream:
+                    found += [] if kept & NUMBERS_OF[aggregate] else [spec]
+    return {**draw(st.sampled_from(found)), **draw(windows())} if found else None
 
 
 def some_of(pool: Mapping[str, Any], least: int, most: int) -> st.SearchStrategy[dict[str, Any]]:

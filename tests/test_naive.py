@@ -5,6 +5,7 @@ A scenario speaks to a `Subject`: here the naive twin; `test_parity.py` plays th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -1478,6 +1479,92 @@ def a_label_after_a_reload_judges_what_the_new_feature_has_seen(open_subject: Op
     subject.label("e1", "fraud", T0)
     subject.label("e2", "fraud", T0)
     assert subject.score(login("e3", 0))["features"] == {"claims": 2.0, "frauds": 1.0}
+
+
+@scenario
+def a_new_number_of_a_known_stream_starts_empty(open_subject: Open) -> None:
+    """What is kept of a stream has records of before the reload, and the new number is not of them."""
+    old = {
+        "payments": {"count": "payment", "by": "user", "over": "1h"},
+        "most": {"max": "amount", "on": "payment", "by": "user", "over": "1h", "where": "amount > 2"},
+    }
+    on = {"on": "payment", "by": "user", "over": "1h"}
+    new = {
+        **old,
+        "least": {"min": "amount", **on},
+        "most_of_all": {"max": "amount", **on},
+        "spread": {"std": "amount", **on, "where": "amount > 2"},
+        "spent": {"sum": "amount", **on},
+    }
+    sections = {"events": {"payment": {"required": ["user_id", "amount"]}, "login": {}}}
+    subject = open_subject(policy(**sections, features=old))
+    subject.score(payment("e1", 0, amount=5))
+    subject.score(payment("e2", 1, amount=9))
+    subject.reload(policy(**sections, features=new), now=T0 + 1)
+    first = {"payments": 3.0, "most": 9.0, "least": 7.0, "most_of_all": 7.0, "spread": None, "spent": 7.0}
+    assert subject.score(payment("e3", 2, amount=7))["features"] == first
+    second = {"payments": 4.0, "most": 9.0, "least": 7.0, "most_of_all": 9.0, "spent": 16.0}
+    found = subject.score(payment("e4", 3, amount=9))["features"]
+    assert found == {**second, "spread": math.sqrt(2)}
+    subject.reload(policy(**sections, features=old), now=T0 + 3)
+    assert subject.score(payment("e5", 4, amount=11))["features"] == {"payments": 5.0, "most": 11.0}
+
+
+@scenario
+def another_unit_starts_empty(open_subject: Open) -> None:
+    features = {
+        "payments": {"count": "payment", "by": "user", "over": "1h"},
+        "paid": {"sum": "cost", "on": "payment", "by": "user", "over": "1h"},
+    }
+    limits = {
+        "budget": {"sum": "cost", "on": "payment", "by": "user", "per": "day", "max": 10, "then": "deny"}
+    }
+
+    def with_unit(unit: float) -> dict[str, Any]:
+        cost = {"cost": {"type": "number", "unit": unit}}
+        events = {"payment": {"required": ["user_id", "cost"], "fields": cost}, "login": {}}
+        return policy(events=events, features=features, limits=limits)
+
+    subject = open_subject(with_unit(0.01))
+    assert subject.score(payment("e1", 0, cost=8))["action"] == "allow"
+    assert subject.score(payment("e2", 1, cost=8))["action"] == "deny"
+    subject.reload(with_unit(0.001), now=T0 + 1)
+    third = subject.score(payment("e3", 2, cost=7.005))
+    assert (third["action"], third["features"]) == ("allow", {"payments": 3.0, "paid": 7.005})
+    assert subject.score(payment("e4", 3, cost=7))["action"] == "deny"
+
+
+@scenario
+def a_label_of_before_is_not_in_a_new_number_of_a_known_stream(open_subject: Open) -> None:
+    on = {"on": "fraud", "by": "user", "over": "1d"}
+    old = {"frauds": {"count": "fraud", "on": "payment", "by": "user", "over": "1d"}}
+    new = {**old, "lost": {"sum": "amount", **on}}
+    sections = {"events": {"payment": {"required": ["user_id", "amount"]}}}
+    subject = open_subject(policy(**sections, features=old))
+    subject.score(payment("e1", 0, amount=5))
+    subject.score(payment("e2", 1, amount=6))
+    subject.label("e1", "fraud", T0 + 1)
+    subject.reload(policy(**sections, features=new), now=T0 + 1)
+    subject.score(payment("e3", 2, amount=7))
+    subject.label("e2", "fraud", T0 + 2)
+    subject.label("e3", "fraud", T0 + 2)
+    assert subject.score(payment("e4", 3, amount=1))["features"] == {"frauds": 3.0, "lost": 7.0}
+    subject.label("e1", "legit", T0 + 4)
+    subject.label("e3", "legit", T0 + 4)
+    assert subject.score(payment("e5", 5, amount=1))["features"] == {"frauds": 1.0, "lost": 0.0}
+
+
+@scenario
+def a_follow_up_is_not_in_a_new_number_of_a_stream_that_its_first_moved(open_subject: Open) -> None:
+    old = {"payments": {"count": "payment", "by": "user", "over": "1h"}}
+    new = {**old, "spent": {"sum": "amount", "on": "payment", "by": "user", "over": "1h"}}
+    sections = {"events": {"payment": {"required": ["user_id", "amount"]}}}
+    subject = open_subject(policy(**sections, features=old))
+    subject.score(payment("e1", 0, amount=5))
+    subject.reload(policy(**sections, features=new), now=T0)
+    again = subject.score(payment("e2", 1, amount=5, follows="e1"))
+    assert again["features"] == {"payments": 1.0, "spent": 0.0}
+    assert subject.score(payment("e3", 2, amount=6))["features"] == {"payments": 2.0, "spent": 6.0}
 
 
 @scenario

@@ -13,7 +13,7 @@ from riskengine.features import FeatureSet
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.place import Place, kind_of, missing_epoch, read_word
-from riskengine.stores.plans import LaidOut, Plans, folded
+from riskengine.stores.plans import LaidOut, Plans
 from riskengine.stores.scanning import scan
 from riskengine.stores.statefile import StateFile, Value
 
@@ -39,7 +39,7 @@ def values(link: AnyLink, place: Place, plan: LaidOut, plans: Plans) -> Iterator
                 if not isinstance(value, bytes):  # it went meanwhile
                     continue
                 try:
-                    section = folded(plans.converted(value, entity, plan), entity, plan)
+                    section = plans.folded(value, entity, plan)
                 except ValueError as error:
                     raise StoreError("broken", f"the state of a {entity} is broken: {error}") from None
                 if section:

@@ -15,7 +15,7 @@ from riskengine import packing
 from riskengine.stores import wire
 from riskengine.stores.line import Item
 from riskengine.stores.place import kind_of, read_word
-from riskengine.stores.plans import LaidOut, Plans, fold_value
+from riskengine.stores.plans import LaidOut, Plans
 from riskengine.stores.resp import as_array
 
 
@@ -53,9 +53,8 @@ def holds_in(value: Item, entity: str, key: int, plans: Plans, plan: LaidOut) ->
     if not isinstance(value, bytes) or entity not in plan.entities:
         return
     e = plan.entities.index(entity)
-    own = plans.converted(value, entity, plan)
-    data, tail_at = fold_value(own, e, plan)
-    at, end = tail_at, len(own)
+    data, at = plans.fold(value, entity, plan)
+    end = len(data)
     while at < end:
         if data[at] == wire.RESERVE and packing.get_raw(data, at + wire.AT_MOST, 8) == wire.GRANTED:
             out = np.empty(wire.HELD_BYTES, np.uint8)

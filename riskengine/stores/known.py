@@ -10,7 +10,6 @@ import numpy as np
 from riskengine import packing
 from riskengine.features import FeatureSet
 from riskengine.ledger import (
-    E_RECORD,
     E_WIDTH,
     FRAUD,
     NONE,
@@ -18,14 +17,12 @@ from riskengine.ledger import (
     RECORD_MASK,
     RECORD_SLOTS,
     RECORD_TIME,
-    Int64s,
 )
 from riskengine.stores import wire
 from riskengine.stores.line import Item
 from riskengine.stores.plans import LaidOut, Plans
 from riskengine.stores.resp import as_array
 from riskengine.stores.traces import Trace
-from riskengine.stores.transition import translate
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +93,22 @@ class Known:
             {old.limit_names[limit]: (bucket, amount) for limit, bucket, amount in self.holds},
         )
 
-    def labelled(self, new: LaidOut, kind: int, sign: int) -> Iterator[tuple[int, int, Int64s]]:
-        """The records that a label of a kind moves: entity, key, record, by another plan."""
+    def labelled(self, new: LaidOut, plans: Plans, kind: int, sign: int) -> Iterator[tuple[int, int, bytes]]:
+        """The records that a label of a kind moves: entity of another plan, key, record.
+
+        By that plan, or where they are partial there by the event's own: their readers see that they are.
+        """
         old = self.plan
         for e, key in self.keys.items():
             mask = self.masks[e] & int(old.plan.kinds[kind, e])
             if not mask:
                 continue
-            record = np.full(old.record_words, NONE, np.int64)
-            first = int(old.plan.entities[e, E_RECORD])
-            record[first + RECORD_TIME], record[first + RECORD_HASH] = self.time, self.event
-            record[first + RECORD_SLOTS : first + RECORD_SLOTS + len(self.slots[e])] = self.slots[e]
-            changed = translate(old, new, e, record, mask)
-            if changed is not None:
-                out, moved, now = changed
-                out[int(new.plan.entities[now, E_RECORD]) + RECORD_MASK] = moved | sign
-                yield now, key, out
+            record = np.full(int(old.plan.entities[e, E_WIDTH]), NONE, np.int64)
+            record[RECORD_TIME], record[RECORD_HASH], record[RECORD_MASK] = self.time, self.event, mask | sign
+            record[RECORD_SLOTS : RECORD_SLOTS + len(self.slots[e])] = self.slots[e]
+            head = bytes((wire.RECORD, len(record), 0)) + old.tag.to_bytes(5, "little")
+            piece = head + record.astype("<i8").tobytes()
+            own = plans.adapted(piece, old.entities[e], new)
+            if own:
+                partial = own[2]
+                yield new.entities.index(old.entities[e]), key, piece if partial else own

@@ -70,6 +70,7 @@ class MemoryStore:
         self._begin(_reserve(size))
         self._scratch = np.zeros(features.scratch_words, np.int64)
         self._traces = [Traces(features, 0)]
+        self._partials: dict[str, Int64s] = {}  # the plan as records of earlier ones move it, by fingerprint
         self._fresh: deque[Claim] = deque()  # those whose decision is kept, and then the others
         self._aged: deque[Claim] = deque()
         self._unswept = 0  # events since the last sweep
@@ -402,6 +403,7 @@ class MemoryStore:
         keys, entities, records = [], [], []
         old = traces.features
         own = traces.record(row)
+        flat = features.flat if old is features else self._partial(old)
         for e in range(len(old.entities)):
             mask = int(row[traces.at_masks + e]) & int(old.plan.kinds[kind, e])
             if not mask:
@@ -420,7 +422,7 @@ class MemoryStore:
         if keys:
             self._make_way(np.array([keys], np.int64))
             kernels.amend(
-                features.flat,
+                flat,
                 self._words,
                 self._meta,
                 self._table,
@@ -429,6 +431,12 @@ class MemoryStore:
                 np.array(entities, np.int64),
                 np.array(records, np.int64),
             )
+
+    def _partial(self, old: FeatureSet) -> Int64s:
+        """The plan as records of an earlier one move it."""
+        if old.fingerprint not in self._partials:
+            self._partials[old.fingerprint] = Transition.between(old, self.features).partial(self.features)
+        return self._partials[old.fingerprint]
 
     def _row(self, number: int) -> tuple[Traces | None, Int64s | None]:
         for traces in reversed(self._traces):
@@ -484,6 +492,7 @@ class MemoryStore:
     def reload(self, features: FeatureSet) -> None:
         """Serve another plan. Cells of equal definition keep what they know; slabs move as they are met."""
         before, self.features = self.features, features
+        self._partials = {}
         if before.fingerprint != features.fingerprint:
             generation = int(self._meta[kernels.GENERATION])
             step = Transition.between(before, features)

@@ -7,6 +7,7 @@ stands for nothing to the plan that reads it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -17,10 +18,11 @@ from riskengine.features import CellSpec, FeatureSet
 from riskengine.ledger import E_RECORD, E_WIDTH, NONE, RECORD_MASK, SIGN_BIT, Int64s, Plan
 from riskengine.stores import slabs, wire
 from riskengine.stores.resp import Bytes
-from riskengine.stores.transition import Transition, translate
+from riskengine.stores.transition import Transition, blank, translate
 
 MAGIC: Final = packing.MAGIC.to_bytes(2, "little")
 TAG_HEX: Final = 10  # digits of a fingerprint that a record carries
+PARTIALS_MAX: Final = 255  # ways in which records of other plans move one: a byte of a record tells them
 OTHERS_MAX: Final = 1  # plans of which a value keeps a snapshot beside the writer's own
 
 
@@ -120,6 +122,7 @@ class Plans:
         self._fetch = fetch
         self._by_tag: dict[int, LaidOut] = {}
         self._steps: dict[tuple[str, str], Transition] = {}
+        self._partial: dict[str, _Partial] = {}
 
     def add(self, plan: LaidOut) -> None:
         """Know a plan."""
@@ -141,8 +144,20 @@ class Plans:
             self._steps[names] = Transition.between(old, new)
         return self._steps[names]
 
+    def partial(self, new: LaidOut) -> Int64s:
+        """The plan as records of others move it (Transition.partial), row after row: wire.take_in's."""
+        return self._partial_of(new).rows
+
+    def _partial_of(self, new: LaidOut) -> _Partial:
+        if new.fingerprint not in self._partial:
+            self._partial[new.fingerprint] = _Partial(np.empty((0, len(new.flat)), np.int64), {})
+        return self._partial[new.fingerprint]
+
     def converted(self, value: bytes, entity: str, new: LaidOut) -> bytes:
-        """A value as it would be had all of it been written under one plan. ValueError for a broken value."""
+        """A value as it would be had all of it been written under one plan. ValueError for a broken value.
+
+        Of records that others wrote byte 2 says by which row of `partial` they move the plan (0: by itself).
+        """
         sections, tail = sections_of(value)
         own = sections.get(new.number)
         if own is None:
@@ -178,8 +193,46 @@ class Plans:
         for tag in reversed(tags):
             plan = self.of(tag)
             if tag != own.tag and plan is not None and entity in plan.entities and len(made) < OTHERS_MAX:
-                made.append(folded(self.converted(value, entity, plan), entity, plan))
+                made.append(self.folded(value, entity, plan))
         return [section for section in made if section]
+
+    def folded(self, value: bytes, entity: str, plan: LaidOut) -> bytes:
+        """The section of a plan that a value comes to; empty where it holds nothing. ValueError: broken."""
+        own = self.converted(value, entity, plan)
+        if not own:
+            return b""
+        e = plan.entities.index(entity)
+        words, s, _, _ = self._unfolded(own, e, plan)
+        return packed(plan, words, s, e) if s else b""
+
+    def fold(self, value: bytes, entity: str, plan: LaidOut) -> tuple[Bytes, int]:
+        """A value, converted, with what was granted marked in it (wire.take_in), and where its tail begins.
+
+        ValueError for a broken value.
+        """
+        own = self.converted(value, entity, plan)
+        _, _, data, tail_at = self._unfolded(own, plan.entities.index(entity), plan)
+        return data, tail_at
+
+    def _unfolded(self, value: bytes, e: int, plan: LaidOut) -> tuple[Int64s, int, Bytes, int]:
+        """Memory with a value's slab, where that is (0: nowhere), the value read, where its tail begins."""
+        growth = int(plan.plan.entities[e, ledger.E_GROWTH])
+        words = np.zeros((1 << 12) + 64 * (len(value) + growth), np.int64)
+        meta, table, old_table = (
+            np.zeros(slabs.META_SIZE, np.int64),
+            np.zeros(16, np.int64),
+            np.zeros(2, np.int64),
+        )
+        slabs.lay_out(words, meta)
+        tails, outcome = np.zeros((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
+        data = np.frombuffer(bytearray(value), np.uint8)
+        wire.take_in(
+            plan.flat, self.partial(plan), plan.tag, plan.number, words, meta, table, old_table, data,
+            np.zeros(1, np.int64), np.array([len(value)]), np.zeros(1, np.int64), 1,
+            np.array([[1, e, 0, 0]]), blank(plan)[np.newaxis], 0, 0, tails, outcome,
+        )  # fmt: skip
+        s = slabs.locate(meta, table, old_table, 1) if outcome[0] == wire.FOLDED else 0
+        return words, s, data, int(tails[0, wire.SNAPSHOT_BYTES])
 
     def _section(self, section: bytes, entity: str, old: LaidOut, new: LaidOut) -> bytes:
         """A snapshot of one plan as another has it; empty where nothing of it is left."""
@@ -252,44 +305,30 @@ class Plans:
         out, moved, now = changed
         first, width = int(new.plan.entities[now, E_RECORD]), int(new.plan.entities[now, E_WIDTH])
         out[first + RECORD_MASK] = moved | (mask & (1 << SIGN_BIT))
-        head = bytes((wire.RECORD, width, 0)) + new.tag.to_bytes(5, "little")
+        partial = self._number(old, new) if self.step(old, new).is_partial(new, now, moved) else 0
+        head = bytes((wire.RECORD, width, partial)) + new.tag.to_bytes(5, "little")
         return head + out[first : first + width].astype("<i8").tobytes()
 
-
-def folded(value: bytes, entity: str, plan: LaidOut) -> bytes:
-    """The section that a value of one plan comes to; empty where it holds nothing."""
-    if not value:
-        return b""
-    e = plan.entities.index(entity)
-    words, s, _, _ = _unfolded(value, e, plan)
-    return packed(plan, words, s, e) if s else b""
-
-
-def fold_value(value: bytes, e: int, plan: LaidOut) -> tuple[Bytes, int]:
-    """A value of one plan with what was granted marked in it (wire.take_in), and where its tail begins."""
-    _, _, data, tail_at = _unfolded(value, e, plan)
-    return data, tail_at
+    def _number(self, old: LaidOut, new: LaidOut) -> int:
+        """By which row of `partial`, from 1 on, records of a plan move another."""
+        known = self._partial_of(new)
+        if old.fingerprint not in known.numbers:
+            row = self.step(old, new).partial(new)
+            same = np.flatnonzero((known.rows == row).all(axis=1))
+            if not len(same):
+                if len(known.rows) == PARTIALS_MAX:
+                    raise ValueError(f"it has records of more than {PARTIALS_MAX} policies")
+                known.rows = np.vstack((known.rows, row))
+            known.numbers[old.fingerprint] = int(same[0]) + 1 if len(same) else len(known.rows)
+        return known.numbers[old.fingerprint]
 
 
-def _unfolded(value: bytes, e: int, plan: LaidOut) -> tuple[Int64s, int, Bytes, int]:
-    """Memory with a value's slab, where that is (0: nowhere), the value as it was read, where its tail is."""
-    growth = int(plan.plan.entities[e, ledger.E_GROWTH])
-    words = np.zeros((1 << 12) + 64 * (len(value) + growth), np.int64)
-    meta, table, old_table = (
-        np.zeros(slabs.META_SIZE, np.int64),
-        np.zeros(16, np.int64),
-        np.zeros(2, np.int64),
-    )
-    slabs.lay_out(words, meta)
-    tails, outcome = np.zeros((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
-    data = np.frombuffer(bytearray(value), np.uint8)
-    wire.take_in(
-        plan.flat, plan.tag, plan.number, words, meta, table, old_table, data, np.zeros(1, np.int64),
-        np.array([len(value)]), np.zeros(1, np.int64), 1, np.array([[1, e, 0, 0]]),
-        np.zeros((1, plan.record_words), np.int64), 0, 0, tails, outcome,
-    )  # fmt: skip
-    s = slabs.locate(meta, table, old_table, 1) if outcome[0] == wire.FOLDED else 0
-    return words, s, data, int(tails[0, wire.SNAPSHOT_BYTES])
+@dataclass(slots=True)
+class _Partial:
+    """One plan as records of others move it, and which row is whose (from 1 on)."""
+
+    rows: Int64s
+    numbers: dict[str, int]
 
 
 def packed(plan: LaidOut, words: Int64s, s: int, e: int) -> bytes:

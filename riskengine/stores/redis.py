@@ -494,6 +494,7 @@ class RedisStore:
             event, time = int(touches.batch.event_hash.view(np.int64)[0]), int(touches.batch.time[0])
         wire.take_in(
             features.flat,
+            self._plans.partial(self._plan),
             self.tag,
             self.fingerprint,
             *work.arrays,
@@ -544,9 +545,9 @@ class RedisStore:
         flat, fingerprint = self.features.flat, self.fingerprint
         data = as_array(own)
         wire.take_in(
-            flat, self.tag, fingerprint, *work.arrays, data, np.zeros(1, np.int64),
-            np.array([len(own) if own else -1]), np.zeros(1, np.int64), 1, asked.entities[k : k + 1],
-            work.row, *stop, tails, state,
+            flat, self._plans.partial(self._plan), self.tag, fingerprint, *work.arrays, data,
+            np.zeros(1, np.int64), np.array([len(own) if own else -1]), np.zeros(1, np.int64), 1,
+            asked.entities[k : k + 1], work.row, *stop, tails, state,
         )  # fmt: skip
         outcome[k] = state[0]
         if state[0] == wire.BROKEN:
@@ -930,8 +931,9 @@ class RedisStore:
         work.begin(self.features, entities, lengths, count + 64)
         tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
         wire.take_in(
-            self.features.flat, self.tag, self.fingerprint, *work.arrays, as_array(b"".join(values)), offsets,
-            lengths, np.arange(count), count, entities, work.row, 0, 0, tails, outcome,
+            self.features.flat, self._plans.partial(self._plan), self.tag, self.fingerprint, *work.arrays,
+            as_array(b"".join(values)), offsets, lengths, np.arange(count), count, entities, work.row, 0, 0,
+            tails, outcome,
         )  # fmt: skip
         if np.any(outcome != wire.FOLDED):
             raise StoreError("broken", "the state of an entity is broken: rebuild the store")
@@ -1292,11 +1294,9 @@ class RedisStore:
         for name, sign in ((before, 1 << SIGN_BIT), (label, 0)):
             if name is None:
                 continue
-            for e, key, record in known.labelled(self._plan, FRAUD if name == "fraud" else LEGIT, sign):
-                first, width = (int(self.features.plan.entities[e, at]) for at in (E_RECORD, E_WIDTH))
-                head = bytes((wire.RECORD, width, 0)) + self.tag.to_bytes(5, "little")
-                words = record[first : first + width].astype("<i8").tobytes()
-                pieces.setdefault((e, key), []).append((0, head + words))
+            kind = FRAUD if name == "fraud" else LEGIT
+            for e, key, record in known.labelled(self._plan, self._plans, kind, sign):
+                pieces.setdefault((e, key), []).append((0, record))
         return pieces
 
     # -- lists and live tables

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from riskengine import ledger
-from riskengine.cells import SLOT_WORDS
+from riskengine.cells import ADD, GREATEST, LEAST, ONE, SLOT_WORDS
 from riskengine.features import CellSpec
 from riskengine.ledger import NONE, Int64s, Plan
+
+NOTHING: Final = (0, NONE)  # behind a record: what adds nothing, and what is neither least nor greatest
 
 
 class LaidOut(Protocol):
@@ -83,6 +85,30 @@ class Transition:
         ]
         return cls(np.array(entities, np.int64), cells, columns, spans)
 
+    def is_partial(self, new: LaidOut, entity: int, mask: int) -> bool:
+        """Whether a record of the old plan moves a cell of the new one that has a column more."""
+        first = int(new.plan.entities[entity, ledger.E_CELLS])
+        return any(
+            (mask >> c) & 1 and bool((self.columns[slice(*self.spans[first + c])] < 0).any())
+            for c in range(int(new.plan.entities[entity, ledger.E_CELLS_N]))
+        )
+
+    def partial(self, new: LaidOut) -> Int64s:
+        """The new plan, flat, as records of the old one move it: columns that the old one had not stay put.
+
+        What they keep would not be that of a feature that starts from nothing. Kernels take records with
+        NOTHING behind them by it (see `blank`).
+        """
+        columns = new.plan.columns.copy()
+        for cell, (first, last) in enumerate(self.spans):
+            e = int(np.searchsorted(new.plan.entities[:, ledger.E_CELLS], cell, side="right")) - 1
+            behind = new.record_words - int(new.plan.entities[e, ledger.E_RECORD]) - ledger.RECORD_SLOTS
+            for column in range(first, last):
+                if self.columns[column] < 0:
+                    op = int(columns[column, ledger.K_OP])
+                    columns[column] = ADD if op == ONE else op, behind + (op in (LEAST, GREATEST))
+        return new.plan._replace(columns=columns).flatten()
+
     def then(self, step: Transition, middle: Plan) -> Transition:
         """This transition and then another; `middle` is the plan between them."""
         entities = np.array([step.entities[e] if e >= 0 else -1 for e in self.entities.tolist()], np.int64)
@@ -98,17 +124,27 @@ class Transition:
         return Transition(entities, cells, columns, step.spans)
 
 
+def blank(plan: LaidOut) -> Int64s:
+    """Room for a record, with NOTHING behind it."""
+    record = np.full(plan.record_words + len(NOTHING), NONE, np.int64)
+    record[plan.record_words :] = NOTHING
+    return record
+
+
 def translate(
     old: LaidOut, new: LaidOut, e: int, record: Int64s, mask: int
 ) -> tuple[Int64s, int, int] | None:
-    """A record of an old plan's entity as the new plan has it: record, mask, entity; None if it is gone."""
+    """A record of an old plan's entity as the new plan has it: `blank`, mask, entity; None if it is gone.
+
+    Where it `is_partial`, it is one for the `partial` plan.
+    """
     name = old.entities[e]
     if name not in new.entities or old.entity_fields[name] != new.entity_fields[name]:
         return None
     now = new.entities.index(name)
     at_old = int(old.plan.entities[e, ledger.E_RECORD])
     at = int(new.plan.entities[now, ledger.E_RECORD])
-    out = np.full(new.record_words, NONE, np.int64)
+    out = blank(new)
     out[at : at + 2] = record[at_old : at_old + 2]
     for slot, place in new.entity_slots[now].items():
         if slot in old.entity_slots[e]:

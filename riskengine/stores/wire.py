@@ -495,6 +495,7 @@ def read_calls(
 @jit
 def take_in(
     plan: Int64s,
+    partial: Int64s,
     tag: int,
     fingerprint: int,
     words: Int64s,
@@ -515,12 +516,14 @@ def take_in(
 ) -> None:
     """Fold values (item items[k] of `offsets`, `lengths` for entity k of `entities`) into slabs.
 
-    Reservations that are granted are marked in `data` (GRANTED).
-    `row` (1, W) is room for a record. A value is folded up to the first record of event `stop_event` at
-    `stop_time` (STOPPED), where that is not 0. Writes of each value what its columns say (tails
-    (K, TAIL_SIZE); SINCE is the time of its snapshot, else of its first record), and what became of it
-    (outcome (K)). Of one that is FOREIGN, that is of another plan, or BROKEN, no slab is made.
+    Reservations that are granted are marked in `data` (GRANTED). `partial` is the plan as records of others
+    move it, a row for each way (Plans.converted); `row` (1, W) is a `transition.blank`. A value is folded up
+    to the first record of event `stop_event` at `stop_time` (STOPPED), where that is not 0. Writes of each
+    value what its columns say (tails (K, TAIL_SIZE); SINCE is the time of its snapshot, else of its first
+    record), and what became of it (outcome (K)). Of one that is FOREIGN, that is of another plan, or BROKEN,
+    no slab is made.
     """
+    plan = pointer(plan, 0)
     for k in range(count):
         for column in range(TAIL_SIZE):
             tails[k, column] = 0
@@ -528,7 +531,7 @@ def take_in(
         item = items[k]
         if lengths[item] != NIL:
             outcome[k] = take_in_one(
-                plan, tag, fingerprint, words, meta, table, old_table, data, offsets[item],
+                plan, partial, tag, fingerprint, words, meta, table, old_table, data, offsets[item],
                 offsets[item] + lengths[item], entities[k, 0], entities[k, 1], row, stop_event, stop_time,
                 tails, k,
             )  # fmt: skip
@@ -537,6 +540,7 @@ def take_in(
 @jit
 def take_in_one(
     plan: Int64s,
+    partial: Int64s,
     tag: int,
     fingerprint: int,
     words: Int64s,
@@ -555,7 +559,7 @@ def take_in_one(
     k: int,
 ) -> int:
     """`take_in` of one value, data[at:end]."""
-    judged = survey(plan, tag, fingerprint, data, at, end, e)
+    judged = survey(plan, len(partial), tag, fingerprint, data, at, end, e)
     if judged != FOLDED:
         return judged
     s = 0
@@ -596,7 +600,8 @@ def take_in_one(
         if data[at] == RECORD:
             for j in range(size):
                 row[0, first + j] = get_raw(data, at + HEAD + 8 * j, 8)
-            s = slabs.fold(plan, words, meta, table, old_table, key, s, e, pointer(row, 0))
+            by = plan if data[at + 2] == 0 else pointer(partial, (int(data[at + 2]) - 1) * partial.shape[1])
+            s = slabs.fold(by, words, meta, table, old_table, key, s, e, pointer(row, 0))
         elif data[at] != VOID:
             cell = entity_of(plan, e, E_CELLS) + int(data[at + 2])
             amount = get_raw(data, at + HEAD + 16, 8)
@@ -613,7 +618,9 @@ def take_in_one(
 
 
 @jit
-def survey(plan: Int64s, tag: int, fingerprint: int, data: Bytes, at: int, end: int, e: int) -> int:
+def survey(
+    plan: Int64s, partials: int, tag: int, fingerprint: int, data: Bytes, at: int, end: int, e: int
+) -> int:
     """Whether a value is whole, and all of this plan: FOLDED, FOREIGN or BROKEN."""
     sections = 0
     own = 0
@@ -629,6 +636,8 @@ def survey(plan: Int64s, tag: int, fingerprint: int, data: Bytes, at: int, end: 
             foreign = True
         elif data[at] == RECORD or data[at] == VOID:
             if data[at + 1] != entity_of(plan, e, E_WIDTH):
+                return BROKEN
+            if data[at] == RECORD and data[at + 2] > partials:
                 return BROKEN
         elif data[at] == RESERVE or data[at] == RELEASE:
             cell = int(data[at + 2])
@@ -660,8 +669,9 @@ def book(
     most: int,
 ) -> bool:
     """Hold an amount of a limit where there is room for it; whether there was."""
+    slab = pointer(words, 0)
     s = slabs.locate(meta, table, old_table, key)
-    already = ledger.held(plan, words, s, e, cell, time) if s != 0 else 0
+    already = ledger.held(plan, slab, s, e, cell, time) if s != 0 else 0
     if already + amount > most:
         return False
     if amount != 0:
@@ -669,9 +679,9 @@ def book(
             s = slabs.create(plan, words, meta, table, old_table, key, e, 2)
         else:
             s = slabs.make_room(plan, words, meta, table, old_table, key, s, e, 2)
-        ledger.advance(plan, words, s, e, time)
+        ledger.advance(plan, slab, s, e, time)
         bucket = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time)
-        ledger.hold(plan, words, s, e, cell, bucket, amount)
+        ledger.hold(plan, slab, s, e, cell, bucket, amount)
     return True
 
 
@@ -690,6 +700,7 @@ def book_all(
     granted: Bytes,
 ) -> None:
     """What the log grants a batch: granted uint8 (n, L). The workspace holds it afterwards."""
+    plan = pointer(plan, 0)
     for i in range(asked.shape[0]):
         for limit in range(asked.shape[1]):
             e = limit_of(plan, limit, L_ENTITY)
@@ -712,6 +723,7 @@ def give_back_all(
     amounts: Int64s,
 ) -> None:
     """Undo `book_all`."""
+    plan = pointer(plan, 0)
     for i in range(granted.shape[0]):
         for limit in range(granted.shape[1]):
             if granted[i, limit]:

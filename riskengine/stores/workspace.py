@@ -8,6 +8,7 @@ from riskengine import ledger
 from riskengine.features import FeatureSet
 from riskengine.ledger import Int64s
 from riskengine.stores import slabs
+from riskengine.stores.transition import NOTHING, blank
 
 
 class Workspace:
@@ -60,5 +61,5 @@ class Workspace:
         self.table[:] = 0
         self.meta[:] = 0
         slabs.lay_out(self.words, self.meta)
-        if self.row.shape[1] != features.record_words:
-            self.row = np.zeros((1, features.record_words), np.int64)
+        if self.row.shape[1] != features.record_words + len(NOTHING):
+            self.row = blank(features)[np.newaxis]
