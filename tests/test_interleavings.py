@@ -136,10 +136,11 @@ class Client:
         if self.error is not None:
             raise self.error
 
-    def finish(self) -> None:
-        while self.busy:
-            self.turn()
-        self.link.flush()
+    def leave(self) -> None:
+        """Die where it stands, if a failed schedule left it there: it holds its engine's lock."""
+        while self.busy and self.error is None:
+            self.turn(dead=True)
+        self.link.step = None
 
     def quietly(self, call: Callable[[], Any]) -> Any:
         """Do something without stops, in the caller's thread."""
@@ -189,6 +190,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Client]]:
         ]
         yield made
         for client in made:
+            client.leave()
             client.engine.close()
     patch.undo()
 
