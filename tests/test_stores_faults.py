@@ -67,7 +67,11 @@ class Proxy:
                 threading.Thread(target=self._between, args=(client,), daemon=True).start()
 
     def _between(self, client: socket.socket) -> None:
-        server = socket.create_connection(("127.0.0.1", self._port))
+        try:
+            server = socket.create_connection(("127.0.0.1", self._port))
+        except OSError:  # the test is over, and its server gone
+            client.close()
+            return
         cut = threading.Event()  # what the server says from now on is lost
         threading.Thread(target=self._back, args=(server, client, cut), daemon=True).start()
         with suppress(OSError):
