@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine.forest import ModelError
 from riskengine.kernel import jit
+from riskengine.modeltext import ModelError
 
 Float64s = NDArray[np.float64]
 

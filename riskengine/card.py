@@ -15,7 +15,8 @@ import msgspec
 
 from riskengine.calibration import Calibration
 from riskengine.errors import nearest
-from riskengine.forest import Forest, ModelError
+from riskengine.forest import Forest
+from riskengine.modeltext import ModelError
 
 MODEL_FILE: Final = "model.txt"
 CARD_FILE: Final = "card.json"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Final, ParamSpec, Protocol, TypeVar, cast
 
 import numba
 import numpy as np
@@ -30,6 +30,7 @@ R = TypeVar("R")
 Call = Callable[[], Any]  # of a kernel, with its arguments
 
 PACKAGE = Path(__file__).parent
+SIXTEEN: Final = 16  # numbers that `below` compares
 IMPORT = re.compile(rf"^from ({PACKAGE.name}[\w.]*) import (\([^)]*\)|.*)$", re.MULTILINE)
 
 
@@ -173,6 +174,30 @@ def _typed_prefetch(typing: Any, array: Any, at: Any) -> Any:
     return types.void(array, types.int64), generate
 
 
+def _below(array: Any, at: int, x: float) -> int:
+    """How many of SIXTEEN doubles from array[at] on, of an array (contiguous) or pointer, are less than x.
+
+    They are compared side by side: numba makes sixteen comparisons of a loop, which take four times as long.
+    """
+    return int((array[at : at + SIXTEEN] < x).sum())
+
+
+def _typed_below(typing: Any, array: Any, at: Any, x: Any) -> Any:
+    vector, word = ir.VectorType(ir.DoubleType(), SIXTEEN), ir.IntType(64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.gep(_first(context, builder, signature, arguments), [arguments[1]])
+        numbers = builder.load(builder.bitcast(place, vector.as_pointer()), align=8)
+        index = ir.VectorType(ir.IntType(32), SIXTEEN)
+        one = builder.insert_element(
+            ir.Constant(vector, ir.Undefined), arguments[2], ir.Constant(ir.IntType(32), 0)
+        )
+        less = builder.fcmp_ordered("<", numbers, builder.shuffle_vector(one, one, ir.Constant(index, None)))
+        return builder.zext(builder.ctpop(builder.bitcast(less, ir.IntType(SIXTEEN))), word)
+
+    return types.int64(array, types.int64, types.float64), generate
+
+
 def _pointer_to(kind: Any) -> Any:
     made: Any = types.CPointer  # it has no types
     return made(kind)
@@ -196,6 +221,7 @@ pointer = _intrinsic(_pointer, _typed_pointer)
 constant = _intrinsic(_constant, _typed_constant)
 stack = _intrinsic(_stack, _typed_stack, prefer_literal=True)
 prefetch = _intrinsic(_prefetch, _typed_prefetch)
+below = _intrinsic(_below, _typed_below)
 
 
 class _Files(cast(Any, caching.IndexDataCacheFile)):  # type: ignore[misc]  # it has no types

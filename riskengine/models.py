@@ -19,7 +19,8 @@ from riskengine.card import MODEL_TYPES, Card, differences, load_model
 from riskengine.decision import Message, Reason
 from riskengine.definition import Definition
 from riskengine.errors import Finding, Place, PolicyError, nearest
-from riskengine.forest import Forest, ModelError
+from riskengine.forest import Forest
+from riskengine.modeltext import ModelError
 from riskengine.policy import definition_fingerprint, feature_fingerprint
 from riskengine.shipped import shipped
 

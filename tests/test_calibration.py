@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from riskengine.calibration import Calibration
-from riskengine.forest import ModelError
+from riskengine.modeltext import ModelError
 
 SHARES = st.floats(0, 1)
 TABLES = st.lists(SHARES, min_size=1, max_size=12, unique=True).flatmap(

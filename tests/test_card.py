@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from riskengine.card import CARD_FILE, MODEL_FILE, Card, Estimate, Span, Spread, load_model, model_digest
-from riskengine.forest import ModelError
+from riskengine.modeltext import ModelError
 
 FEATURES = ("claims_1h", "user_age")
 FINGERPRINTS = {"claims_1h": "00000000000000aa", "user_age": "00000000000000bb"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import os
 import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from numpy.typing import NDArray
 from snapshot import matches_snapshot
 
 from riskengine import forest
-from riskengine.forest import Forest, ModelError
+from riskengine.forest import Forest
+from riskengine.modeltext import ModelError
 
 Float64s = NDArray[np.float64]
 ZERO = float(np.float32(1e-35))
@@ -214,7 +218,7 @@ def twin(trees: list[Drawn], row: list[float]) -> tuple[float, list[float]]:
 
 def rounding(model: Forest) -> float:
     """How far contributions may be off: half a unit at each split of a path."""
-    return float(model.unit / 2 * model.trees[:, forest.T_DEPTH].sum())
+    return float(model.unit / 2 * model.trees[:, forest.T_DEPTHS].sum())
 
 
 def predicted(model: Forest, rows: Float64s) -> Float64s:
@@ -261,9 +265,12 @@ def test_any_model_is_its_twin(trees: list[Drawn], rows: list[list[float]]) -> N
         assert own.tolist() == pytest.approx(of_twin, abs=1e-12 + rounding(model))
         assert own.sum() + model.bias == pytest.approx(raw, abs=1e-12 + rounding(model))
     # A larger model has no room for what each leaf gives: its paths are climbed, to the same sums.
-    climbing = replace(model, changes=model.changes[:0])
-    cells, chosen = np.ascontiguousarray(x.T), np.arange(40) % len(x)
-    assert climbing.contributions(cells, np.arange(FEATURES), chosen).tobytes() == swept.tobytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forest, "CHANGES_MAX", -1)
+        climbing = Forest.parse(model_text(trees))
+    assert len(climbing.changes) == 0
+    cells = np.ascontiguousarray(x.T)
+    assert climbing.contributions(cells, np.arange(FEATURES), np.arange(len(x))).tobytes() == shares.tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -306,14 +313,15 @@ def test_the_models_are_what_they_are_called() -> None:
     text = {kind: booster.model_to_string() for kind, booster in BOOSTERS.items()}
     rules = {kind: set(Forest.parse(text[kind]).axes[:, forest.A_RULE].tolist()) for kind in KINDS}
     assert rules["zero_as_missing"] == {forest.IF_NAN_OR_ZERO}
-    assert rules["categorical"] == {forest.IF_NAN, forest.CATEGORY}
+    assert rules["categorical"] == {forest.IF_NAN}
+    assert len(Forest.parse(text["categorical"]).sets) > 1
     assert rules["one_leaf"] == set()
     assert "average_output" in text["averaged"]
     assert Forest.parse(text["averaged"]).divisor == 21
     assert "sigmoid:0.7" in text["sigmoid"]
     assert text["stopped"].count("Tree=") < 21
     assert text["one_leaf"].count("num_leaves=1\n") >= 1
-    assert Forest.parse(text["large_trees"]).trees[:, forest.T_DEPTH].max() > 8
+    assert Forest.parse(text["large_trees"]).trees[:, forest.T_DEPTHS].max() > 8
     assert len(Forest.parse(text["large_trees"]).splits) == 0
     assert len(Forest.parse(text["plain"]).splits) > 0
 
@@ -370,6 +378,38 @@ def test_part_of_a_batch_compiles_nothing() -> None:
     model.predict(cells[:, 3:12], np.arange(5), part)
     assert part.tobytes() == whole[3:12].tobytes()
     assert len(getattr(forest.walk, "signatures", (0,))) == 1
+
+
+@pytest.mark.parametrize("kind", ["categorical", "zero_as_missing"])
+def test_without_compiling_every_bit_is_the_same(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.txt"
+    BOOSTERS[kind].save_model(path)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN.format(path=str(path))],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert hasattr(forest.walk, "py_func"), "this process does compile"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(PLAIN.format(path=str(path)), {})
+    assert done.stdout == said.getvalue()
+
+
+# 31 rows, a block to be swept; then 3 of them, each by itself.
+PLAIN = """
+import numpy as np
+from riskengine.forest import Forest
+model = Forest.load({path!r})
+cells = np.random.default_rng(5).normal(size=(5, 31)).round(1)
+cells[1] = np.arange(31)
+cells[cells > 1.5] = np.nan
+p, few = np.empty(31), np.empty(3)
+model.predict(cells, np.arange(5), p)
+model.predict(cells[:, :3], np.arange(5), few)
+shares = [model.contributions(cells, np.arange(5), rows) for rows in (np.arange(31), np.array([4, 0, 4]))]
+print([part.tobytes().hex() for part in (p, few, *shares)])
+"""
 
 
 def test_serving_does_not_import_lightgbm(tmp_path: Path) -> None:
@@ -491,22 +531,33 @@ TEXTS = {kind: booster.model_to_string() for kind, booster in BOOSTERS.items()}
 
 
 def assert_walks_end(model: Forest) -> None:
-    children = (model.nodes >> forest.CHILD).astype(np.int64)
+    children = model.nodes >> forest.CHILD
     leaf = children == np.arange(len(children))
     assert (children[~leaf] + 1 < len(children)).all()
-    axis = (model.nodes >> forest.AXIS & forest.HALF).astype(np.int64)
-    assert (axis[~leaf] < len(model.axes)).all()
+    axis = model.nodes >> forest.AXIS & forest.HALF
+    assert (axis[~leaf] < len(model.axes) + len(model.sets)).all()
     assert (model.nodes[leaf] & forest.HALF == forest.RANKS_MAX).all()
-    for root, depth in model.trees[:, :2].tolist():
+    for root, _, depth in model.trees.tolist():
         reached = {root}
         for _ in range(depth):
             reached = {
                 child for node in reached for child in (children[node], children[node] + (not leaf[node]))
             }
         assert leaf[list(reached)].all()
-    assert (model.axes[:, forest.A_FEATURE] < len(model.features)).all()
-    assert (model.splits[:, forest.P_AXIS] < max(len(model.axes), 1)).all()
-    assert len(model.splits) in (0, 2 * model.trees[:, forest.T_PAIRS].sum())
-    numeric = model.axes[model.axes[:, forest.A_RULE] != forest.CATEGORY]
-    ends = numeric[:, forest.A_FIRST] + (1 << numeric[:, forest.A_COUNT]) - 1
-    assert (ends <= len(model.thresholds)).all()
+    assert sorted(model.trees[:, forest.T_AT].tolist()) == list(range(len(model.trees)))
+    assert (model.asked[:, forest.S_FEATURE] < len(model.features)).all()
+    assert (model.sets[:, forest.C_FEATURE] < len(model.features)).all()
+    assert (model.splits[:, forest.P_AXIS] < max(len(model.axes) + len(model.sets), 1)).all()
+    assert len(model.splits) in (0, 2 * model.pairs.sum())
+    begins = model.asked[:, [forest.S_AXIS, forest.S_END]].ravel()
+    assert begins.tolist() == sorted(begins)
+    assert (begins <= len(model.axes)).all()
+    ends = [*model.asked[1:, forest.S_FIRST].tolist(), len(model.thresholds)] if len(model.asked) else []
+    for (_, first, levels, *_), end in zip(model.asked.tolist(), ends, strict=True):
+        above, last = 0, 1  # thresholds of the levels above, and sixteens of this one
+        for level in range(levels):
+            size = end - first - above if level == levels - 1 else 16 * last
+            assert size % 16 == 0
+            assert 0 < size <= 16 * last
+            assert np.isposinf(model.thresholds[first + above + size - 1])
+            above, last = above + size, size

@@ -21,8 +21,9 @@ from riskengine.check import check
 from riskengine.demo.stories import tell
 from riskengine.engine import Result
 from riskengine.files import open_output
-from riskengine.forest import ModelError, walk
+from riskengine.forest import walk
 from riskengine.models import REASON_RISK_MIN, REASONS_MAX, Model, models_folders, served_fingerprint
+from riskengine.modeltext import ModelError
 from riskengine.policy import definition_fingerprint, load_definition
 from riskengine.ruletest import run_tests
 from riskengine.shipped import shipped
