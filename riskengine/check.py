@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from riskengine.definition import Definition, Feature, Limit, Rule, Window
+from riskengine.definition import ACTIONS, ALERT_BUCKETS, Alert, Definition, Feature, Limit, Rule, Window
 from riskengine.errors import Finding, Place, render
 from riskengine.expression import Expression, Symbol, Term
 from riskengine.footprint import ENTITY_BYTES_MAX, cells, state_bytes
@@ -50,6 +50,7 @@ def explain(definition: Definition) -> dict[str, Any]:
     `features` and `limits` by name: entity, window, bucket_ms (0 for calendar windows and where there is
     none), error_ms_max (how much of the oldest end of a window may be missing, or for a limit too much),
     cap (members of a distinct), cells (entries kept at most), bytes_max (share of the entity's state).
+    `alerts` by name: of (what counts), by, over_ms, bucket_ms, above, clear, share, at_least.
     `entities` by name: bytes_max, and bytes_bound, past which a policy is refused.
     """
     costs = state_bytes(definition)
@@ -71,6 +72,7 @@ def explain(definition: Definition) -> dict[str, Any]:
     return {
         "features": {name: row(feature) for name, feature in definition.features.items()},
         "limits": {name: row(limit) for name, limit in definition.limits.items()},
+        "alerts": {name: _explain_alert(alert, definition) for name, alert in definition.alerts.items()},
         "entities": {
             name: {"bytes_max": sum(cost.values()), "bytes_bound": ENTITY_BYTES_MAX}
             for name, cost in costs.items()
@@ -110,7 +112,47 @@ def explain_text(definition: Definition) -> str:
         for name, row in explained["entities"].items()
     ]
     entities = _table(("entity", "bytes at most", f"of {ENTITY_BYTES_MAX:,}"), totals, right=2)
-    return f"{counters}\n\n{entities}\n"
+    if not definition.alerts:
+        return f"{counters}\n\n{entities}\n"
+    alerts = _table(
+        ("alert", "counts", "by", "window", "begins above", "ends at"),
+        [
+            (
+                name, row["of"], row["by"] or "", _say_ms(row["over_ms"]),
+                _say_level(row["above"], row["share"], row["at_least"]),
+                _say_level(row["clear"], row["share"]),
+            )
+            for name, row in explained["alerts"].items()
+        ],
+        right=0,
+    )  # fmt: skip
+    return f"{counters}\n\n{entities}\n\n{alerts}\n"
+
+
+def _explain_alert(alert: Alert, definition: Definition) -> dict[str, Any]:
+    """What counts, in words, and when an episode begins and ends."""
+    of = ["any" if len(alert.types) == len(definition.events) else " or ".join(alert.types)]
+    if alert.actions != ACTIONS:
+        of.append(f"answered with {' or '.join(alert.actions)}")
+    if alert.hits is not None:
+        of.append(f"hit by {alert.hits}")
+    if alert.when is not None:
+        of.append(f"when {alert.when.source}")
+    return {
+        "of": ", ".join(of),
+        "by": alert.by,
+        "over_ms": alert.over_ms,
+        "bucket_ms": alert.over_ms // ALERT_BUCKETS,
+        "above": alert.above,
+        "clear": alert.clear,
+        "share": alert.is_share,
+        "at_least": alert.least,
+    }
+
+
+def _say_level(level: float, is_share: bool, least: int = 0) -> str:
+    text = f"{level:.4g}" if not is_share else f"{level * 100:.4g}%"
+    return f"{text} of {least:,} or more" if least else text
 
 
 def _unfit_models(definition: Definition) -> list[Finding]:
@@ -145,6 +187,14 @@ def _never(definition: Definition) -> Iterable[Finding]:
             parts.append((f"the limit {limit.name} never applies", limit.types, limit.where))
     for feature in definition.features.values():
         parts.append((f"the feature {feature.name} never counts anything", feature.types, feature.where))
+    for alert in definition.alerts.values():
+        parts.append((f"the alert {alert.name} never counts anything", alert.types, alert.when))
+        hit = definition.rules.get(alert.hits or "") or definition.limits.get(alert.hits or "")
+        if hit is not None and hit.mode == "off":
+            yield _warning(
+                "never", alert.place, f"the alert {alert.name} never counts anything", length=len(alert.name),
+                found=f"{hit.name} is off", mend="count what another rule hits, or remove the alert",
+            )  # fmt: skip
     for rule in definition.rules.values():
         if rule.mode != "off" and rule.rollout == 0.0:
             yield _warning(
@@ -418,6 +468,7 @@ def _unused_features(definition: Definition) -> Iterable[Finding]:
         return
     used: set[str] = set()
     open_: list[Expression] = [rule.when for rule in definition.rules.values()]
+    open_ += [alert.when for alert in definition.alerts.values() if alert.when is not None]
     while open_:
         for symbol in open_.pop().symbols():
             feature = definition.features.get(symbol.name)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import hashing
+from riskengine.alerts import AlertSet
 from riskengine.cells import DAY_MS, PERIOD_MS, SIGHT_KEEP_MS
 from riskengine.decision import ALLOW, BY_RISK, DENY, LOWERED, REVIEW, Decision, Message, Reason, Verdict
 from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule, Table, Window
@@ -71,6 +72,7 @@ class Policy:
     model_column: int  # of cells: model.p
     champion: Scorer | None
     challengers: tuple[Scorer, ...]
+    alerts: AlertSet | None
     _outcomes: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -107,6 +109,9 @@ class Policy:
         fingerprint = definition_fingerprint(
             definition, {name: model.fingerprint for name, model in models.items()}
         )
+        alerts = AlertSet.compile(
+            definition, schema, layout, hasher, rules, features.limit_names, fingerprint, features.timezone
+        )
         return cls(
             definition,
             schema,
@@ -130,6 +135,7 @@ class Policy:
             np.array(marks, np.uint64),
             layout.number("model.p"),
             *bind_all(definition, models, features, schema.types),
+            alerts,
         )
 
     def tables(self, live: Mapping[str, Rows]) -> TableSet:

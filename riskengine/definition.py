@@ -29,6 +29,7 @@ Label = Literal["fraud", "legit"]
 ACTIONS: tuple[Action, ...] = ("allow", "review", "challenge", "deny")  # by severity
 CHALLENGES: tuple[Challenge, ...] = ("captcha", "sms", "voice", "face", "id")  # by severity
 LABELS: tuple[Label, ...] = ("fraud", "legit")
+ALERT_BUCKETS = 60  # an alert's window moves in so many steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,32 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Alert:
+    """A count or share of events that is worth a person's look once it passes a level.
+
+    An event counts where `when` holds, its action is among `actions` and `hits` fired; each of them may be
+    left out. `by` is what the counts are kept apart by: "rule" (every live rule or limit that fired), an
+    entity or a text field; None keeps one count of all. Shares are of all events of `types`, by the same.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    over_ms: int
+    above: float  # a count, or a share from 0 to 1: an episode begins past it
+    clear: float  # and ends when no more than this is left
+    is_share: bool = False
+    least: int = 0  # events in the window, fewer of which make no share
+    by: str | None = None
+    when: Expression | None = None
+    actions: tuple[Action, ...] = ACTIONS
+    hits: str | None = None  # a rule or limit, live or in shadow
+    message: Message | None = None
+    owner: str | None = None
+    tags: tuple[str, ...] = ()
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Decide:
     """Thresholds (>=) on risk for one event type; None means never."""
 
@@ -193,6 +220,7 @@ class Definition:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     rules: Mapping[str, Rule] = field(default_factory=dict)
     decide: Mapping[str, Decide] = field(default_factory=dict)
+    alerts: Mapping[str, Alert] = field(default_factory=dict)
     challengers: tuple[str, ...] = ()  # models that are asked too, and act on nothing
     folder: str | None = None  # where it was read: models are looked for beside it
     model_places: Mapping[str, Place] = field(default_factory=dict)  # by name: where the files say it

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from riskengine import event as parsing
 from riskengine import features as planning
 from riskengine import hashing, warming
+from riskengine.alerts import Alerts
 from riskengine.compiled import Policy, signed
 from riskengine.decision import ALLOW, CHALLENGE, Decision, ModelScore, Verdict, decide, name_decisions
 from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
-from riskengine.entries import Activation, EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.entries import Activation, AlertEntry, EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
@@ -76,6 +77,7 @@ class Engine:
         clock: Clock,
         key: bytes,
         model: str | None,
+        origin: str = "",
     ) -> None:
         """Use `Engine.open`."""
         self._policy = policy
@@ -92,6 +94,9 @@ class Engine:
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._rooms = _Rooms()
         self._closed = False
+        self._origin = origin
+        self._alerts = Alerts(policy.alerts, origin) if policy.alerts is not None else None
+        self._alerted: list[Callable[[AlertEntry], None]] = []  # who is told of episodes
         self.store_errors: Counter[str] = Counter()  # by StoreError.kind: batches judged without the store
 
     @classmethod
@@ -103,6 +108,7 @@ class Engine:
         clock: Clock | None = None,
         key: bytes | None = None,
         model: str | None = None,
+        origin: str = "",
     ) -> Self:
         """Open an engine on a policy folder.
 
@@ -110,7 +116,8 @@ class Engine:
         redis+cluster://HOST:PORT,HOST:PORT), shared by all that open it, or what opens one for features;
         `journal` is a URL or None; `clock` returns ms UTC, for tests; `key` hashes personal values
         and defaults to RISKENGINE_HASH_KEY; `model` takes the place of the policy's (here and in every
-        reload), and "none" does without any.
+        reload), and "none" does without any; `origin` names this process in the episodes of alerts, and one
+        of the same origin goes on with those that are open in its journal.
         A journal (sqlite:///FILE or postgresql://USER@HOST/DATABASE) is written behind: a kill -9 loses at
         most the last 100 ms or 1,000 decisions, whichever is more; with ?commit=sync at its end, nothing that
         was answered. While it cannot be written, each event type's `fail` says the least that is done,
@@ -135,9 +142,10 @@ class Engine:
         else:
             state = _open_shared(store, policy) if shared else MemoryStore(policy.features, size)
         opened = _open_journal(journal) if journal is not None else None
-        engine = cls(policy, state, opened, clock or _wall_clock, chosen, model)
+        engine = cls(policy, state, opened, clock or _wall_clock, chosen, model, origin)
         if opened is not None:
             opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
+            engine._resume_alerts()
         if warming.is_cold(policy):
             engine._rehearse()
         return engine
@@ -452,10 +460,47 @@ class Engine:
             tables = policy.tables(self._store.tables)
             self._store.reload(policy.features)
             self._policy, self._tables, self._warming = policy, tables, warming
+            self._adopt_alerts(now)
             if self._journal is not None:
                 entry = PolicyEntry(fingerprint=policy.fingerprint, time_ms=now, activation=activation)
                 self._journal.append([entry])
         self._settle()
+
+    def _adopt_alerts(self, now: int) -> None:
+        compiled, alerts = self._policy.alerts, self._alerts
+        if alerts is None:
+            self._alerts = Alerts(compiled, self._origin) if compiled is not None else None
+        elif compiled is None:
+            self._alerts = None
+            self._tell(alerts.close_all(now))
+        else:
+            self._tell(alerts.adopt(compiled, now))
+
+    # -- alerts
+
+    def on_alert(self, told: Callable[[AlertEntry], None]) -> None:
+        """Have `told` called when an episode of an alert begins and ends, and now and then between.
+
+        It is called with the engine's lock held, by whichever thread scores: it must return at once.
+        """
+        with self._open():
+            self._alerted.append(told)
+
+    def alerts(self) -> list[AlertEntry]:
+        """Episodes of alerts of this process, open ones and the latest that ended, the newest first."""
+        with self._open():
+            return self._alerts.episodes() if self._alerts is not None else []
+
+    def look_at_alerts(self) -> None:
+        """End the episodes that have ended by the clock, where no event has come since."""
+        with self._open():
+            if self._alerts is not None:
+                self._tell(self._alerts.look(self._clock()))
+
+    @property
+    def alert_status(self) -> Mapping[str, int]:
+        """Open episodes, keys evicted, what found no room; empty where the policy has no alerts."""
+        return {} if self._alerts is None else self._alerts.status
 
     def info(self) -> Info:
         """Sizes and losses of the store."""
@@ -503,6 +548,9 @@ class Engine:
         """Write what is queued for the journal and let go of the state. Closing twice is fine."""
         with self._lock:
             if not self._closed:
+                if self._alerts is not None and self._journal is not None:
+                    with suppress(RiskEngineError):  # it will be told by closing it
+                        self._journal.append(self._alerts.open_now())
                 self._closed = True
                 self._rooms = _Rooms()  # which hold on to the store's arrays
                 self._store.close()
@@ -718,6 +766,8 @@ class Engine:
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
             self._journal.append_later(Served(policy, found, decisions, now, met, self._journal.sealer))
+        if self._alerts is not None and counted and followed is None and self._shown is None:
+            self._tell(self._alerts.take(found, verdict, now, met))
         return decisions, first, met
 
     def _predict(self, found: Touches, verdict: Verdict) -> list[dict[str, float]] | None:
@@ -768,7 +818,26 @@ class Engine:
         self._store.postpone(touches, decisions, held, policy.horizon_ms)
         if self._journal is not None and decisions:
             self._journal.append_later(Served(policy, found, decisions, now, (), self._journal.sealer))
+        if self._alerts is not None and followed is None:
+            self._tell(self._alerts.take(found, verdict, now, ()))
         return decisions
+
+    def _tell(self, changed: Sequence[AlertEntry]) -> None:
+        """Journal what became of episodes, and tell those who asked; neither may fail what was decided."""
+        if not changed:
+            return
+        if self._journal is not None:
+            with suppress(RiskEngineError):  # its status and the log tell of a journal that takes nothing
+                self._journal.append(changed)
+        for told in self._alerted:
+            for entry in changed:
+                told(entry)
+
+    def _resume_alerts(self) -> None:
+        """Go on with the episodes that the journal has as open."""
+        assert self._journal is not None
+        if self._alerts is not None:
+            self._tell(self._alerts.resume(self._journal.alerts(open_only=True), self._clock()))
 
     def _see_rows(self, touches: Touches) -> Touches:
         """Take in live rows that others changed, for this batch too."""

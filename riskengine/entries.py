@@ -108,4 +108,39 @@ class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     seq: int = 0
 
 
-AnyEntry = Entry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry
+class AlertEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An episode of an alert: it began, it goes on, or (with `end_ms`) it is over.
+
+    Later entries of one `id` take the place of earlier ones. `key` is the campaign, rule or terminal that it
+    is counted by, or # and a keyed hash where that names a person; `key_hash` finds it again after a restart.
+    `peak` and `above` are counts, or shares from 0 to 1. `events` are the first that counted in it. `origin`
+    is the process that watches it.
+    """
+
+    id: str
+    alert: str
+    by: str | None
+    key: str | None
+    key_hash: int
+    start_ms: int
+    peak: float
+    peak_ms: int
+    updated_ms: int
+    above: float
+    share: bool
+    over_ms: int
+    events: tuple[str, ...]
+    end_ms: int | None = None
+    zh: str | None = None
+    en: str | None = None
+    policy: str = ""
+    origin: str = ""
+    seq: int = 0
+
+    @property
+    def begins(self) -> bool:
+        """Whether this is the first that is told of the episode."""
+        return self.end_ms is None and self.updated_ms == self.start_ms
+
+
+AnyEntry = AlertEntry | Entry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry

@@ -115,12 +115,13 @@ class Lone:
     Whoever calls a kernel for a lone event keeps the call here, and makes it anew where an array is another.
     """
 
-    __slots__ = ("counting", "judging", "look_up", "planning", "reading", "settling")
+    __slots__ = ("counting", "judging", "look_up", "planning", "reading", "settling", "watching")
 
     def __init__(self) -> None:
         self.planning: list[Call] = []
         self.reading: Call | None = None
         self.judging: list[Call] = []
+        self.watching: tuple[Int64s, list[Call]] | None = None
         # Behind the arrays that may be others by the next event:
         self.look_up: tuple[object, Call] | None = None
         self.counting: tuple[object, object, Call] | None = None

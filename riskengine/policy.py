@@ -148,6 +148,9 @@ def definition_fingerprint(definition: Definition, models: Mapping[str, str] | N
             },
             "rules": {name: _RULE_OF(rule) for name, rule in definition.rules.items()},
             "decide": definition.decide,
+            "alerts": {
+                name: (_ALERT_OF(alert), _source_of(alert.when)) for name, alert in definition.alerts.items()
+            },
         }
     )
 
@@ -161,6 +164,10 @@ _FEATURE_OF = attrgetter(
 _LIMIT_OF = attrgetter(
     "types", "by", "window", "field", "then", "challenge", "message", "mode", "owner", "tags"
 )
+_ALERT_OF = attrgetter(
+    "types", "over_ms", "above", "clear", "is_share", "least", "by", "actions", "hits", "message", "owner",
+    "tags",
+)  # fmt: skip
 _RULE_OF = attrgetter(
     "types", "when.source", "then", "risk", "challenge", "message", "mode", "rollout", "firm", "expires_ms",
     "owner", "tags",

@@ -22,7 +22,7 @@ from riskengine.compiled import salt_of
 from riskengine.decision import Decision, name_decisions
 from riskengine.definition import Definition
 from riskengine.engine import Engine
-from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry
+from riskengine.entries import AlertEntry, AnyEntry, EditEntry, Entry, LabelEntry
 from riskengine.errors import RiskEngineError
 from riskengine.event import Batch
 from riskengine.features import FeatureSet
@@ -316,4 +316,6 @@ def _when(entry: AnyEntry) -> int:
                 f"entry {entry.seq} of the journal (event {entry.event_id}) is damaged: it does not say what "
                 "the event moved"
             ) from None
+    if isinstance(entry, AlertEntry):
+        return entry.updated_ms
     return entry.received_ms if isinstance(entry, LabelEntry) else entry.time_ms

@@ -20,7 +20,15 @@ from riskengine import files
 from riskengine.compiled import Policy
 from riskengine.definition import Definition, Feature
 from riskengine.engine import Engine
-from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.entries import (
+    AlertEntry,
+    AnyEntry,
+    EditEntry,
+    Entry,
+    LabelEntry,
+    PolicyEntry,
+    ReleaseEntry,
+)
 from riskengine.errors import EventError, RiskEngineError
 from riskengine.event import Batch, Label
 from riskengine.features import Touches, text_at
@@ -213,7 +221,7 @@ def batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry | 
         if together:
             yield together
             together = []
-        if not isinstance(entry, Entry | PolicyEntry):
+        if not isinstance(entry, Entry | PolicyEntry | AlertEntry):
             yield entry
     if together:
         yield together

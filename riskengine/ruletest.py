@@ -25,6 +25,7 @@ from riskengine.vocabulary import ENVELOPE
 
 if TYPE_CHECKING:
     from riskengine.decision import Decision
+    from riskengine.entries import AlertEntry
 
 RISK_TOLERANCE = 1e-6
 FEATURE_TOLERANCE = 1e-9  # relative: a mean of cents may differ from its decimal text in the last place
@@ -47,6 +48,9 @@ class Judge(Protocol):
 
     def release(self, event_id: str) -> bool:
         """Give back what an event holds of limits."""
+
+    def on_alert(self, told: Callable[[AlertEntry], None]) -> None:
+        """Have `told` called with what becomes of episodes. Asked for only where the policy has alerts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +89,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A rule or limit that no test shows firing, or none shows not firing."""
+    """A rule, limit or alert that no test shows firing, or none shows not firing."""
 
-    kind: str  # rule | limit
+    kind: str  # rule | limit | alert
     name: str
     lacks: tuple[str, ...]  # firing, non-firing
     place: Place | None
@@ -189,6 +193,7 @@ class _Expected:
     risk: _Between | None = None
     features: Mapping[str, Value] = field(default_factory=dict)
     problem: str | None = None
+    alerts: tuple[str, ...] | None = None  # whose episode begins with this event
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,6 +492,10 @@ class _Reader:
                     said[name] = self.risk(value)
                 case "features":
                     said[name] = self.features(value)
+                case "alerts":
+                    parts = source.sequence(value, "`alerts`")
+                    names = [self.one_of(part, "an alert", self.definition.alerts) for part in parts]
+                    said[name] = tuple(alert for alert in names if alert is not None)
                 case "problem":
                     said[name] = source.text_of(value, "a problem's code")
         if "problem" in said and len(said) > 1:
@@ -711,11 +720,17 @@ def _run(
     began = stopwatch()
     now = [test.start_ms]
     engine = open_engine(definition, lambda: now[0])
+    began_now: list[str] = []
+    if definition.alerts:
+        engine.on_alert(lambda entry: began_now.append(entry.alert) if entry.begins else None)
     try:
         failures = []
         for step in test.steps:
             now[0] = test.start_ms + step.at_ms
-            failure = _score(engine, step, seen) if isinstance(step, _EventStep) else _call(engine, step)
+            began_now.clear()
+            failure = (
+                _score(engine, step, seen, began_now) if isinstance(step, _EventStep) else _call(engine, step)
+            )
             if failure is not None:
                 failures.append(failure)
     finally:
@@ -725,7 +740,7 @@ def _run(
     return Result(test.name, test.place, tuple(failures), stopwatch() - began)
 
 
-def _score(engine: Judge, step: _EventStep, seen: _Coverage) -> Failure | None:
+def _score(engine: Judge, step: _EventStep, seen: _Coverage, alerts: Sequence[str]) -> Failure | None:
     name = f"event {step.event['event_id']}"
     expected = step.expected
     wanted = expected.problem if expected is not None else None
@@ -740,11 +755,17 @@ def _score(engine: Judge, step: _EventStep, seen: _Coverage) -> Failure | None:
     if expected is None:
         return None
     seen.add(step.event["type"], decision)
+    if expected.alerts is not None:
+        seen.add_alerts(alerts)
     row = _row(decision)
     if wanted is not None:
         mismatches = [Mismatch("problem", wanted, f"none: the action is {decision.action}")]
     else:
         mismatches = list(_mismatches(expected, decision, row))
+        if expected.alerts is not None and {*expected.alerts} != {*alerts}:
+            mismatches.append(
+                Mismatch("alerts", ", ".join(expected.alerts) or "none", ", ".join(alerts) or "none")
+            )
     return Failure(step.place, name, tuple(mismatches), row) if mismatches else None
 
 
@@ -810,8 +831,15 @@ class _Coverage:
             for name, hit in hits.items()
             if hit.mode != "off"
         }
+        self.alerts = definition.alerts
+        self.began: set[str] = set()
+        self.quiet: set[str] = set()
         self.fired: set[str] = set()
         self.silent: set[str] = set()
+
+    def add_alerts(self, began: Sequence[str]) -> None:
+        self.began.update(began)
+        self.quiet.update(self.alerts.keys() - set(began))
 
     def add(self, type_name: str, decision: Decision) -> None:
         hits = {*decision.fired, *decision.shadow}
@@ -829,6 +857,11 @@ class _Coverage:
             )
             if lacks:
                 yield Gap(kind, name, lacks, place)
+        for name, alert in self.alerts.items():
+            shown = (("firing", self.began), ("non-firing", self.quiet))
+            lacks = tuple(what for what, seen in shown if name not in seen)
+            if lacks:
+                yield Gap("alert", name, lacks, alert.place)
 
 
 # -- the report as text

@@ -15,6 +15,15 @@ from riskengine.definition import Field, FieldType
 ENVELOPE: Final = frozenset({"event_id", "type", "time", "follows"})
 
 
+# Fields that name things and businesses, not people: an alert shows them as they are.
+THINGS: Final = frozenset(
+    {
+        "campaign_id", "coupon_type", "batch_id", "terminal_id", "merchant_id", "region", "channel", "funder",
+        "phone_kind", "currency",
+    }
+)  # fmt: skip
+
+
 def _fields(kinds: Mapping[str, tuple[FieldType, int | None]]) -> Mapping[str, Field]:
     return MappingProxyType({name: Field(name, kind, digits) for name, (kind, digits) in kinds.items()})
 

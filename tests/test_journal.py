@@ -20,7 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riskengine.decision import Decision
-from riskengine.entries import Activation, AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.entries import (
+    Activation,
+    AlertEntry,
+    AnyEntry,
+    EditEntry,
+    Entry,
+    LabelEntry,
+    PolicyEntry,
+    ReleaseEntry,
+)
 from riskengine.journal import Journal, JournalError, database, door, pack_row, spool, tables, unpack_row
 from riskengine.journal.blocks import Block, pack_entries
 
@@ -105,6 +114,10 @@ def test_all_kinds_are_replayed_in_arrival_order(url: str) -> None:
         EditEntry(kind="list", op="delete", name="blocked", entity="device", key=2**64 - 1, time_ms=9),
         LabelEntry(event_id="e1", label="legit", time_ms=9),
         entry("e3", event={"type": "payment"}),
+        AlertEntry(
+            id="a", alert="busy", by="terminal", key="till-7", key_hash=2**64 - 1, start_ms=3, peak=0.5,
+            peak_ms=4, updated_ms=5, above=0.3, share=True, over_ms=60_000, events=("e1", "e2"), zh="忙",
+        ),
     ]  # fmt: skip
     with Journal.open(url) as journal:
         for one in entries:
@@ -119,6 +132,11 @@ def test_all_kinds_are_replayed_in_arrival_order(url: str) -> None:
         assert list(journal.replay(after=8)) == numbered[8:]
         assert [label.label for label in journal.labels("e1")] == ["fraud", "legit"]
         assert journal.labels("e2") == []
+        assert journal.alerts() == numbered[-1:]
+        journal.append([msgspec.structs.replace(entries[-1], updated_ms=9, end_ms=9)])
+        journal.flush()
+        assert [one.end_ms for one in journal.alerts()] == [9]
+        assert journal.alerts(open_only=True) == []
 
 
 def test_replay_reads_many_pages_and_stops_at_what_was_there(

@@ -382,6 +382,7 @@ def test_openapi_has_every_route_and_the_page_needs_no_network(server: Served) -
     described = server.ask("GET", "/openapi.json").value
     assert described["openapi"].startswith("3.1")
     assert set(described["paths"]) == {
+        "/v1/alerts",
         "/v1/score", "/v1/score/batch", "/v1/labels", "/v1/decisions/{event_id}",
         "/v1/decisions/{event_id}/release", "/v1/lists/{name}/{entity}/{value}", "/v1/tables/{name}/{key}",
         "/v1/policy", "/v1/policy/history", "/v1/policy/contract", "/v1/policy/check", "/v1/policy/activate",

@@ -27,7 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",
      "shipped"),
-    ("features", "rules", "modeltext", "forest", "calibration", "card", "stores", "journal", "masking"),
+    ("features", "rules", "modeltext", "forest", "calibration", "card", "stores", "journal", "masking",
+     "alerts"),
     ("sections", "policy", "models", "compiled", "served", "warming", "engine"),
     ("rows", "replay", "rebuild"),
     # consumers of the engine and of replay

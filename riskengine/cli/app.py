@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from riskengine.cli import (
+    alerts,
     check,
     demo,
     evaluate,
@@ -66,3 +67,4 @@ app.command("serve")(serve.serve)
 app.command("rebuild")(rebuild.rebuild)
 app.add_typer(keys.keys, name="keys")
 app.add_typer(journal.journal, name="journal")
+app.command("alerts")(alerts.alerts)

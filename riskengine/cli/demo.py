@@ -76,6 +76,7 @@ def _told(report: Report, seconds: float, folder: Path, output: Path) -> Iterato
     yield from _headline(report, seconds)
     yield from _by_kind(report)
     yield from _by_rule(report)
+    yield from _by_alert(report)
     yield ""
     yield paint("Three decisions" if len(report.stories) == 3 else "Decisions", "bold")
     for number, story in enumerate(report.stories, 1):
@@ -149,6 +150,15 @@ def _by_rule(report: Report) -> Iterator[str]:
     for rule in watched:
         name = f"{rule.name}{' *' if rule.is_limit else ''}"
         yield f"  {name:30} {rule.abuse.events:>11,} {rule.abuse_missed:>17,} {rule.customers:>15,}"
+
+
+def _by_alert(report: Report) -> Iterator[str]:
+    if report.alerts:
+        yield paint(f"{'Alerts that began':38} {'episodes':>8}  {'the first, after minutes':>25}", "bold")
+    for alert in report.alerts:
+        at = f"{(alert.first_ms - report.slots[0].start_ms) / 60_000:,.0f}"
+        key = "" if alert.key is None else f"  {alert.key}"
+        yield f"  {alert.name:38} {alert.episodes:>8,}  {at:>5}{key}"
 
 
 def _story(number: int, story: Story) -> Iterator[str]:

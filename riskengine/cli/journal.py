@@ -37,15 +37,17 @@ def info(
     """Say what a journal holds: how many entries of each kind, since when, and how large it is."""
     from riskengine.journal import keeping
 
-    with _opened(journal) as opened:
-        facts = keeping.info(opened)
+    with opened(journal) as found:
+        facts = keeping.info(found)
     if as_json:
         show_json(facts)
         return
-    since, until = _shown(facts["first_ms"]), _shown(facts["last_ms"])
+    since, until = shown_time(facts["first_ms"]), shown_time(facts["last_ms"])
     show(f"{facts['journal']}: layout {facts['layout']}, {facts['bytes']:,} bytes")
     show(f"{count(facts['decisions'], 'decision')} from {since} to {until}")
-    show(", ".join(f"{facts[name]:,} {name}" for name in ("labels", "edits", "releases", "policies")))
+    show(
+        ", ".join(f"{facts[name]:,} {name}" for name in ("labels", "edits", "releases", "policies", "alerts"))
+    )
     if facts["sealed_blocks"]:
         key = facts["key"] or "not given"
         show(f"personal values are encrypted in {count(facts['sealed_blocks'], 'block')} (key: {key})")
@@ -61,8 +63,8 @@ def show_event(
 
     from riskengine.journal import keeping
 
-    with _opened(journal) as opened:
-        entry = opened.decision(event_id)
+    with opened(journal) as found:
+        entry = found.decision(event_id)
         if entry is None:
             raise RiskEngineError(f"the journal has no event of this id. Look at the URL: {journal}")
         told = {
@@ -70,12 +72,12 @@ def show_event(
             "decision": msgspec.Raw(entry.decision),
             "event": entry.event,
             "labels": [
-                {"label": found.label, "time": found.time_ms, "source": found.source}
-                for found in opened.labels(event_id)
+                {"label": label.label, "time": label.time_ms, "source": label.source}
+                for label in found.labels(event_id)
             ],
         }
-        if opened.sealer is not None:
-            told["personal"] = keeping.in_clear(opened, event_id)
+        if found.sealer is not None:
+            told["personal"] = keeping.in_clear(found, event_id)
     show_json(told)
 
 
@@ -84,9 +86,10 @@ def prune(
     older: Annotated[str, typer.Option("--older", metavar="AGE", help="As 400d, 36h.")],
     journal: JournalOption = _DEFAULT,
 ) -> None:
-    """Delete decisions, labels and releases that are older, for good. Serving goes on meanwhile.
+    """Delete decisions, labels, releases and episodes of alerts that are older, for good.
 
-    Edits of lists and tables stay: what is in effect now may be old, and a rebuild needs it.
+    Serving goes on meanwhile. Edits of lists and tables stay: what is in effect now may be old, and a rebuild
+    needs it.
     """
     from riskengine.journal import keeping
 
@@ -94,9 +97,9 @@ def prune(
     if match is None:
         raise typer.BadParameter(f"{older} is no age: write 400d, 36h, 90m or 10s", param_hint="--older")
     before_ms = time.time_ns() // 1_000_000 - int(match[1]) * _UNITS_MS[match[2]]
-    with _opened(journal) as opened, bar("pruning") as moved:
-        done = keeping.prune(opened, before_ms, moved)
-    say(f"deleted {count(done, 'decision')} from before {_shown(before_ms)}")
+    with opened(journal) as found, bar("pruning") as moved:
+        done = keeping.prune(found, before_ms, moved)
+    say(f"deleted {count(done, 'decision')} from before {shown_time(before_ms)}")
 
 
 @journal.command()
@@ -121,8 +124,8 @@ def export(
             f"decisions are written as Parquet: name {output} .parquet", param_hint="--out"
         )
     from_ms, to_ms = _time(from_, "--from", 0), _time(to, "--to", 2**62)
-    with _opened(journal) as opened, bar("exporting") as moved:
-        done = keeping.export(opened, output, from_ms, to_ms, moved)
+    with opened(journal) as found, bar("exporting") as moved:
+        done = keeping.export(found, output, from_ms, to_ms, moved)
     say(f"wrote {count(done, 'decision')} to {output}")
 
 
@@ -131,17 +134,18 @@ def reseal(journal: JournalOption = _DEFAULT) -> None:
     """Encrypt with the first key of RISKENGINE_JOURNAL_KEY what an older one of it encrypted."""
     from riskengine.journal import keeping
 
-    with _opened(journal) as opened, bar("encrypting") as moved:
-        done = keeping.reseal(opened, moved)
+    with opened(journal) as found, bar("encrypting") as moved:
+        done = keeping.reseal(found, moved)
     say(f"encrypted {count(done, 'block')} anew: the old keys are needed no more")
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Journal]:
+def opened(url: str) -> Iterator[Journal]:
+    """A journal that is there."""
     from riskengine.journal import Journal
 
-    with Journal.open(url, create=False) as opened:
-        yield opened
+    with Journal.open(url, create=False) as found:
+        yield found
 
 
 def _time(text: str | None, option: str, otherwise: int) -> int:
@@ -156,7 +160,8 @@ def _time(text: str | None, option: str, otherwise: int) -> int:
     return int(found.replace(tzinfo=found.tzinfo or UTC).timestamp() * 1_000)
 
 
-def _shown(ms: int | None) -> str:
+def shown_time(ms: int | None) -> str:
+    """A time as people read it."""
     if ms is None:
         return "never"
     return datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

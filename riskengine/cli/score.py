@@ -65,6 +65,7 @@ def score(
     _refuse_same_file(input_, output)
     folder = rules_folder(rules)
     actions: Counter[str] = Counter()
+    alerts: Counter[str] = Counter()
     interrupted, unknown = False, 0
     with compiling_told():
         from riskengine import files
@@ -78,6 +79,7 @@ def score(
             bar("scoring") as moved,
         ):
             began = time.perf_counter()
+            engine.on_alert(lambda entry: alerts.update([entry.alert] if entry.begins else []))
             try:
                 known = files.read_labels(labels, refused.add) if labels is not None else []
                 chunks = files.read_events(input_, refused.add, sort=sort, progress=progress)
@@ -102,6 +104,7 @@ def score(
                 "ok": not (interrupted or refused.count),
                 "events": actions.total(),
                 "actions": actions,
+                "alerts": alerts,
                 "rejected": refused.count,
                 "unknown_labels": unknown,
                 "interrupted": interrupted,
@@ -110,6 +113,8 @@ def score(
         )
     else:
         _summarise(actions, seconds)
+        if alerts:
+            say("alerts: " + ", ".join(f"{name} {n:,}" for name, n in alerts.most_common()))
     if unknown:
         say(f"{count(unknown, 'label')} {'is' if unknown == 1 else 'are'} of no event seen before it")
     if interrupted:

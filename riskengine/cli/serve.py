@@ -60,6 +60,20 @@ def serve(
         Literal["text", "json"] | None,
         typer.Option(help="Lines for people, or JSON for programs.", show_default="text"),
     ] = None,
+    alert_webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Post episodes of alerts there, signed with RISKENGINE_ALERT_SECRET.",
+            show_default=False,
+        ),
+    ] = None,
+    alert_webhook_private: Annotated[
+        bool,
+        typer.Option(
+            "--alert-webhook-private", help="Its address may be one that is not of the public internet."
+        ),
+    ] = False,
     from_folder: Annotated[
         bool, typer.Option("--from-folder", help="Serve the folder's policy, not what was activated last.")
     ] = False,
@@ -88,6 +102,8 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         log=log,
+        alert_webhook=alert_webhook,
+        alert_webhook_private=alert_webhook_private or None,
         from_folder=from_folder or None,
     )
     settings.check()

@@ -15,6 +15,7 @@ from riskengine.decision import Decision
 from riskengine.definition import Definition, Limit, Rule
 from riskengine.demo.stories import Story, choose
 from riskengine.engine import Engine
+from riskengine.entries import AlertEntry
 from riskengine.errors import EventError, RiskEngineError
 from riskengine.models import load_models
 from riskengine.simulate import (
@@ -50,6 +51,7 @@ class Day:
     traffic: Traffic
     decisions: list[Decision]
     seconds: float
+    alerts: Sequence[AlertEntry] = ()  # episodes that began on the campaign's day
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,16 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertReport:
+    """An alert of which episodes began that day: how many, when the first, and what that was counted by."""
+
+    name: str
+    episodes: int
+    first_ms: int
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The day in numbers, with decisions told in words."""
 
@@ -129,6 +141,7 @@ class Report:
     slots: tuple[Slot, ...]
     bins: tuple[Bin, ...]
     stories: tuple[Story, ...]
+    alerts: tuple[AlertReport, ...]  # the first to begin first
 
     @property
     def stopped(self) -> Tally:
@@ -172,8 +185,12 @@ def play(
         with suppress(RiskEngineError):  # a policy without such a list trusts nobody
             engine.list_put("trusted", "device", device)
     decisions: list[Decision] = []
+    alerts: list[AlertEntry] = []
     seconds = 0.0
     newest_ms = 0
+    engine.on_alert(
+        lambda entry: alerts.append(entry) if entry.begins and entry.start_ms >= CAMPAIGN_DAY_MS else None
+    )
 
     def decide(events: list[Event]) -> list[Outcome]:
         nonlocal seconds, newest_ms
@@ -194,7 +211,7 @@ def play(
         return outcomes
 
     traffic = simulate(seed, DAYS, users, shown, decide)
-    return Day(traffic, decisions, seconds)
+    return Day(traffic, decisions, seconds, alerts)
 
 
 def with_shipped_model(definition: Definition) -> Definition:
@@ -232,7 +249,16 @@ def judge(seed: int, day: Day, definition: Definition) -> Report:
         slots=tuple(_slots(attempts)),
         bins=tuple(_bins(judged)),
         stories=choose(judged, definition),
+        alerts=tuple(_alerts(day.alerts)),
     )
+
+
+def _alerts(began: Sequence[AlertEntry]) -> Iterator[AlertReport]:
+    by_name: dict[str, list[AlertEntry]] = {}
+    for entry in began:
+        by_name.setdefault(entry.alert, []).append(entry)
+    for name, entries in by_name.items():
+        yield AlertReport(name, len(entries), entries[0].start_ms, entries[0].key)
 
 
 @dataclass(frozen=True, slots=True)

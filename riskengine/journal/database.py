@@ -156,7 +156,7 @@ class Database:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             return
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for table in (tables.blocks, tables.ids, tables.labels, tables.releases):
+            for table in (tables.blocks, tables.ids, tables.labels, tables.releases, tables.alerts):
                 connection.exec_driver_sql(f"VACUUM {table.name}")
 
     @contextmanager
@@ -309,6 +309,7 @@ def _dial(uri: str, sync: bool) -> sqlite3.Connection:
 def _check_file(connection: Connection, file: str, create: bool) -> None:
     """Make the tables in a new file; refuse another program's file and another version's."""
     if _is_journal(connection, file):
+        _add(connection)
         return
     if not create:
         raise JournalError(f"the journal {file} is empty. Put a copy of it in its place.")
@@ -354,6 +355,13 @@ def _is_journal(connection: Connection, file: str) -> bool:
 def _make(connection: Connection) -> None:
     tables.schema.create_all(connection)
     connection.execute(sa.insert(tables.about).values(id=1, version=SCHEMA_VERSION, last=0))
+
+
+def _add(connection: Connection) -> None:
+    """Make the tables that a journal of this layout may be older than."""
+    for table in tables.ADDED:
+        table.create(connection, checkfirst=True)
+    connection.commit()
 
 
 def _check_version(where: str, version: int) -> None:
@@ -411,11 +419,12 @@ def _check_server(connection: Connection, shown: str, create: bool) -> None:
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_APPLICATION_ID,))  # one makes the tables
     inspector = sa.inspect(connection)
     names = set(inspector.get_table_names())
-    ours = {table.name for table in tables.schema.sorted_tables}
+    ours = {table.name for table in tables.schema.sorted_tables if table not in tables.ADDED}
     if ours <= names:
         columns = {column["name"] for column in inspector.get_columns("about")}
         if columns == {"id", "version", "last"}:
             _check_version(shown, connection.execute(sa.select(tables.about.c.version)).scalar_one())
+            _add(connection)
             return
     if ours & names:
         taken = ", ".join(sorted(ours & names))

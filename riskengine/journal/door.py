@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 import msgspec
 import sqlalchemy as sa
 
-from riskengine.entries import Activation, AnyEntry, Entry, LabelEntry
+from riskengine.entries import Activation, AlertEntry, AnyEntry, Entry, LabelEntry
 from riskengine.journal import tables
 from riskengine.journal.address import Address
 from riskengine.journal.blocks import Block, Pending, pack_entries, unpack
@@ -387,6 +387,20 @@ class Journal:
         query = sa.select(policies).where(policies.c.activation.is_not(None)).order_by(policies.c.seq)
         found = (tables.policy(row).activation for row in self.database.select(query))
         return [activation for activation in found if activation is not None]
+
+    def alerts(self, *, open_only: bool = False, most: int | None = None) -> list[AlertEntry]:
+        """Episodes of alerts as they stood last, of every process; the newest first. Raises JournalError."""
+        if self._address is None:
+            return []
+        with self._changed:
+            self._check_open()
+        alerts = tables.alerts
+        latest = sa.select(sa.func.max(alerts.c.seq)).group_by(alerts.c.id)
+        query = sa.select(alerts).where(alerts.c.seq.in_(latest))
+        if open_only:
+            query = query.where(alerts.c.ended.is_(None))
+        rows = self.database.select(query.order_by(alerts.c.start.desc(), alerts.c.seq.desc()).limit(most))
+        return [tables.alert(row) for row in rows]
 
     def replay(self, after: int = 0) -> Iterator[AnyEntry]:
         """Every entry with `seq` above `after` that is committed by now, of every kind, in arrival order.

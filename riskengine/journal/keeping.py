@@ -65,11 +65,11 @@ def in_clear(journal: Journal, event_id: str) -> dict[str, Any]:
 
 
 def prune(journal: Journal, before_ms: int, moved: Moved = lambda done, total: None) -> int:
-    """Delete decisions judged before a time, and labels and releases that came before it; how many decisions.
+    """Delete decisions judged before a time, and what else came before it; how many decisions.
 
-    Edits of lists and tables stay, and so do policies: what is in effect now may be old. It goes in small
-    steps, so that the writer waits for none for long, and can be interrupted between any two. What is deleted
-    cannot be read from the file any more.
+    Labels, releases and episodes of alerts go too. Edits of lists and tables stay, and so do policies: what
+    is in effect now may be old. It goes in small steps, so that the writer waits for none for long, and can
+    be interrupted between any two. What is deleted cannot be read from the file any more.
     """
     database, blocks = journal.database, tables.blocks
     old = blocks.c.until < before_ms
@@ -98,6 +98,7 @@ def prune(journal: Journal, before_ms: int, moved: Moved = lambda done, total: N
         database.script(
             sa.delete(tables.labels).where(tables.labels.c.received < before_ms),
             sa.delete(tables.releases).where(tables.releases.c.time < before_ms),
+            sa.delete(tables.alerts).where(tables.alerts.c.updated < before_ms),
         )
     finally:
         if done:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import sqlalchemy as sa
 
-from riskengine.entries import Activation, AnyEntry, EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.entries import (
+    Activation,
+    AlertEntry,
+    AnyEntry,
+    EditEntry,
+    LabelEntry,
+    PolicyEntry,
+    ReleaseEntry,
+)
 
 SCHEMA_VERSION: Final = 3
 
@@ -89,9 +98,21 @@ policies = sa.Table(
     sa.Column("author", sa.Text),
     sa.Column("activation", sa.LargeBinary),
 )
+alerts = sa.Table(  # an episode's later rows take the place of its earlier ones
+    "alerts",
+    schema,
+    sa.Column("seq", _BIG, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False, index=True),
+    sa.Column("alert", sa.Text, nullable=False),
+    sa.Column("start", _BIG, nullable=False),
+    sa.Column("ended", _BIG),
+    sa.Column("updated", _BIG, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+ADDED: Final = (alerts,)  # since the layout's first journals: made in those when they are opened
 
 
-def pack(entry: LabelEntry | EditEntry | ReleaseEntry | PolicyEntry) -> tuple[str, Row]:
+def pack(entry: AlertEntry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry) -> tuple[str, Row]:
     """The table of an entry, and its row."""
     match entry:
         case LabelEntry():
@@ -117,6 +138,11 @@ def pack(entry: LabelEntry | EditEntry | ReleaseEntry | PolicyEntry) -> tuple[st
                 entry.author,
                 entry.time_ms,
             )
+        case AlertEntry():
+            body = msgspec.msgpack.encode(entry)
+            return "alerts", (
+                0, entry.id, entry.alert, entry.start_ms, entry.end_ms, entry.updated_ms, body,
+            )  # fmt: skip
         case ReleaseEntry():
             return "releases", (0, entry.event_id, entry.time_ms)
         case PolicyEntry():
@@ -169,9 +195,15 @@ def policy(row: Row) -> PolicyEntry:
     return PolicyEntry(fingerprint=fingerprint, time_ms=time_ms, activation=activation, seq=seq)
 
 
+def alert(row: Row) -> AlertEntry:
+    """A row of `alerts`."""
+    return msgspec.structs.replace(msgspec.msgpack.decode(row[6], type=AlertEntry), seq=row[0])
+
+
 KINDS: Final[tuple[tuple[sa.Table, Callable[[Row], AnyEntry]], ...]] = (
     (labels, label),
     (edits, edit),
     (releases, release),
     (policies, policy),
+    (alerts, alert),
 )

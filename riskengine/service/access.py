@@ -36,6 +36,7 @@ NEEDED: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("POST", "/v1/labels"): "label",
     ("POST", "/v1/decisions/{event_id}/release"): "score",
     ("GET", "/v1/decisions/{event_id}"): "read",
+    ("GET", "/v1/alerts"): "read",
     ("GET", "/v1/lists/{name}/{entity}/{value}"): "read",
     ("PUT", "/v1/lists/{name}/{entity}/{value}"): "lists",
     ("DELETE", "/v1/lists/{name}/{entity}/{value}"): "lists",

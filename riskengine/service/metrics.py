@@ -20,7 +20,9 @@ from prometheus_client.registry import Collector
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine, Result
+from riskengine.entries import AlertEntry
 from riskengine.errors import EventError, RiskEngineError
+from riskengine.service.alerting import Alerting
 from riskengine.service.gathering import Gatherer
 
 SECONDS: Final = (
@@ -76,6 +78,8 @@ class Counts(msgspec.Struct):
     flags: dict[str, int] = {}
     problems: dict[str, int] = {}
     store_errors: dict[str, int] = {}
+    alerts: dict[str, int] = {}  # episodes that began, by alert
+    webhook: dict[str, int] = {}  # deliveries by outcome
     risk: Histogram = msgspec.field(default_factory=lambda: Histogram.of(RISK))
     batches: Histogram = msgspec.field(default_factory=lambda: Histogram.of(EVENTS))
     scoring: Histogram = msgspec.field(default_factory=lambda: Histogram.of(SECONDS))
@@ -96,9 +100,22 @@ class Counts(msgspec.Struct):
             self.gauges[name] = self.gauges.get(name, 0.0) + value
 
 
-_TALLIES: Final = ("requests", "decisions", "fired", "shadow", "flags", "problems", "store_errors")
+_TALLIES: Final = (
+    "requests",
+    "decisions",
+    "fired",
+    "shadow",
+    "flags",
+    "problems",
+    "store_errors",
+    "alerts",
+    "webhook",
+)
 _GAUGES: Final = {
     "queue_events": "Events waiting or being scored.",
+    "alerts_open": "Episodes of alerts that go on.",
+    "alerts_evicted": "Keys of alerts that made room for others.",
+    "alerts_overflown": "Events and episodes of alerts for which there was no room.",
     "journal_queued": "The journal's entries: queued.",
     "journal_committed": "The journal's entries: committed.",
     "journal_failures": "The journal's attempts: failures.",
@@ -116,12 +133,20 @@ class Metrics(Collector):
         self._counts = _read(own) or Counts() if own is not None else Counts()
         self._counts.gauges = {}
         self._before = dict(self._counts.store_errors)
+        self._webhook_before = dict(self._counts.webhook)
+        self._alerting: Alerting | None = None
+        engine.on_alert(self._alerted)
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def watch(self, gatherer: Gatherer) -> None:
-        """Also tell of this queue."""
+    def watch(self, gatherer: Gatherer, alerting: Alerting | None = None) -> None:
+        """Also tell of this queue, and of where alerts go."""
         self._gatherer = gatherer
+        self._alerting = alerting
+
+    def _alerted(self, entry: AlertEntry) -> None:
+        if entry.begins:
+            _count(self._counts.alerts, (entry.alert,))
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -193,6 +218,8 @@ class Metrics(Collector):
         yield _counter(
             "store_errors", "Batches that the store did not answer.", ("kind",), counts.store_errors
         )
+        yield _counter("alerts", "Episodes of alerts that began.", ("alert",), counts.alerts)
+        yield _counter("webhook", "Deliveries to the alerts' webhook.", ("outcome",), counts.webhook)
         for name, told, histogram in (
             ("risk", "Risk of what was decided.", counts.risk),
             ("batch_events", "Events in a batch of the engine.", counts.batches),
@@ -222,6 +249,12 @@ class Metrics(Collector):
         counts.store_errors = dict(self._before)
         for kind, n in self._engine.store_errors.copy().items():
             counts.store_errors[kind] = counts.store_errors.get(kind, 0) + n
+        for name, n in self._engine.alert_status.items():
+            counts.gauges[f"alerts_{name}"] = float(n)
+        if self._alerting is not None:
+            counts.webhook = dict(self._webhook_before)
+            for name, n in self._alerting.status.items():
+                counts.webhook[name] = counts.webhook.get(name, 0) + n
         if self._gatherer is not None:
             counts.gauges["queue_events"] = float(self._gatherer.held)
         if self._engine.journal is not None:

@@ -26,6 +26,8 @@ from riskengine.service.settings import BATCH_EVENTS_MAX
 from riskengine.service.shapes import (
     Activated,
     ActivationShown,
+    Alerts,
+    AlertShown,
     CheckReport,
     Contract,
     History,
@@ -66,6 +68,14 @@ _ACTIVATION: Final[dict[str, Any]] = {
 }
 
 
+_EPISODE: Final[dict[str, Any]] = {
+    "id": "9f86d081884c7d65", "alert": "codes-invalid-at-a-terminal", "by": "terminal", "key": "till-7",
+    "start": 1_794_362_400_000, "end": None, "updated": 1_794_362_460_000, "peak": 0.6,
+    "peak_time": 1_794_362_460_000, "above": 0.3, "share": True, "over": 3_600.0, "events": ["e1", "e2"],
+    "message": {"zh": "...", "en": "..."}, "policy": "7f1b0c9d2e3a4b5c", "origin": "host/one",
+}  # fmt: skip
+
+
 async def _read(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError("media-type", "send application/json, and say so in Content-Type")
@@ -94,6 +104,7 @@ def application(sidecar: Sidecar) -> FastAPI:
     _lists(app, engine)
     _tables(app, engine)
     _policy(app, engine, sidecar.policies)
+    _alerts(app, engine)
     _operating(app, sidecar)
     return app
 
@@ -413,6 +424,21 @@ def _author(request: Request) -> str | None:
     """The name of the API key, where there are keys."""
     name: str | None = request.scope.get("riskengine.key")
     return name
+
+
+def _alerts(app: FastAPI, engine: Engine) -> None:
+    @app.get("/v1/alerts", **operation(None, Alerts, 422, 503, answers={"alerts": [_EPISODE]}))
+    def alerts(open: Annotated[Literal["true", "false"], Query()] = "false") -> Response:
+        """Episodes of alerts, the newest first, up to 200; with `?open=true` those that go on.
+
+        With a journal they are those of every process that writes it.
+        """
+        engine.look_at_alerts()
+        found = {} if engine.journal is None else {one.id: one for one in engine.journal.alerts(most=200)}
+        found |= {one.id: one for one in engine.alerts()}
+        chosen = [one for one in found.values() if open == "false" or one.end_ms is None]
+        chosen.sort(key=lambda one: -one.start_ms)
+        return _reply(Alerts([AlertShown.of(one) for one in chosen[:200]]))
 
 
 def _operating(app: FastAPI, sidecar: Sidecar) -> None:

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from riskengine.engine import Engine
 from riskengine.errors import RiskEngineError
 from riskengine.service.access import Access
+from riskengine.service.alerting import Alerting
 from riskengine.service.front import Front
 from riskengine.service.gathering import Gatherer
 from riskengine.service.metrics import WRITE_SECONDS, Metrics
@@ -31,6 +32,7 @@ from riskengine.service.settings import Settings
 from riskengine.service.sidecar import Sidecar
 
 _log = logging.getLogger(__name__)
+LOOK_SECONDS = 1.0  # between looks at open episodes of alerts
 IDLE_SECONDS = 30  # that a connection is kept on which nothing is asked
 
 
@@ -48,7 +50,10 @@ def run(
     workers share. Raises RiskEngineError.
     """
     policies = Policies.find(settings, leads=shared is None or shared.name.endswith("-0"))
-    with Engine.open(policies.definition, store=settings.store, journal=settings.journal_url) as engine:
+    origin = f"{socket.gethostname()}/{'one' if shared is None else shared.name}"
+    with Engine.open(
+        policies.definition, store=settings.store, journal=settings.journal_url, origin=origin
+    ) as engine:
         rehearse(engine.definition)
         if resume is not None:
             resume(engine)
@@ -66,7 +71,8 @@ def build(
         metrics.batch,
         lambda: engine.waits,
     )
-    metrics.watch(gatherer)
+    alerting = Alerting(engine, settings)
+    metrics.watch(gatherer, alerting)
     sidecar = Sidecar(engine, settings, policies, gatherer, metrics)
     rest = application(sidecar)
 
@@ -77,6 +83,7 @@ def build(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, _reread, loop, policies)
         writing = asyncio.create_task(_write_often(metrics))
+        looking = asyncio.create_task(_look_often(engine))
         try:
             yield
         finally:
@@ -84,6 +91,8 @@ def build(
             await asyncio.to_thread(policies.close)
             await gatherer.close()
             writing.cancel()
+            looking.cancel()
+            await asyncio.to_thread(alerting.close)
             metrics.write()
 
     rest.router.lifespan_context = lifespan
@@ -123,6 +132,14 @@ async def _write_often(metrics: Metrics) -> None:
     while True:
         await asyncio.sleep(WRITE_SECONDS)
         metrics.write()
+
+
+async def _look_often(engine: Engine) -> None:
+    """End episodes of alerts also where no event comes any more."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if engine.alert_status.get("open"):
+            await asyncio.to_thread(engine.look_at_alerts)
 
 
 def _reread(loop: asyncio.AbstractEventLoop, policies: Policies) -> None:

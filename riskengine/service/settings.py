@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
 from riskengine.errors import RiskEngineError
+from riskengine.service import webhook
 
 PREFIX: Final = "RISKENGINE_"
 BATCH_EVENTS_MAX: Final = 1_000  # events of one request to /v1/score/batch
@@ -32,6 +34,10 @@ class Settings:
     log: Literal["text", "json"] = "text"
     log_requests: bool = False  # each request, not only what changes something or fails
     keys: str = "keys.json"  # the file of API keys (`riskengine keys`)
+    alert_webhook: str | None = (
+        None  # where episodes of alerts are posted, signed with RISKENGINE_ALERT_SECRET
+    )
+    alert_webhook_private: bool = False  # it may be an address that is not of the public internet
     queue_events: int = 4_000  # waiting or being scored; what comes past it is refused with 503
     body_bytes: int = 1_048_576
     body_seconds: int = 5  # to send a request's body in
@@ -94,6 +100,8 @@ class Settings:
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is opened. Raises RiskEngineError with the reason."""
+        if self.alert_webhook is not None:
+            webhook.check(self.alert_webhook, webhook.secret_of(os.environ))
         if self.workers > 1 and self.store.startswith("memory:"):
             raise RiskEngineError(
                 f"{self.workers} workers cannot share the store {self.store}: it lives in one process, so "

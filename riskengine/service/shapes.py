@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from riskengine.decision import Decision
+from riskengine.entries import AlertEntry
 from riskengine.errors import Finding
 from riskengine.service.problems import ProblemDetails
 
@@ -150,6 +151,47 @@ class PolicyShown(msgspec.Struct, frozen=True):
     limits: list[RuleShown]
     rules: list[RuleShown]
     files: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class AlertShown(msgspec.Struct, frozen=True):
+    """An episode of an alert. `end` is None while it is open; times are ms, `over` is seconds.
+
+    `peak` and `above` are counts, or where `share` is true shares from 0 to 1. `key` is what it is counted
+    by; where that names a person, it is # and a keyed hash. `events` are the first that counted in it;
+    `origin` is the process that watches it.
+    """
+
+    id: str
+    alert: str
+    by: str | None
+    key: str | None
+    start: int
+    end: int | None
+    updated: int
+    peak: float
+    peak_time: int
+    above: float
+    share: bool
+    over: float
+    events: list[str]
+    message: dict[str, str | None]
+    policy: str
+    origin: str
+
+    @classmethod
+    def of(cls, entry: AlertEntry) -> AlertShown:
+        """An episode as it is shown."""
+        return cls(
+            entry.id, entry.alert, entry.by, entry.key, entry.start_ms, entry.end_ms, entry.updated_ms,
+            entry.peak, entry.peak_ms, entry.above, entry.share, entry.over_ms / 1e3, list(entry.events),
+            {"zh": entry.zh, "en": entry.en}, entry.policy, entry.origin,
+        )  # fmt: skip
+
+
+class Alerts(msgspec.Struct, frozen=True):
+    """Episodes of alerts, the newest first."""
+
+    alerts: list[AlertShown]
 
 
 class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
