@@ -25,7 +25,7 @@ from riskengine.features import Strings, Touches
 from riskengine.kernel import is_cached
 from riskengine.policy import load_definition
 from riskengine.stores import slabs
-from riskengine.stores.memory import SIZE_MIN, MemoryStore
+from riskengine.stores.memory import NO_KEYS, NOTHING_HELD, SIZE_MIN, MemoryStore
 
 POLICY: Final = """
 policy: warming
@@ -67,7 +67,7 @@ def store_elsewhere() -> Iterator[None]:
 
 
 def main() -> None:
-    """Let a store observe and settle nothing at all."""
+    """Let a store observe, settle and amend nothing at all."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "policy.yaml").write_text(POLICY, encoding="utf-8")
         policy = Policy.compile(load_definition(folder), bytes(16))
@@ -75,6 +75,7 @@ def main() -> None:
     store = MemoryStore(policy.features, SIZE_MIN)
     store.observe(touches)
     store.settle(touches, Verdict.room(0, len(policy.features.limit_names)))
+    store.amend(policy.features.flat, NO_KEYS, NO_KEYS, NOTHING_HELD)  # for the first label
 
 
 def nothing(policy: Policy) -> Touches:

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from test_parity import told
 
+from riskengine import warming
 from riskengine.kernel import PACKAGE, bind, cache_folder
 from riskengine.ledger import find_key
+from riskengine.stores import slabs
 from riskengine.tables import find_row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +76,40 @@ def test_another_version_of_what_a_kernel_calls_is_another_kernel(package: Path,
     (other / "inner.py").write_text(INNER.format(4))
     assert end(start(other, cache)) == (50, 0)
     assert end(start(package, cache)) == (40, 1), "two checkouts do not put out each other's kernels"
+
+
+def test_a_part_of_other_kernels_is_called_from_python_too(package: Path, tmp_path: Path) -> None:
+    """As a part it has no machine code; called by itself, before or after, it is compiled to it."""
+    twice = "@jit\ndef twice(x: int) -> int:\n    return outer(outer(x)) + inner(x)\n"
+    (package / "twice.py").write_text(INNER.partition("\n")[0] + "\nfrom riskengine.inner import inner\n"
+        f"from riskengine.outer import outer\n\n\n{twice}")  # fmt: skip
+    calls = ["inner(1)", "outer(1)", "twice(1)"]
+    for order in (calls, calls[::-1]):
+        cache = str(tmp_path / order[0])
+        code = "".join(f"from riskengine.{call[:5]} import {call[:5]}; " for call in calls)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", f"{code}print({', '.join(order)})"],
+            env={**os.environ, "PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": cache},
+            cwd=package.parent, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        answers = {"inner(1)": "3", "outer(1)": "30", "twice(1)": "323"}
+        assert done.stdout.split() == [answers[call] for call in order], done.stderr
+
+
+def test_the_second_process_compiles_what_decisions_and_labels_need_of_a_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = []
+    for name in ("observe", "settle", "amend"):
+        kernel = getattr(slabs, name)
+
+        def noted(*arguments: Any, kernel: Any = kernel) -> Any:
+            called.append(kernel.__name__)
+            return kernel(*arguments)
+
+        monkeypatch.setattr(slabs, name, noted)
+    warming.main()
+    assert called == ["observe", "settle", "amend"]
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])

@@ -392,10 +392,10 @@ class MemoryStore:
         if traces.labelled:
             for name, sign in ((before, 1 << ledger.SIGN_BIT), (label, 0)):
                 if name is not None:
-                    self._amend(traces, row, FRAUD if name == "fraud" else LEGIT, sign)
+                    self._count_label(traces, row, FRAUD if name == "fraud" else LEGIT, sign)
         return True
 
-    def _amend(self, traces: Traces, row: Int64s, kind: int, sign: int) -> None:
+    def _count_label(self, traces: Traces, row: Int64s, kind: int, sign: int) -> None:
         """Fold the event's record again, moving the cells of a label only."""
         features = self.features
         if not features.plan.kinds[kind].any():
@@ -421,16 +421,16 @@ class MemoryStore:
             records.append(record)
         if keys:
             self._make_way(np.array([keys], np.int64))
-            kernels.amend(
-                flat,
-                self._words,
-                self._meta,
-                self._table,
-                self._old_table,
-                np.array(keys, np.int64),
-                np.array(entities, np.int64),
-                np.array(records, np.int64),
+            self.amend(
+                flat, np.array(keys, np.int64), np.array(entities, np.int64), np.array(records, np.int64)
             )
+
+    def amend(self, plan: Int64s, keys: Int64s, entities: Int64s, records: Int64s) -> None:
+        """Fold records that come after their event: row k of `records` into entity `entities[k]`, `keys[k]`.
+
+        `plan` says what they move. There is room for the keys.
+        """
+        kernels.amend(plan, self._words, self._meta, self._table, self._old_table, keys, entities, records)
 
     def _partial(self, old: FeatureSet) -> Int64s:
         """The plan as records of an earlier one move it."""
@@ -643,16 +643,7 @@ class MemoryStore:
             self._words, self._meta, self._table, self._old_table, key, s, known.slab, len(known.slab)
         )
         n = len(known.records)
-        kernels.amend(
-            self.features.flat,
-            self._words,
-            self._meta,
-            self._table,
-            self._old_table,
-            np.full(n, key),
-            np.full(n, known.entity),
-            known.records,
-        )
+        self.amend(self.features.flat, np.full(n, key), np.full(n, known.entity), known.records)
 
     def export(self, path: Path) -> int:
         """Write entities, lists and live tables to a file; return the number of entities.
