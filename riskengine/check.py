@@ -50,11 +50,14 @@ def explain(definition: Definition) -> dict[str, Any]:
     `features` and `limits` by name: entity, window, bucket_ms (0 for calendar windows and where there is
     none), error_ms_max (how much of the oldest end of a window may be missing, or for a limit too much),
     cap (members of a distinct), cells (entries kept at most), bytes_max (share of the entity's state).
+    `rules` by name, of limits too: then, risk, mode, wrong_when (whom it may hit that it is not meant for).
     `alerts` by name: of (what counts), by, over_ms, bucket_ms, above, clear, share, at_least.
     `entities` by name: bytes_max, and bytes_bound, past which a policy is refused.
     """
     costs = state_bytes(definition)
     slack_ms = definition.lateness_ms + definition.skew_ms
+
+    everything: list[Rule | Limit] = [*definition.rules.values(), *definition.limits.values()]
 
     def row(value: Feature | Limit) -> dict[str, Any]:
         bucket_ms = value.window.bucket_ms if value.window is not None else 0
@@ -72,6 +75,15 @@ def explain(definition: Definition) -> dict[str, Any]:
     return {
         "features": {name: row(feature) for name, feature in definition.features.items()},
         "limits": {name: row(limit) for name, limit in definition.limits.items()},
+        "rules": {
+            rule.name: {
+                "then": rule.then,
+                "risk": rule.risk if isinstance(rule, Rule) else 0.0,
+                "mode": rule.mode,
+                "wrong_when": rule.wrong_when,
+            }
+            for rule in everything
+        },
         "alerts": {name: _explain_alert(alert, definition) for name, alert in definition.alerts.items()},
         "entities": {
             name: {"bytes_max": sum(cost.values()), "bytes_bound": ENTITY_BYTES_MAX}
@@ -112,6 +124,13 @@ def explain_text(definition: Definition) -> str:
         for name, row in explained["entities"].items()
     ]
     entities = _table(("entity", "bytes at most", f"of {ENTITY_BYTES_MAX:,}"), totals, right=2)
+    told = [
+        (name, row["then"], row["mode"], row["wrong_when"])
+        for name, row in explained["rules"].items()
+        if row["wrong_when"] is not None
+    ]
+    if told:
+        entities += "\n\n" + _table(("rule or limit", "then", "mode", "wrong when"), told, right=0)
     if not definition.alerts:
         return f"{counters}\n\n{entities}\n"
     alerts = _table(

@@ -240,7 +240,8 @@ def salt_of(fingerprint: str) -> bytes:
 
 def _mark(definition: Definition, name: str) -> int:
     entity = definition.entities[name]
-    fields = [(field, definition.fields[field].type) for field in entity.fields]
+    known = [definition.fields[field] for field in entity.fields]
+    fields = [(field.name, field.type) for field in known]
     said = repr((definition.tenant, definition.country, name, fields, entity.derive))
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=4).digest(), "little")
 

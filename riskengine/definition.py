@@ -142,6 +142,7 @@ class Limit:
     owner: str | None = None
     tags: tuple[str, ...] = ()
     place: Place | None = None
+    wrong_when: str | None = None  # whom it may hit that it is not meant for, in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ class Rule:
     owner: str | None = None
     tags: tuple[str, ...] = ()
     place: Place | None = None
+    wrong_when: str | None = None  # whom it may hit that it is not meant for, in a line
 
 
 @dataclass(frozen=True, slots=True)

@@ -1111,7 +1111,10 @@ class Engine:
             raise RiskEngineError(_unknown(f"entity of list {name}", entity, lists[name].of))
         for part in (value,) if isinstance(value, str) else value:
             _check_words(value=part)
-        key = self._policy.schema.entity_key(entity, value)
+        try:
+            key = self._policy.schema.entity_key(entity, value)
+        except ValueError as error:
+            raise RiskEngineError(str(error)) from None
         if not key:
             raise RiskEngineError(f"a blank value cannot be listed: give the {entity}")
         return key

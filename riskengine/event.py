@@ -6,6 +6,7 @@ with an event is told with all its problems, and the other events do not notice.
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +46,7 @@ from riskengine.intake import (
 from riskengine.kernel import Call, bind
 from riskengine.normal import (
     IP_BYTES_MAX,
+    MINOR_MAX,
     PHONE_BYTES_MAX,
     ip_text,
     phone_text,
@@ -228,7 +230,8 @@ class Schema:
     def compile(cls, definition: Definition, key: bytes) -> Schema:
         """Compile what `definition` says of fields, events and entities, for the hash key `key`.
 
-        ValueError for an entity over a field that is no text: `check` refuses such a policy.
+        ValueError for an entity over a field that is neither text nor, in a composite one, a number with a
+        unit: `check` refuses such a policy.
         """
         return cls(definition, key)
 
@@ -240,7 +243,7 @@ class Schema:
         """The key of one entity by its value (composite: its values), as `Batch.keys` has it; 0 if missing.
 
         A subnet takes any address of it. Raises KeyError for an unknown entity, ValueError for another
-        number of values than the entity has fields.
+        number of values than the entity has fields and for a number that is none.
         """
         defined = self.definition.entities[entity]
         values = (value,) if isinstance(value, str) else tuple(value)
@@ -251,7 +254,25 @@ class Schema:
         parts = [self.normal(name, part) for name, part in zip(defined.fields, values, strict=True)]
         if defined.derive == "subnet24":
             return hashing.entity_key(entity, [subnet(part) for part in parts], self.sip)
-        return hashing.entity_key(entity, [part.encode() for part in parts], self.sip)
+        words = [
+            self._number_word(name, part) if name in self.number_at else part.encode()
+            for name, part in zip(defined.fields, parts, strict=True)
+        ]
+        return hashing.entity_key(entity, words, self.sip)
+
+    def _number_word(self, name: str, text: str) -> int:
+        """What a number is hashed as in a composite entity: the bits of its value in units, and its name."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) <= float(MINOR_MAX):
+            raise ValueError(f"{name} is a number, and its value is none: write it as 19.90")
+        digits = self.definition.fields[name].digits or 0
+        minor = quantise(value, digits)
+        units = minor / 10**digits if digits >= 0 else float(minor * 10**-digits)
+        bits = int(np.float64(units + 0.0).view(np.uint64))
+        return hashing.name_hash("field", name, self.sip) ^ bits
 
     def nothing(self, now: int) -> Batch:
         """One event without a field, to look at the world with."""
@@ -267,7 +288,9 @@ class Schema:
         return msgspec.structs.replace(empty, n=1, ids=["-"], raw=[{}], **arrays)
 
     def normal(self, name: str, value: str) -> str:
-        """The normalised text of a string, phone or ip field."""
+        """The normalised text of a string, phone or ip field; a number's as it is."""
+        if name in self.number_at:
+            return value.strip()
         return self._spell(name, value)
 
     def parse(
@@ -844,7 +867,9 @@ def _columns_of(schema: Schema, field: Field) -> list[int]:
 
 
 def _component(schema: Schema, entity: Entity, name: str) -> int:
+    field = schema.definition.fields[name]
+    if field.digits is not None and len(entity.fields) > 1:
+        return len(schema.strings) + schema.number_at[name]
     if name not in schema.string_at:
-        kind = schema.definition.fields[name].type
-        raise ValueError(f"entity {entity.name} is made of {name}, which is a {kind}; it must be text")
+        raise ValueError(f"entity {entity.name} is made of {name}, which is a {field.type}; it must be text")
     return schema.string_at[name]

@@ -56,17 +56,18 @@ def claim(event_id: str, keys: Words) -> tuple[int, int]:
     return _hash(value, keys, 0), _hash(value, keys, 2)
 
 
-def entity_key(name: str, parts: Sequence[bytes], keys: Words) -> int:
+def entity_key(name: str, parts: Sequence[bytes | int], keys: Words) -> int:
     """The 64-bit key of an entity from its normalised components; 0 when one is missing (empty).
+
+    A number comes as the word that stands for it (`Schema.entity_key`).
 
     It is the hash, by the second key, of the hashes of its name and of each component: two entities never
     hash the same message, and what a row has hashed of a string serves every entity made of it.
     """
-    if not all(parts):
+    if b"" in parts:
         return MISSING
-    words = np.array(
-        [name_hash("entity", name, keys), *(string_hash(part, keys) for part in parts)], np.uint64
-    )
+    hashed = (part if isinstance(part, int) else string_hash(part, keys) for part in parts)
+    words = np.array([name_hash("entity", name, keys), *hashed], np.uint64)
     return int(sip24_words(keys[2], keys[3], words, len(words))) or 1
 
 

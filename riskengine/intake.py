@@ -247,6 +247,11 @@ def finish(
             present = True
             for c in range(parts):
                 column = spec[entity + 2 + c]
+                if column >= strings:  # a number with a unit, by its exact value
+                    k = column - strings
+                    words[1 + c] = hashes[4 + types + column] ^ bits[i, k]
+                    present = present and not np.isnan(numbers[i, k])
+                    continue
                 words[1 + c] = str_hash[i, column]
                 if spec[entity] and words[1 + c] != zero:
                     size = _network(text, str_off[i, column], int(str_len[i, column]), groups, network)

@@ -162,7 +162,7 @@ _FEATURE_OF = attrgetter(
     "aggregate", "by", "types", "label", "field", "window", "before", "cap", "keep_ms", "type"
 )
 _LIMIT_OF = attrgetter(
-    "types", "by", "window", "field", "then", "challenge", "message", "mode", "owner", "tags"
+    "types", "by", "window", "field", "then", "challenge", "message", "mode", "owner", "tags", "wrong_when"
 )
 _ALERT_OF = attrgetter(
     "types", "over_ms", "above", "clear", "is_share", "least", "by", "actions", "hits", "message", "owner",
@@ -170,7 +170,7 @@ _ALERT_OF = attrgetter(
 )  # fmt: skip
 _RULE_OF = attrgetter(
     "types", "when.source", "then", "risk", "challenge", "message", "mode", "rollout", "firm", "expires_ms",
-    "owner", "tags",
+    "owner", "tags", "wrong_when",
 )  # fmt: skip
 
 

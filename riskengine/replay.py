@@ -180,7 +180,9 @@ def blurred(definition: Definition) -> dict[str, str]:
             field = definition.fields.get(name)
             if field is not None and field.type == "location":
                 return "the journal rounds places to a tenth of a degree"
-            hashed = field is not None and (field.type in ("phone", "ip") or field.name in personal)
+            hashed = field is not None and (
+                field.type in ("phone", "ip") or (field.type == "string" and field.name in personal)
+            )
             if hashed and (name != feature.field or feature.aggregate == "previous"):
                 return "the journal keeps only a hash of personal text"
             if name in definition.features and definition.features[name] is not feature:

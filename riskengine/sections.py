@@ -70,13 +70,13 @@ TABLE_KEYS: Final = ("key", "columns", "from")
 RULE_KEYS: Final = frozenset(
     {
         "on", "when", "then", "risk", "challenge", "message", "mode", "rollout", "firm", "owner", "tags",
-        "expires",
+        "expires", "wrong_when",
     }
 )  # fmt: skip
 LIMIT_KEYS: Final = frozenset(
     {
         "count", "sum", "on", "by", "over", "per", "max", "where", "then", "challenge", "message", "mode",
-        "owner", "tags",
+        "owner", "tags", "wrong_when",
     }
 )  # fmt: skip
 ALERT_KEYS: Final = frozenset(
@@ -449,7 +449,7 @@ class Loader:
     def _entity(self, source: Source, name: str, node: Node) -> Entity | None:
         if type(node) is SequenceNode:
             parts = source.sequence(node, "a composite entity")
-            fields = [self._entity_field(source, part) for part in parts]
+            fields = [self._entity_field(source, part, composite=True) for part in parts]
             if None in fields:
                 return None
             if not 2 <= len(fields) <= COMPOSITE_MAX or len(set(fields)) < len(fields):
@@ -486,19 +486,25 @@ class Loader:
         self.fields.setdefault(field, Field(field, "ip"))
         return Entity(name, (field,), "subnet24")
 
-    def _entity_field(self, source: Source, node: Node) -> str | None:
+    def _entity_field(self, source: Source, node: Node, composite: bool = False) -> str | None:
         name = source.text_of(node, "the field of an entity")
         if name is None or not check_identifier(source, node, name, "a field"):
             return None
         # A vocabulary field keeps its type even where no event type of the policy carries it by itself.
         field = self.fields.setdefault(name, vocabulary.FIELDS.get(name, Field(name, "string")))
-        if field.type in ("string", "phone", "ip"):
+        if field.type in ("string", "phone", "ip") or (composite and field.digits is not None):
             return name
+        mend = None
+        if field.type == "number" and composite:
+            mend = f"declare its unit: `fields: {{{name}: {{type: number, unit: 0.01}}}}`"
+        elif field.digits is not None:
+            mend = f"put it together with a text: [user_id, {name}]"
         source.error(
             node,
             "wrong-type",
             f"counters are kept by text, and {name} is a {field.type}",
-            expected="a field of type string, phone or ip",
+            expected="a field of type string, phone or ip; in a composite entity also a number with a unit",
+            mend=mend,
         )
         return None
 
@@ -1052,7 +1058,7 @@ class Loader:
             return None
         return Limit(
             name, types, by, window, most, field, where, then, challenge, message, mode, owner, tags,
-            source.place(key),
+            source.place(key), self._wrong_when(source, items),
         )  # fmt: skip
 
     def _rules(self) -> dict[str, Rule]:
@@ -1114,6 +1120,7 @@ class Loader:
         return Rule(
             name, types, when, then, risk or 0.0, challenge, message, mode,
             1.0 if rollout is None else rollout, firm, expires_ms, owner, tags, source.place(key),
+            self._wrong_when(source, items),
         )  # fmt: skip
 
     def _message(self, source: Source, item: Item | None) -> Message | None:
@@ -1129,13 +1136,13 @@ class Loader:
         texts = {name: self._message_text(source, value) for name, (_, value) in items.items()}
         return Message(**texts)
 
-    def _message_text(self, source: Source, node: Node) -> str | None:
-        text = source.text_of(node, "a message", literal=True)
+    def _message_text(self, source: Source, node: Node, what: str = "the message") -> str | None:
+        text = source.text_of(node, "a message" if what == "the message" else what, literal=True)
         if text is not None and len(text) > MESSAGE_CHARS_MAX:
             source.error(
                 node,
                 "too-long",
-                f"the message has {len(text)} characters",
+                f"{what} has {len(text)} characters",
                 expected=f"at most {MESSAGE_CHARS_MAX}",
             )
         return text
@@ -1174,6 +1181,11 @@ class Loader:
                 expected="RFC 3339, such as 2027-01-31T00:00:00+08:00",
             )
         return ms
+
+    def _wrong_when(self, source: Source, items: Mapping[str, Item]) -> str | None:
+        if "wrong_when" not in items:
+            return None
+        return self._message_text(source, items["wrong_when"][1], "`wrong_when`")
 
     def _owner(self, source: Source, items: Mapping[str, Item]) -> tuple[str | None, tuple[str, ...]]:
         owner = source.text_of(items["owner"][1], "`owner`", literal=True) if "owner" in items else None

@@ -997,13 +997,13 @@ def entity_fields(policy: Policy) -> set[str]:
 def entity_key(policy: Policy, entity: str, fields: Mapping[str, Value]) -> Key | None:
     """What an event's entity is known by; None when any of its fields is absent."""
     parts = [fields.get(name) for name in fields_of(policy, entity)]
-    texts = tuple(part for part in parts if isinstance(part, str))
-    if len(texts) < len(parts):
+    if None in parts:
         return None
+    key = tuple(str(part) for part in parts)  # a number as the decimal that it prints as
     if isinstance(policy["entities"][entity], Mapping):
-        net = subnet24(texts[0])
+        net = subnet24(key[0])
         return None if net is None else (net,)
-    return texts
+    return key
 
 
 def subnet24(text: str) -> str | None:

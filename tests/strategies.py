@@ -25,6 +25,7 @@ ENTITIES: dict[str, Any] = {
     "campaign": "campaign_id",
     "ip_net": {"of": "ip", "as": "subnet24"},
     "device_coupon": ["device_id", "coupon_type"],
+    "user_amount": ["user_id", "amount"],
 }
 LISTED = ("user", "device", "ip", "phone")
 ZONES = ("UTC", "Asia/Shanghai", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu")

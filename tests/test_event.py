@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import threading
@@ -56,6 +57,7 @@ DEFINITION = Definition(
         "user": Entity("user", ("user_id",)), "device": Entity("device", ("device_id",)),
         "ip": Entity("ip", ("ip",)), "ip_net": Entity("ip_net", ("ip",), "subnet24"),
         "phone": Entity("phone", ("phone",)), "pair": Entity("pair", ("user_id", "device_id")),
+        "charge": Entity("charge", ("user_id", "amount")), "bulk": Entity("bulk", ("budget", "user_id")),
     },
 )  # fmt: skip
 KEY = b"a secret"
@@ -166,13 +168,17 @@ def twin_values(event: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, s
     return numbers, strings
 
 
-def twin_keys(strings: Mapping[str, str]) -> list[int]:
+def twin_keys(strings: Mapping[str, str], numbers: Mapping[str, float]) -> list[int]:
     found = []
     for entity in DEFINITION.entities.values():
-        parts = [strings.get(name, "").encode() for name in entity.fields]
+        parts: list[bytes | int] = [strings.get(name, "").encode() for name in entity.fields]
+        for at, name in enumerate(entity.fields):
+            if FIELDS[name].digits is not None and name in numbers:  # the bits of the double, under its name
+                bits = int.from_bytes(struct.pack("<d", numbers[name] + 0.0), "little")
+                parts[at] = bits ^ hashing.name_hash("field", name, SCHEMA.sip)
         if entity.derive:
             try:
-                address = ipaddress.ip_address(parts[0].decode())
+                address = ipaddress.ip_address(strings.get(entity.fields[0], ""))
             except ValueError:
                 parts = [b""]
             else:
@@ -294,7 +300,7 @@ def test_a_good_event_is_its_twin(event: dict[str, Any]) -> None:
     for at, name in enumerate(SCHEMA.strings):
         assert string(batch, name) == (strings.get(name) or None), name
         assert batch.str_hash[0, at] == hashing.string_hash(strings.get(name, "").encode(), SCHEMA.sip)
-    assert batch.keys[0].tolist() == twin_keys(strings)
+    assert batch.keys[0].tolist() == twin_keys(strings, numbers)
     assert tuple(batch.claim[0].tolist()) == hashing.claim(event["event_id"], SCHEMA.sip)
     assert batch.event_hash[0] == event_hash(event["event_id"], SCHEMA.sip)
     follows = event.get("follows")
@@ -870,6 +876,14 @@ def test_one_off_keys_are_the_batchs() -> None:
     assert key(batch, "ip_net") == SCHEMA.entity_key("ip_net", "2001:db8::ffff")
     assert key(batch, "ip_net") != SCHEMA.entity_key("ip_net", "2001:db8:0:1::1")
     assert key(batch, "pair") == SCHEMA.entity_key("pair", ("u1", "d"))
+    for amount in (19.9, 0.1 + 0.2, 0.005, 0.015, 1, 0, -0.0, 8e10):
+        paid = one(claim(amount=amount, budget=amount * 10))
+        assert key(paid, "charge") == SCHEMA.entity_key("charge", ("u1", f" {amount!r} ")) != 0
+        assert key(paid, "bulk") == SCHEMA.entity_key("bulk", (repr(float(amount * 10)), "u1")) != 0
+    assert SCHEMA.entity_key("charge", ("u1", "19.90")) == SCHEMA.entity_key("charge", ("u1", "19.9"))
+    for wrong in ("nineteen", "nan", "inf", "1e300", ""):
+        with pytest.raises(ValueError, match="amount is a number"):
+            SCHEMA.entity_key("charge", ("u1", wrong))
     assert batch.str_hash[0, SCHEMA.string_at["region"]] == SCHEMA.text_hash("é")
     assert SCHEMA.entity_key("ip_net", "nowhere") == 0
     assert key(one(claim(ip="nowhere")), "ip_net") == 0
@@ -914,7 +928,7 @@ def test_columns_are_named_in_order() -> None:
     assert SCHEMA.numbers == (
         "time", "amount", "budget", "created", "location.lat", "location.lon", "pages", "ratio", "verified",
     )  # fmt: skip
-    assert SCHEMA.entities == ("user", "device", "ip", "ip_net", "phone", "pair")
+    assert SCHEMA.entities == ("user", "device", "ip", "ip_net", "phone", "pair", "charge", "bulk")
 
 
 # Lines and labels.

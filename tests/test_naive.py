@@ -369,6 +369,40 @@ def distinct_of_a_composite_entity_needs_all_its_fields(open_subject: Open) -> N
     assert read(subject, claim("e4", device_id="d1b", coupon_type="")) == 2.0
 
 
+@scenario
+def a_composite_entity_of_a_number_goes_by_its_exact_value(open_subject: Open) -> None:
+    entities = {"user": "user_id", "charge": ["user_id", "amount"], "bulk": ["user_id", "thousands"]}
+    subject = open_subject(
+        policy(
+            entities=entities,
+            limits={
+                "one": {"count": ["coupon_claim", "payment"], "by": "charge", "over": "1m", "max": 1},
+                "some": {"count": "payment", "by": "bulk", "per": "day", "max": 1, "then": "review"},
+            },
+            features={"same": {"count": "any", "by": "charge", "over": "1h"}},
+        )
+    )
+
+    def refused(event: dict[str, Any]) -> list[str]:
+        return list(subject.score(event)["fired"])
+
+    assert refused(claim("e1", amount=19.9)) == []
+    assert refused(claim("e2", amount=19.90)) == ["one"]
+    assert refused(claim("e3", amount=19.901)) == ["one"]  # in units of 0.01
+    assert refused(claim("e4", amount=19.91)) == []
+    assert refused(claim("e5", user="u2", amount=19.9)) == []
+    assert refused(claim("e6", amount=0)) == []
+    assert refused(claim("e7", amount=-0.0)) == ["one"]
+    assert refused(claim("e8")) == []  # without an amount it is no charge
+    assert refused(claim("e9")) == []
+    assert (
+        refused({"event_id": "p1", "type": "payment", "time": T0, "user_id": "u9", "thousands": 3_000}) == []
+    )
+    found = refused({"event_id": "p2", "type": "payment", "time": T0, "user_id": "u9", "thousands": 3_400})
+    assert found == ["some"]  # in units of 1,000
+    assert read(subject, claim("f1", amount=19.9)) == 4.0
+
+
 # previous, speed, since_first, since_last.
 
 

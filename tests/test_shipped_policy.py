@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from riskengine import Decision, Engine
-from riskengine.check import findings_of
+from riskengine.check import explain_text, findings_of
 from riskengine.definition import Definition, Limit, Rule
 from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
 from riskengine.policy import examine, load_definition
@@ -77,6 +77,25 @@ def test_what_acts_says_why_in_both_languages(shipped: Definition) -> None:
 
 def test_everything_has_an_owner(shipped: Definition) -> None:
     assert [item.name for item in rules_and_limits(shipped) if item.owner is None] == []
+
+
+def test_everything_says_when_it_is_wrong(shipped: Definition) -> None:
+    """Whoever tunes a rule, or answers somebody whom it hit, wants to know whom it was not meant for."""
+    everything = rules_and_limits(shipped)
+    assert [item.name for item in everything if not item.wrong_when] == []
+    told = [item.wrong_when for item in everything]
+    assert len(set(told)) == len(told)
+    shown = explain_text(shipped)
+    assert [text for text in told if text is not None and text not in shown] == []
+
+
+def test_every_alert_is_told_of_in_both_languages(shipped: Definition) -> None:
+    assert len(shipped.alerts) >= 5
+    for alert in shipped.alerts.values():
+        assert alert.message is not None, alert.name
+        assert alert.message.zh, alert.name
+        assert alert.message.en, alert.name
+        assert alert.owner, alert.name
 
 
 def test_every_feature_is_used(shipped: Definition) -> None:

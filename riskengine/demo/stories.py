@@ -137,8 +137,8 @@ def _limit_asks(limit: Limit) -> str:
 def _saw(rule: Rule, event: Event, decision: Decision, definition: Definition) -> str:
     """The features and plain fields of the condition, with their values at that moment."""
     row = decision.features if isinstance(decision.features, Mapping) else {}
-    personal = {name for entity in definition.entities.values() for name in entity.fields}
     numbers = {field.name for field in definition.fields.values() if field.type == "number"}
+    personal = {name for entity in definition.entities.values() for name in entity.fields} - numbers
     seen: dict[str, str] = {}
     for name in NAME.findall(rule.when.source):
         value = row.get(name, event.get(name) if name not in personal else None)

@@ -39,6 +39,6 @@ def rehearse(definition: Definition) -> None:
         for known in definition.lists.values():
             for entity in known.of:
                 fields = definition.entities[entity].fields
-                engine.list_put(known.name, entity, ["x"] * len(fields) if len(fields) > 1 else "x")
+                engine.list_put(known.name, entity, ["1"] * len(fields) if len(fields) > 1 else "x")
         engine.score_many([{**events[0], "event_id": "d"}])
         contract.answer(engine.policy, events, _NOW)
