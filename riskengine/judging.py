@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine.card import Card, differences
+from riskengine.card import MODEL_FILE, Card, differences
 from riskengine.evaluation import Inputs
 from riskengine.files import Rejects, read_labels
-from riskengine.forest import Forest
+from riskengine.forest import Forest, explain
 from riskengine.policy import feature_fingerprint, load_definition
 from riskengine.rows import Head, RowsError, read_head, read_rows
 from riskengine.samples import Samples, TrainingError, join
@@ -82,6 +82,47 @@ def score(card: Card, forest: Forest, samples: Samples, rows: Int64s) -> Float64
     forest.predict(cells, np.array(chosen, np.int64), scores)
     card.curve().apply(scores)
     return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A feature of an event, None where it is missing, and what it adds to the raw score."""
+
+    feature: str
+    value: float | None
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an event has its score: `bias` and the shares, the largest first, add up to `raw`."""
+
+    event_id: str
+    score: float  # calibrated, as it is served
+    raw: float
+    bias: float
+    shares: tuple[Share, ...]
+
+
+def explain_event(model: Path, card: Card, forest: Forest, samples: Samples, event_id: str) -> Explanation:
+    """What each feature adds to an event's raw score, by exact TreeSHAP. RowsError where it has no row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    at = pc.index(samples.rows.ids, pa.scalar(event_id, pa.string())).as_py()
+    if at < 0:
+        raise RowsError(f"the rows have none of event {event_id}: name one of theirs")
+    row = [float(samples.rows.column(name)[at]) for name in card.features]
+    shares, bias = explain(model / MODEL_FILE, row)
+    values = [None if value != value else value for value in row]
+    told = map(Share, card.features, values, shares.tolist())
+    return Explanation(
+        event_id=event_id,
+        score=float(score(card, forest, samples, np.array([at]))[0]),
+        raw=bias + float(shares.sum()),
+        bias=bias,
+        shares=tuple(sorted(told, key=lambda one: -abs(one.share))),
+    )
 
 
 def inputs_of(samples: Samples, rows: Int64s, scores: Float64s, amount: str | None) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,34 @@ def test_a_model_is_evaluated_on_later_rows(history: Path, capsys: pytest.Captur
     assert "flatter" not in told.err
     report = msgspec.json.decode(told.out)
     assert 0 < report["metrics"]["auc"]["low"] < report["metrics"]["auc"]["high"] <= 1
+
+
+def test_an_event_is_explained_exactly(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command(history, name="explained")) == 0
+    asked = [
+        "evaluate", "--in", str(history / "rows.parquet"), "--labels", str(history / "labels.jsonl"),
+        "--rules", str(history / "policy"), "--model", str(history / "models" / "explained"), "--explain",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert run([*asked, "e100"]) == 0
+    told = capsys.readouterr().out
+    assert "event e100 has a score of" in told
+    assert run([*asked, "e100", "--json"]) == 0
+    why = msgspec.json.decode(capsys.readouterr().out)
+    sizes = [abs(one["share"]) for one in why["shares"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {one["feature"] for one in why["shares"]} == {"spent", "count_1h", "usual", "share"}
+    assert all(f"{one['share']:+.4f}" in told for one in why["shares"])
+    assert why["raw"] == pytest.approx(why["bias"] + sum(one["share"] for one in why["shares"]))
+    card, forest = load_model(history / "models" / "explained")
+    samples = samples_of(history)
+    at = samples.rows.ids.to_pylist().index("e100")
+    assert why["score"] == score(card, forest, samples, np.array([at]))[0]
+    p = np.array([1 / (1 + math.exp(-why["raw"]))])
+    card.curve().apply(p)
+    assert p[0] == pytest.approx(why["score"])
+    assert run([*asked, "e-none"]) == 2
+    assert "the rows have none of event e-none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from riskengine.cli.train import (
 
 if TYPE_CHECKING:
     from riskengine.evaluation import Report, Slice
+    from riskengine.judging import Explanation
 
 
 def evaluate(
@@ -43,6 +44,12 @@ def evaluate(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page with plots.", show_default=False)
     ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EVENT_ID", help="Instead, why this event has its score: TreeSHAP.", show_default=False
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Judge a model: how well it ranks, how far its scores can be believed, and what it saves.
@@ -58,6 +65,10 @@ def evaluate(
         features = list(dict.fromkeys([*card.features, *([amount] if amount else [])]))
         samples = judging.read_samples(input_, labels, folder, features, types, by, say)
         card.check(samples.rows.head.fingerprints, f"the rows {input_}")
+        if explain is not None:
+            why = judging.explain_event(model, card, forest, samples, explain)
+            show_json(why) if as_json else _show_why(card.name, why)
+            return
         first_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since is not None else None
         end_ms = int(samples.times[-1]) + 1 if len(samples) else 0
         chosen = samples.between(first_ms if first_ms is not None else -(2**62), end_ms)
@@ -82,6 +93,18 @@ def evaluate(
     _show_slices("by day", report.by_day, report.top)
     if html is not None:
         say(f"the page is {html}")
+
+
+def _show_why(name: str, why: Explanation) -> None:
+    show(paint(f"model {name}: event {why.event_id} has a score of {why.score:.4f}", "bold"))
+    width = max(map(len, (one.feature for one in why.shares)))
+    show(f"  {'':{width}} {'value':>12} {'adds':>8}")
+    for one in why.shares:
+        value = "missing" if one.value is None else f"{one.value:,.6g}"
+        show(f"  {one.feature:{width}} {value:>12} {one.share:+8.4f}")
+    show(
+        f"  to {why.bias:.4f}, the mean raw score; all together {why.raw:.4f}, before sigmoid and calibration"
+    )
 
 
 def _show_slices(title: str, slices: tuple[Slice, ...], top: int) -> None:
