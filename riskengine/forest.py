@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine.kernel import SIXTEEN, below, jit, jit_inline, pointer
+from riskengine.kernel import SIXTEEN, below, jit, jit_inline, pointer, viewed
 from riskengine.modeltext import MEND, MISSING_NONE, MISSING_ZERO, ModelError, TreeModel, parse
 
 Float64s = NDArray[np.float64]
@@ -218,13 +218,13 @@ def walk(
     for i in range(n):
         if not 0 <= rows[i] < cells.shape[1]:
             return 4
-    wanted, numbers = shares.shape[0] > 0, words.view(np.float64)
+    wanted, numbers = shares.shape[0] > 0, viewed(words, 0, np.float64)
     divisor, sigmoid = numbers[W_DIVISOR], numbers[W_SIGMOID]
     first = 0
     while first < n:
         swept = n - first >= SWEEP_MIN and words[W_SPLITS_N] > 0
         count = min(n - first, BLOCK) if swept else 1
-        ranks = pointer(room.view(np.uint16), (width * BLOCK // 2 if swept else (width + 1) // 2) * 4)
+        ranks = viewed(room, width * BLOCK // 2 if swept else (width + 1) // 2, np.uint16)
         measure(words, cells, columns, pointer(rows, first), count, BLOCK if swept else 1, ranks)
         if swept:
             sweep(words, room, ranks, count, pointer(out, first), wanted, pointer(shares, first * width))
@@ -251,7 +251,7 @@ def measure(
     A feature's rank is found by how many of sixteen thresholds are below it, a level after the other. By
     halves, each waiting for the one before, a lone row took 1.0 us for 64 features instead of 0.4.
     """
-    thresholds = pointer(words.view(np.float64), words[W_THRESHOLDS])
+    thresholds = viewed(words, words[W_THRESHOLDS], np.float64)
     axes = pointer(words, words[W_AXES])
     for s in range(words[W_ASKED_N]):
         asked = pointer(words, words[W_ASKED] + s * S_SIZE)
@@ -271,7 +271,7 @@ def measure(
                 missing = zero if axes[a * A_SIZE + A_RULE] == IF_NAN_OR_ZERO else nan
                 ranks[a * stride + i] = np.uint16(axes[a * A_SIZE + A_MISSING] if missing else rank)
                 a += 1
-    categories = pointer(words.view(np.uint32), 2 * words[W_CATEGORIES])
+    categories = viewed(words, words[W_CATEGORIES], np.uint32)
     for s in range(words[W_SETS_N]):
         asked = pointer(words, words[W_SETS] + s * C_SIZE)
         column = pointer(cells, columns[asked[C_FEATURE]] * cells.shape[1])
@@ -288,7 +288,11 @@ def measure(
 @jit_inline
 def walk_row(words: Int64s, room: Int64s, ranks: Uint16s, wanted: bool, shares: Float64s) -> float:
     """The raw score of a measured row, LANES trees at a time; their outputs are added in the file's order."""
-    axes, width, numbers = words[W_AXES_N] + words[W_SETS_N], words[W_FEATURES_N], words.view(np.float64)
+    axes, width, numbers = (
+        words[W_AXES_N] + words[W_SETS_N],
+        words[W_FEATURES_N],
+        viewed(words, 0, np.float64),
+    )
     met = pointer(room, (width + 1) // 2 + (axes + 3) // 4)
     nodes, values, unit = pointer(words, words[W_NODES]), pointer(numbers, words[W_VALUES]), numbers[W_UNIT]
     for t in range(0, words[W_LANES_N], LANES):
@@ -316,7 +320,7 @@ def walk_row(words: Int64s, room: Int64s, ranks: Uint16s, wanted: bool, shares: 
     for t in range(words[W_TREES_N]):
         found += values[met[t]]
     if wanted:
-        sums = pointer(room.view(np.int32), 0)
+        sums = viewed(room, 0, np.int32)
         if words[W_CHANGES_N] > 0:
             add_up(words, met, sums)
         else:
@@ -343,7 +347,7 @@ def add_up(words: Int64s, met: Int64s, sums: Int32s) -> None:
     row instead of 1.1: an addition in memory has to wait for the one before.
     """
     begins, width = pointer(words, words[W_BEGINS]), words[W_FEATURES_N]
-    changes = pointer(words.view(np.int32), 2 * words[W_CHANGES])
+    changes = viewed(words, words[W_CHANGES], np.int32)
     for t in range(0, words[W_LANES_N], 4):
         a0, a1 = pointer(changes, begins[met[t]]), pointer(changes, begins[met[t + 1]])
         a2, a3 = pointer(changes, begins[met[t + 2]]), pointer(changes, begins[met[t + 3]])
@@ -354,7 +358,7 @@ def add_up(words: Int64s, met: Int64s, sums: Int32s) -> None:
 @jit_inline
 def climb(words: Int64s, met: Int64s, sums: Int32s) -> None:
     """`add_up`, from each leaf up to its root."""
-    above = pointer(words.view(np.int32), 2 * words[W_ABOVE])
+    above = viewed(words, words[W_ABOVE], np.int32)
     for t in range(words[W_TREES_N]):
         node = met[t]
         while above[node * U_SIZE + U_PARENT] != node:
@@ -378,16 +382,20 @@ def sweep(
     nothing is looked up on the way. Two splits a turn: one takes 1.25 times as long, three no less. Then each
     split gives to the rows whose leaf is below it; that they add up leaf by leaf takes four times as long.
     """
-    axes, width, numbers = words[W_AXES_N] + words[W_SETS_N], words[W_FEATURES_N], words.view(np.float64)
+    axes, width, numbers = (
+        words[W_AXES_N] + words[W_SETS_N],
+        words[W_FEATURES_N],
+        viewed(words, 0, np.float64),
+    )
     low, high = pointer(ranks, axes * BLOCK), pointer(ranks, (axes + 1) * BLOCK)
-    sums = pointer(room.view(np.int32), 0)
-    bits = pointer(room.view(np.uint32), (2 * width + axes + SCRATCH) * BLOCK // 2)
+    sums = viewed(room, 0, np.int32)
+    bits = viewed(room, (2 * width + axes + SCRATCH) * BLOCK // 4, np.uint32)
     values, pairs = pointer(numbers, words[W_VALUES]), pointer(words, words[W_PAIRS])
-    leaves = pointer(words.view(np.uint32), 2 * words[W_LEAVES])
-    split = pointer(words.view(np.uint16), 4 * words[W_SPLITS])
+    leaves = viewed(words, words[W_LEAVES], np.uint32)
+    split = viewed(words, words[W_SPLITS], np.uint16)
     parting, masks = (
-        pointer(words.view(np.int32), 2 * words[W_PARTINGS]),
-        pointer(words.view(np.uint32), 2 * words[W_PARTINGS]),
+        viewed(words, words[W_PARTINGS], np.int32),
+        viewed(words, words[W_PARTINGS], np.uint32),
     )
     for i in range(count):
         out[i] = 0.0
