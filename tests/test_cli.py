@@ -143,6 +143,7 @@ def test_help_reads_well_in_80_columns(run: Any, command: list[str]) -> None:
     assert ran.code == 0
     assert ran.err == ""
     assert max(len(line) for line in ran.out.splitlines()) <= 80
+    assert "<bool>" not in ran.out, "a switch takes no value"
     assert f"Usage: riskengine {' '.join(command)}".strip() in ran.out
     assert run(*command, "-h").out == ran.out
 

@@ -23,8 +23,9 @@ from riskengine.cli import (
     store,
     train,
 )
+from riskengine.cli.commands import Commands
 
-app = typer.Typer(
+app = Commands(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

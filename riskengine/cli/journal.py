@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from riskengine.cli.commands import Commands
 from riskengine.cli.terminal import bar, count, say, show, show_json
 from riskengine.errors import RiskEngineError
 
@@ -26,7 +27,7 @@ JournalOption = Annotated[
 _DEFAULT = "sqlite:///journal.db"
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
-journal = typer.Typer(no_args_is_help=True, help="Look into a journal, take from it, and keep it small.")
+journal = Commands(no_args_is_help=True, help="Look into a journal, take from it, and keep it small.")
 
 
 @journal.command()

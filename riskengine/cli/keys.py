@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from riskengine.cli.commands import Commands
 from riskengine.cli.terminal import say, show, show_json
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of the sidecar: make, list, rotate, revoke.")
+keys = Commands(no_args_is_help=True, help="API keys of the sidecar: make, list, rotate, revoke.")
 FileOption = Annotated[
     Path,
     typer.Option("--file", metavar="FILE", envvar="RISKENGINE_KEYS", help="Where their hashes are kept."),

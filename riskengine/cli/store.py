@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from riskengine.cli.commands import Commands
 from riskengine.cli.compiling import compiling_told
 from riskengine.cli.exits import FINDINGS, GOOD
 from riskengine.cli.folders import RulesOption, rules_folder
@@ -16,7 +17,7 @@ StoreOption = Annotated[
     str, typer.Option("--store", metavar="URL", help="Where it is: redis://HOST:PORT/DB.", show_default=False)
 ]
 
-store = typer.Typer(no_args_is_help=True, help="Begin a shared store, and look into it.")
+store = Commands(no_args_is_help=True, help="Begin a shared store, and look into it.")
 
 
 @store.command()
