@@ -352,6 +352,14 @@ class Client:
         """Remove a value from a list; whether it was there."""
         return self._run(self._asker.removal(_list_place(name, entity, value)))
 
+    def path(self, id: str) -> dict[str, Any] | None:
+        """The entry that paths of an id come from, and what they reach; None where none has it."""
+        return self._run(self._asker.entry("GET", f"/v1/paths/{quote(id, safe='')}"))
+
+    def lift(self, id: str) -> bool:
+        """Take off its list what paths of an id come from, and with it all that they reach."""
+        return self._run(self._asker.removal(f"/v1/paths/{quote(id, safe='')}"))
+
     def table_put(self, name: str, key: str, row: Mapping[str, Any]) -> None:
         """Enter or replace a row of a live table."""
         self._run(self._asker.entry("PUT", _table_place(name, key), dict(row)))
@@ -463,6 +471,14 @@ class AsyncClient:
     async def list_delete(self, name: str, entity: str, value: str | Sequence[str]) -> bool:
         """As `Client.list_delete`."""
         return await self._run(self._asker.removal(_list_place(name, entity, value)))
+
+    async def path(self, id: str) -> dict[str, Any] | None:
+        """As `Client.path`."""
+        return await self._run(self._asker.entry("GET", f"/v1/paths/{quote(id, safe='')}"))
+
+    async def lift(self, id: str) -> bool:
+        """As `Client.lift`."""
+        return await self._run(self._asker.removal(f"/v1/paths/{quote(id, safe='')}"))
 
     async def table_put(self, name: str, key: str, row: Mapping[str, Any]) -> None:
         """As `Client.table_put`."""

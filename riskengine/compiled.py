@@ -24,6 +24,7 @@ from riskengine.models import Model, Scorer, bind_all
 from riskengine.policy import collector_paused, definition_fingerprint, feature_fingerprint
 from riskengine.program import Layout
 from riskengine.rules import RuleSet
+from riskengine.spreading import Spreading
 from riskengine.tables import Rows, TableSet
 
 Float64s = NDArray[np.float64]
@@ -73,6 +74,7 @@ class Policy:
     champion: Scorer | None
     challengers: tuple[Scorer, ...]
     alerts: AlertSet | None
+    spreading: Spreading | None
     _outcomes: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -136,6 +138,7 @@ class Policy:
             layout.number("model.p"),
             *bind_all(definition, models, features, schema.types),
             alerts,
+            Spreading.of(definition, features),
         )
 
     def tables(self, live: Mapping[str, Rows]) -> TableSet:
@@ -297,3 +300,8 @@ def _reach_ms(window: Window) -> int:
 def signed(key: int) -> int:
     """A 64-bit key as the stores carry it, in an int64."""
     return key - (1 << 64) if key >= 1 << 63 else key
+
+
+def unsigned(key: int) -> int:
+    """The 64-bit key that stores carry as an int64."""
+    return key & ((1 << 64) - 1)

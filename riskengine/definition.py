@@ -71,11 +71,27 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """How far an entry of a list reaches: the entities that belong to its own are entered into other lists.
+
+    `to` are these lists: of entities a step away, two steps, ...; the last is of all that are further.
+    `along` are the entities that are walked through and reached. One that has more than `degree` others of a
+    kind is not walked through: it is shared, and says nothing of those who share it.
+    """
+
+    to: tuple[str, ...]
+    along: tuple[str, ...]
+    hops: int
+    degree: int
+
+
+@dataclass(frozen=True, slots=True)
 class List:
     """A list that analysts edit while it is in use: `blocked`, `trusted`."""
 
     name: str
     of: tuple[str, ...]  # entities
+    spreads: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)

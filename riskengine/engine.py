@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -22,7 +22,7 @@ from riskengine import event as parsing
 from riskengine import features as planning
 from riskengine import hashing, warming
 from riskengine.alerts import Alerts
-from riskengine.compiled import Policy, signed
+from riskengine.compiled import Policy, signed, unsigned
 from riskengine.decision import ALLOW, CHALLENGE, Decision, ModelScore, Verdict, decide, name_decisions
 from riskengine.definition import ACTIONS, LABELS, Definition, Label, Table
 from riskengine.entries import Activation, AlertEntry, EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
@@ -35,8 +35,10 @@ from riskengine.models import REASON_RISK_MIN, asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
 from riskengine.served import Served
+from riskengine.spreading import Found, Spreading, Touch, described, shown
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, Store, StoreError
 from riskengine.stores.memory import MemoryStore, size_of
+from riskengine.stores.paths import Name, PathEdit, Trail, path_id
 from riskengine.stores.traces import exclude
 from riskengine.tables import TableSet
 
@@ -60,6 +62,7 @@ SHARED: Final = (
     "redis+cluster",
     "rediss+cluster",
 )  # schemes of stores that engines share
+TOUCHES_MAX: Final = 10_000  # events that touched a block while the store was away; the oldest go first
 HASH_KEY_VARIABLE: Final = "RISKENGINE_HASH_KEY"
 # State in memory never leaves the process unless it is exported or journaled, so a known key is no leak;
 # it makes runs repeatable. What leaves the process wants a key of its own.
@@ -93,6 +96,7 @@ class Engine:
         self._serial = 0  # of the batch being judged
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._rooms = _Rooms()
+        self._unfollowed: deque[Touch] = deque(maxlen=TOUCHES_MAX)  # of the listed, while the store was away
         self._closed = False
         self._origin = origin
         self._alerts = Alerts(policy.alerts, origin) if policy.alerts is not None else None
@@ -362,15 +366,75 @@ class Engine:
         _check_words(reason=reason, author=author)
         with self._open():
             key = self._list_key(name, entity, value)
-            entry = {"expires": expires, "reason": reason, "author": author, "time": self._clock()}
-            self._store.list_put(name, entity, signed(key), entry)
-            self._edited("list", "put", name, entity, key, None, expires, reason, author)
+            now = self._clock()
+            entry = {"expires": expires, "reason": reason, "author": author, "time": now}
+            spreading = self._policy.spreading
+            if spreading is None or not spreading.reaches(name, entity):
+                self._store.list_put(name, entity, signed(key), entry)
+                self._edited("list", "put", name, entity, key, now, None, expires, reason, author)
+            else:
+                self._put_spreading(spreading, (name, entity, signed(key)), entry)
         self._settle()
 
+    def _put_spreading(self, spreading: Spreading, name: Name, entry: dict[str, Any]) -> None:
+        """Enter what reaches others, and them. What stands already goes on under the id it has."""
+        store, now = self._store, entry["time"]
+        before = store.list_get(*name)
+        stands = before is not None and (before["expires"] is None or now < before["expires"])
+        id = entry["path"] = store.lists.id_of(name) if stands else path_id(name, now)
+        store.list_put(*name, entry)
+        said = msgspec.json.encode({"path": id})
+        self._edited(
+            "list", "put", *name[:2], unsigned(name[2]), now, said, entry["expires"], entry["reason"],
+            entry["author"],
+        )  # fmt: skip
+        edits = spreading.walk(store.lists, name, now, store.members)
+        store.spread([*store.lists.void(now), *edits])
+        self._spread_edited(edits, now)
+
     def list_get(self, name: str, entity: str, value: str | Sequence[str]) -> dict[str, Any] | None:
-        """The entry of a value: expires, reason, author, time; None when it is not listed."""
+        """The entry of a value: expires, reason, author, time; None when it is not listed.
+
+        Of what a block has reached: those of the nearest block, `distance` in steps, and `paths`: of each its
+        id, distance and time, and what it leads through (`via`: entity and key, a keyed hash).
+        """
         with self._open():
-            return self._store.list_get(name, entity, signed(self._list_key(name, entity, value)))
+            key = name, entity, signed(self._list_key(name, entity, value))
+            own = self._store.list_get(*key)
+            return shown(self._store.lists, key, own, self._clock())
+
+    def path(self, id: str) -> dict[str, Any] | None:
+        """The entry that paths of an id come from, and what they reach; None where none has it."""
+        with self._open():
+            name = self._found(id)
+            return None if name is None else described(self._store.lists, name, id)
+
+    def lift(self, id: str, author: str | None = None) -> bool:
+        """Take what paths of an id come from off its list, and with it all that they reach; False without."""
+        _check_words(author=author)
+        with self._open():
+            name = self._found(id)
+            there = name is not None and self._unlist(name)
+            if there and name is not None:
+                self._edited("list", "delete", *name[:2], unsigned(name[2]), self._clock(), author=author)
+        self._settle()
+        return there
+
+    def _found(self, id: str) -> Name | None:
+        self._store.look_at_lists()
+        return self._store.lists.find(id)
+
+    def _unlist(self, name: Name) -> bool:
+        """Remove an entry, what it reached, and the paths to it; whether there was anything."""
+        store = self._store
+        id = store.lists.id_of(name)
+        there = store.list_delete(*name)
+        edits = [PathEdit(other, id, None) for other in store.lists.reached(id)]
+        edits += [PathEdit(name, id, None) for id in store.lists.paths(name)]
+        there = there or bool(store.lists.paths(name))
+        with suppress(StoreError):  # they are of no effect any more, and are taken out some other time
+            store.spread(edits)
+        return there
 
     def list_delete(
         self, name: str, entity: str, value: str | Sequence[str], author: str | None = None
@@ -379,9 +443,9 @@ class Engine:
         _check_words(author=author)
         with self._open():
             key = self._list_key(name, entity, value)
-            there = self._store.list_delete(name, entity, signed(key))
+            there = self._unlist((name, entity, signed(key)))
             if there:
-                self._edited("list", "delete", name, entity, key, author=author)
+                self._edited("list", "delete", name, entity, key, self._clock(), author=author)
         self._settle()
         return there
 
@@ -394,7 +458,7 @@ class Engine:
             self._store.table_put(name, signed(number), _typed_row(table, row))
             self._tables = None
             said = msgspec.json.encode(dict(row))
-            self._edited("table", "put", name, table.key, number, said, author=author)
+            self._edited("table", "put", name, table.key, number, self._clock(), said, author=author)
         self._settle()
 
     def table_get(self, name: str, key: str) -> dict[str, Any] | None:
@@ -415,7 +479,7 @@ class Engine:
             there = self._store.table_delete(name, signed(number))
             if there:
                 self._tables = None
-                self._edited("table", "delete", name, table.key, number, author=author)
+                self._edited("table", "delete", name, table.key, number, self._clock(), author=author)
         self._settle()
         return there
 
@@ -749,6 +813,10 @@ class Engine:
             met = store.observe(touches, counted, followed)
         except StoreError as error:
             return self._judge_alone(touches, room.verdict, now, followed, features, error), 0, NONE_MET
+        spread = None
+        spreading = policy.spreading
+        if spreading is not None and store.lists.met & spreading.mask:
+            spread = self._follow(spreading, touches, met)
         if store.tables is not self._rows:  # another engine has changed some
             touches = self._see_rows(touches)
         found = policy.features.rows(touches)
@@ -763,11 +831,18 @@ class Engine:
         first = store.settle(touches, verdict, counted, followed)
         flags = self._flags(batch, now, any_late, counted, followed, unkept)
         decisions = self._answer(found, verdict, challenged, flags, features)
+        if spread is not None:
+            self._explain(decisions, spread)
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
             self._journal.append_later(Served(policy, found, decisions, now, met, self._journal.sealer))
         if self._alerts is not None and counted and followed is None and self._shown is None:
             self._tell(self._alerts.take(found, verdict, now, met))
+        if spread is not None and spread.edits:
+            with suppress(RiskEngineError):  # its status and the log tell of a journal that takes nothing
+                self._spread_edited(spread.edits, self._clock())
+        if self._unfollowed and spreading is not None:
+            self._catch_up(spreading)
         return decisions, first, met
 
     def _predict(self, found: Touches, verdict: Verdict) -> list[dict[str, float]] | None:
@@ -815,6 +890,10 @@ class Engine:
         flags = self._flags(batch, now, any_late, True, followed, unkept)
         flags = [(f"degraded:{what}", *flag) for flag in flags]
         decisions = self._answer(found, verdict, challenged, flags, features)
+        spreading = policy.spreading
+        if spreading is not None and self._store.lists.met & spreading.mask:
+            self._explain(decisions, Found([], spreading.named(touches, self._store.lists)))
+            self._unfollowed += spreading.touches(touches)
         self._store.postpone(touches, decisions, held, policy.horizon_ms)
         if self._journal is not None and decisions:
             self._journal.append_later(Served(policy, found, decisions, now, (), self._journal.sealer))
@@ -838,6 +917,35 @@ class Engine:
         assert self._journal is not None
         if self._alerts is not None:
             self._tell(self._alerts.resume(self._journal.alerts(open_only=True), self._clock()))
+
+    def _follow(self, spreading: Spreading, touches: Touches, met: Met) -> Found:
+        """Let events that touch what is listed pass it on, in order: the next of the batch meet it."""
+        spread = spreading.follow(touches, self._store.lists, met)
+        if spread.edits:
+            try:
+                self._store.spread(spread.edits)
+            except StoreError:
+                self._unfollowed += spreading.touches(touches)
+                return spread._replace(edits=[])
+        return spread
+
+    def _catch_up(self, spreading: Spreading) -> None:
+        """Let those events pass it on that came while the store was away."""
+        store = self._store
+        with suppress(RiskEngineError):  # it is away again, or the journal
+            edits = spreading.catch_up(self._unfollowed, store.lists, store.members)
+            store.spread(edits)
+            self._unfollowed.clear()
+            self._spread_edited(edits, self._clock())
+
+    def _explain(self, decisions: list[Decision], spread: Found) -> None:
+        """Name the paths by which events met what is listed, where a rule asked for it."""
+        spreading = self._policy.spreading
+        assert spreading is not None
+        for i, named in spread.named.items():
+            if named and decisions[i].reasons:
+                reasons = spreading.explained(decisions[i].reasons, named)
+                decisions[i] = msgspec.structs.replace(decisions[i], reasons=reasons)
 
     def _see_rows(self, touches: Touches) -> Touches:
         """Take in live rows that others changed, for this batch too."""
@@ -1049,6 +1157,7 @@ class Engine:
         name: str,
         entity: str,
         key: int,
+        now: int,
         value: bytes | None = None,
         expires: int | None = None,
         reason: str | None = None,
@@ -1067,10 +1176,28 @@ class Engine:
                         expires_ms=expires,
                         reason=reason,
                         author=author,
-                        time_ms=self._clock(),
+                        time_ms=now,
                     )
                 ]
             )
+
+    def _spread_edited(self, edits: Iterable[PathEdit], now: int) -> None:
+        """Journal paths: what an edit came to, or an event."""
+        if self._journal is not None:
+            entries = [
+                EditEntry(
+                    kind="path",
+                    op="put" if path is not None else "delete",
+                    name=name,
+                    entity=entity,
+                    key=unsigned(key),
+                    value=msgspec.json.encode((id, path)),
+                    time_ms=now,
+                )
+                for (name, entity, key), id, path in edits
+            ]
+            if entries:
+                self._journal.append(entries)
 
     def _redo_edit(self, entry: EditEntry) -> None:
         definition, store, key = self._policy.definition, self._store, signed(entry.key)
@@ -1079,10 +1206,15 @@ class Engine:
             if known is None or entry.entity not in known.of:
                 return
             if entry.op == "delete":
-                store.list_delete(entry.name, entry.entity, key)
+                self._unlist((entry.name, entry.entity, key))
             else:
                 said = {"reason": entry.reason, "author": entry.author, "time": entry.time_ms}
-                store.list_put(entry.name, entry.entity, key, {"expires": entry.expires_ms, **said})
+                more = msgspec.json.decode(entry.value) if entry.value is not None else {}
+                store.list_put(entry.name, entry.entity, key, {"expires": entry.expires_ms, **said, **more})
+            return
+        if entry.kind == "path":
+            id, path = msgspec.json.decode(entry.value or b"", type=tuple[str, Trail | None])
+            store.spread([PathEdit((entry.name, entry.entity, key), id, path)])
             return
         table = definition.tables.get(entry.name)
         if table is None or table.rows is not None:

@@ -49,9 +49,13 @@ class LabelEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class EditEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A list or table edit. `key` is the entity's keyed hash; `value` a table row as JSON."""
+    """A list or table edit. `key` is the entity's keyed hash; `value` a table row as JSON.
 
-    kind: Literal["list", "table"]
+    Of an entry that spreads `value` is the id of its paths; of a path (what such an entry reached) its id and
+    itself.
+    """
+
+    kind: Literal["list", "table", "path"]
     op: Literal["put", "delete"]
     name: str
     entity: str

@@ -1334,6 +1334,21 @@ def members_since(plan: Int64s, words: Int64s, s: int, e: int, cell: int, window
 
 
 @jit
+def members(plan: Int64s, words: Int64s, s: int, e: int, cell: int, window: int, t: int, out: Int64s) -> int:
+    """How many members `members_since` counts; they are written into `out` as far as it has room."""
+    region = cell_of(plan, cell, C_AT)
+    start = region_start(plan, words, s, e, region)
+    since = bucket_of(plan, window, t) - window_of(plan, window, W_BUCKETS) + 1
+    n = 0
+    for i in range(start, start + 2 * count_of(words, s, region), 2):
+        if bucket_of(plan, window, words[i + 1]) >= since:
+            if n < len(out):
+                out[n] = words[i]
+            n += 1
+    return n
+
+
+@jit
 def newest_mark(plan: Int64s, words: Int64s, s: int, e: int, cell: int) -> int:
     """Time of the newest event now labelled so, or NONE."""
     region = cell_of(plan, cell, C_AT)

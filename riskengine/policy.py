@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from riskengine.definition import Definition, Feature
+from riskengine.definition import Definition, Feature, List
 from riskengine.errors import Finding, Place, PolicyError, nearest
 from riskengine.expression import Expression
 from riskengine.scalars import parse_duration
@@ -137,7 +137,7 @@ def definition_fingerprint(definition: Definition, models: Mapping[str, str] | N
             "events": definition.events,
             "entities": definition.entities,
             "tables": definition.tables,
-            "lists": definition.lists,
+            "lists": {name: _list_of(one) for name, one in definition.lists.items()},
             "features": {
                 name: (_FEATURE_OF(feature), _source_of(feature.where), _source_of(feature.value))
                 for name, feature in definition.features.items()
@@ -172,6 +172,12 @@ _RULE_OF = attrgetter(
     "types", "when.source", "then", "risk", "challenge", "message", "mode", "rollout", "firm", "expires_ms",
     "owner", "tags", "wrong_when",
 )  # fmt: skip
+
+
+def _list_of(known: List) -> Any:
+    """What is said of a list; one that spreads nowhere is what it was before lists could."""
+    said = {"name": known.name, "of": known.of}
+    return said if known.spreads is None else {**said, "spreads": known.spreads}
 
 
 def _source_of(expression: Expression | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,7 @@ from riskengine.scalars import (
     tell_missing,
 )
 from riskengine.source import Item, MappingNode, Node, ScalarNode, SequenceNode, Source, describe
+from riskengine.spreads import read_spread
 
 SETTINGS: Final = ("policy", "tenant", "timezone", "country", "lateness", "skew", "model", "challengers")
 SECTIONS: Final = ("events", "entities", "tables", "lists", "features", "limits", "rules", "decide", "alerts")
@@ -153,6 +155,7 @@ class Loader:
         self.entities: dict[str, Entity] = {}
         self.tables: dict[str, Table] = {}
         self.lists: dict[str, List] = {}
+        self.spreads: dict[str, tuple[Source, Node]] = {}  # of lists, by name
         self.features: dict[str, Feature] = {}
         self.broken: set[str] = set()  # features and table columns whose own definition is wrong
         self.busy: list[str] = []  # value features being read, each for the sake of the next
@@ -168,6 +171,7 @@ class Loader:
         self._lists()
         self._scopes()
         self._features()
+        self._spreads()
         limits = self._limits()
         rules = self._rules()
         decide = self._decide()
@@ -562,7 +566,9 @@ class Loader:
     def _lists(self) -> None:
         for name, (source, key, node) in self.sections["lists"].items():
             check_name(source, key, name, "a list")
-            items = source.items(node, "a list", ("of",))
+            items = source.items(node, "a list", ("of", "spreads"))
+            if "spreads" in items:
+                self.spreads[name] = (source, items["spreads"][1])
             if "of" not in items:
                 tell_missing(source, key, f"the list {name}", "of")
                 continue
@@ -572,6 +578,15 @@ class Loader:
             names = [self._reference(source, part, "entities", self.entities, "entity") for part in members]
             if names and None not in names:
                 self.lists[name] = List(name, tuple(dict.fromkeys(cast(list[str], names))))
+
+    def _spreads(self) -> None:
+        """Once features are known: they are the links."""
+        for name, (source, node) in self.spreads.items():
+            if name in self.lists:
+                own = self.lists[name]
+                known = self.lists, self.spreads, self.entities, self.fields
+                links = self.features if len(self.features) == len(self.sections["features"]) else None
+                self.lists[name] = replace(own, spreads=read_spread(source, node, own, *known, links))
 
     # ---- what expressions may speak of --------------------------------------------------------------
 

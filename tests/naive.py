@@ -62,6 +62,8 @@ VOCABULARY: dict[str, dict[str, Any]] = {
 
 Policy = Mapping[str, Any]
 Key = tuple[str, ...]
+Entry = tuple[str, str, Key]  # of a list: its name, entity and key
+Via = tuple[tuple[str, Key], ...]
 
 
 class ProblemError(Exception):
@@ -154,6 +156,9 @@ class Naive:
         self.zone = ZoneInfo(policy.get("timezone", "UTC"))
         self.tables: dict[str, dict[str, dict[str, Value]]] = {}
         self.lists: dict[tuple[str, str, Key], int | None] = {}
+        self.blocks: dict[Entry, int] = {}  # entries that stand: which of those made they are
+        self.blocks_made: list[Entry] = []
+        self.paths: dict[Entry, dict[int, Via]] = {}  # to what was reached, by the entry they come from
         self.events: dict[str, Seen] = {}
         self.known: dict[tuple[str, Key], list[Sighting]] = {}
         self.newest: dict[tuple[str, Key], int] = {}  # time of the newest record or hold of an entity
@@ -186,6 +191,8 @@ class Naive:
             self._count(seen)
         row = Row(self, seen, read_time=max(seen.time, now - self.lateness_ms))
         seen.decision = self._decide(seen, row, self._flags(seen, now))
+        if not seen.late:
+            self._spread(seen, row)
         return answer(seen.decision, features)
 
     def score_many(
@@ -228,10 +235,121 @@ class Naive:
     def list_put(
         self, name: str, entity: str, value: str, expires: int | None = None, now: int | None = None
     ) -> None:
-        self.lists[name, entity, self._entry_key(entity, value)] = expires
+        entry = name, entity, self._entry_key(entity, value)
+        now = now if now is not None else self.now
+        before = self.lists.get(entry, 0)
+        if not (entry in self.blocks and (before is None or (now is not None and now < before))):
+            self.blocks[entry] = len(self.blocks_made)
+            self.blocks_made.append(entry)
+        self.lists[entry] = expires
+        if "spreads" in self.policy["lists"][name] and now is not None:
+            self._walk(entry, now)
 
     def list_delete(self, name: str, entity: str, value: str, now: int | None = None) -> None:
-        self.lists.pop((name, entity, self._entry_key(entity, value)), None)
+        entry = name, entity, self._entry_key(entity, value)
+        self.lists.pop(entry, None)
+        self.blocks.pop(entry, None)
+        self.paths.pop(entry, None)
+
+    # How blocks spread. A path is (the block's number, the entities that it leads through).
+
+    def _walk(self, block: Entry, now: int) -> None:
+        """From a block along the members that link features count just now, the nearest first."""
+        name, begin = block[0], block[1:]
+        spreads = self.policy["lists"][name]["spreads"]
+        level: list[Via] = [(begin,)]
+        met = {begin}
+        for _ in range(spreads.get("hops", 2)):
+            further = []
+            for via in level:
+                found = self._linked(spreads, *via[-1], now)
+                if any(len(members) > spreads.get("degree", 8) for _, members in found):
+                    continue
+                for entity, members in found:
+                    for key in sorted(members):
+                        if (entity, key) not in met:
+                            met.add((entity, key))
+                            further.append((*via, (entity, key)))
+            for via in further:
+                self._reach(name, self.blocks[block], via, now)
+            level = further
+
+    def _linked(
+        self, spreads: Mapping[str, Any], entity: str, key: Key, now: int
+    ) -> list[tuple[str, set[Key]]]:
+        """By each link feature of an entity, whom it leads to."""
+        found = []
+        for name, spec in self.policy["features"].items():
+            if spec.get("distinct") not in spreads["along"] or spec["by"] != entity:
+                continue
+            last: dict[Key, int] = {}
+            for sighting in self.visible(entity, key, now):
+                if name in sighting.moves:
+                    member = entity_key(self.policy, spec["distinct"], sighting.event.fields)
+                    assert member is not None
+                    last[member] = max(sighting.event.time, last.get(member, sighting.event.time))
+            newest = sorted(last, key=lambda member: last[member])[-spec.get("cap", 256) :]
+            oldest = self.buckets(spec, now)[0]
+            found.append((spec["distinct"], {m for m in newest if self.bucket(spec, last[m]) >= oldest}))
+        return found
+
+    def _standing(self, source: str, entity: str, key: Key, time: int) -> dict[int, Via]:
+        """The paths to an entity, from entries of one list, whose entry stands at a time."""
+        standing: dict[int, Via] = {}
+        for (_, *reached), paths in self.paths.items():
+            for block, via in paths.items() if reached == [entity, key] else ():
+                entry = self.blocks_made[block]
+                expires = self.lists.get(entry, 0)
+                if (
+                    entry[0] == source
+                    and self.blocks.get(entry) == block
+                    and (expires is None or time < expires)
+                ):
+                    standing[block] = via
+        return standing
+
+    def _reach(self, source: str, block: int, via: Via, time: int) -> None:
+        """Enter an entity at the end of a path, unless it is as near already or has 16 others."""
+        known = self._standing(source, *via[-1], time)
+        if block in known and len(known[block]) <= len(via):
+            return
+        if block not in known and len(known) >= 16:
+            return
+        to = self.policy["lists"][source]["spreads"]["to"]
+        to = [to] if isinstance(to, str) else to
+        for name in to:
+            self.paths.get((name, *via[-1]), {}).pop(block, None)
+        self.paths.setdefault((to[min(len(via) - 1, len(to)) - 1], *via[-1]), {})[block] = via
+
+    def _spread(self, seen: Seen, row: Row) -> None:
+        """Pass on what the event touched to its other entities, all as they were before it."""
+        for name, spec in self.policy.get("lists", {}).items():
+            spreads = spec.get("spreads")
+            if spreads is None:
+                continue
+            here = [
+                (e, key)
+                for e in spreads["along"]
+                if (key := entity_key(self.policy, e, seen.fields)) is not None
+            ]
+            passed: dict[tuple[int, tuple[str, Key]], Via] = {}
+            for entity, key in here:
+                counts = [
+                    row.feature(feature)
+                    for feature, link in self.policy["features"].items()
+                    if link.get("distinct") in spreads["along"] and link["by"] == entity
+                ]
+                if any(count > spreads.get("degree", 8) for count in counts):
+                    continue
+                sources = dict(self._standing(name, entity, key, seen.time))
+                if self.is_listed_key(name, entity, key, seen.time):
+                    sources[self.blocks[name, entity, key]] = ((entity, key),)
+                for block, via in sources.items():
+                    for other in here if len(via) <= spreads.get("hops", 2) else ():
+                        if other not in via and len(via) < len(passed.get((block, other), via + via)):
+                            passed[block, other] = (*via, other)
+            for (block, _), via in sorted(passed.items(), key=lambda item: len(item[1])):
+                self._reach(name, block, via, seen.time)
 
     def table_put(self, name: str, key: str, row: Mapping[str, Any], now: int | None = None) -> None:
         spec = self.policy["tables"][name]
@@ -465,10 +583,18 @@ class Naive:
     def is_listed(self, name: str, entity: str, seen: Seen) -> bool:
         """Whether the event's entity has an entry that has not expired at the event's time."""
         key = entity_key(self.policy, entity, seen.fields)
-        if key is None or (name, entity, key) not in self.lists:
-            return False
-        expires = self.lists[name, entity, key]
-        return expires is None or seen.time < expires
+        return key is not None and (
+            self.is_listed_key(name, entity, key, seen.time)
+            or any(
+                block in self._standing(self.blocks_made[block][0], entity, key, seen.time)
+                for block in self.paths.get((name, entity, key), {})
+            )
+        )
+
+    def is_listed_key(self, name: str, entity: str, key: Key, time: int) -> bool:
+        """Whether an entity has an entry of its own that has not expired."""
+        expires = self.lists.get((name, entity, key), 0)
+        return expires is None or time < expires
 
     # Limits: a state machine over the order of the log.
 

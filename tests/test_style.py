@@ -22,14 +22,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # values, and what reads and writes them
     (
         "errors", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source", "normal",
-        "scalars", "intake", "reading", "columns", "event", "files", "entries", "answer",
+        "scalars", "spreads", "intake", "reading", "columns", "event", "files", "entries", "answer",
     ),
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",
      "shipped"),
     ("features", "rules", "modeltext", "forest", "calibration", "card", "stores", "journal", "masking",
      "alerts"),
-    ("sections", "policy", "models", "compiled", "served", "warming", "engine"),
+    ("sections", "policy", "models", "spreading", "compiled", "served", "warming", "engine"),
     ("rows", "replay", "rebuild"),
     # consumers of the engine and of replay
     (

@@ -40,6 +40,8 @@ NEEDED: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("GET", "/v1/lists/{name}/{entity}/{value}"): "read",
     ("PUT", "/v1/lists/{name}/{entity}/{value}"): "lists",
     ("DELETE", "/v1/lists/{name}/{entity}/{value}"): "lists",
+    ("GET", "/v1/paths/{path}"): "read",
+    ("DELETE", "/v1/paths/{path}"): "lists",
     ("GET", "/v1/tables/{name}/{key}"): "read",
     ("PUT", "/v1/tables/{name}/{key}"): "lists",
     ("DELETE", "/v1/tables/{name}/{key}"): "lists",

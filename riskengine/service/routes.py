@@ -36,6 +36,7 @@ from riskengine.service.shapes import (
     ListEntry,
     ListEntryShown,
     NotReady,
+    PathOrigin,
     PolicyActivation,
     PolicyFiles,
     PolicyShown,
@@ -53,6 +54,16 @@ from riskengine.stores import StoreError
 _ENTRY: Final = {"expires": "2026-12-31T00:00:00+08:00", "reason": "a device farm"}
 _ENTRY_SHOWN: Final = {
     "expires": 1_798_646_400_000, "reason": "a device farm", "author": "ann", "time": 1_794_362_400_000
+}  # fmt: skip
+_STEP: Final = {"entity": "device", "key": "63186f4c6e77f302"}
+_ORIGIN: Final = {
+    "path": "35bccd9b4b61bb38", "list": "blocked", **_STEP, **_ENTRY_SHOWN,
+    "reached": [
+        {
+            "list": "near_blocked", "distance": 1, "time": 1_794_362_400_000,
+            "via": [_STEP, {"entity": "user", "key": "31f8f505fd3e7b89"}],
+        }
+    ],
 }  # fmt: skip
 _ROW: Final = {"daily_budget": 5_000}
 _FILES: Final = {"policy.yaml": "policy: campaign-protection\n...", "coupon.test.yaml": "start: ..."}
@@ -205,6 +216,21 @@ def _lists(app: FastAPI, engine: Engine) -> None:
         """Take a value off a list; whether it was on it."""
         member = _member(engine, name, entity, value)
         return _reply(Removed(engine.list_delete(name, entity, member, _author(request))))
+
+    by_path = "/v1/paths/{path}"
+
+    @app.get(by_path, **operation(None, PathOrigin, 404, 422, 503, answers=_ORIGIN))
+    def get_path(path: str) -> Response:
+        """The block that a decision's path comes from, and what it reached."""
+        found = engine.path(path)
+        if found is None:
+            raise RefusedError("not-found", "no entry that stands has paths of this id")
+        return _reply(found)
+
+    @app.delete(by_path, **operation(None, Removed, 404, 422, 503, answers={"removed": True}))
+    def delete_path(path: str, request: Request) -> Response:
+        """Lift the block that a path comes from, and with it everything that it reached."""
+        return _reply(Removed(engine.lift(path, _author(request))))
 
 
 def _member(engine: Engine, name: str, entity: str, value: str) -> str | list[str]:

@@ -57,13 +57,60 @@ class ListEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     author: str | None = None
 
 
+class Step(msgspec.Struct, frozen=True):
+    """An entity on a path; `key` is a keyed hash of its value."""
+
+    entity: str
+    key: str
+
+
+class PathShown(msgspec.Struct, frozen=True):
+    """How an entry of `list` reaches another entity: id, how many steps, since when (ms), by which."""
+
+    path: str
+    list: str
+    distance: int
+    time: int
+    via: tuple[Step, ...]
+
+
 class ListEntryShown(msgspec.Struct, frozen=True):
-    """The entry of a value; times in ms."""
+    """The entry of a value; times in ms.
+
+    `path` is the id of what it reaches, where it spreads. Of a value that others reach: `distance` of the
+    nearest, and `paths`.
+    """
 
     expires: int | None
     reason: str | None
     author: str | None
     time: int
+    path: str | msgspec.UnsetType = msgspec.UNSET
+    distance: int | msgspec.UnsetType = msgspec.UNSET
+    paths: tuple[PathShown, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """What an entry has reached, the list that it is on for that."""
+
+    list: str
+    distance: int
+    time: int
+    via: tuple[Step, ...]
+
+
+class PathOrigin(msgspec.Struct, frozen=True):
+    """The entry that paths of an id come from, and all that they reach; times in ms."""
+
+    path: str
+    list: str
+    entity: str
+    key: str
+    expires: int | None
+    reason: str | None
+    author: str | None
+    time: int
+    reached: tuple[Reached, ...]
 
 
 class PolicyFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

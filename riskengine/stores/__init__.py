@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -15,9 +15,17 @@ from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import NONE, Int64s
 from riskengine.packing import Bytes
+from riskengine.stores.paths import PathEdit
 from riskengine.stores.traces import Trace
 
+if TYPE_CHECKING:
+    from riskengine.stores.lists import Lists
+
 Row = dict[str, float | str | None]
+Spot = tuple[int, int]  # number of an entity, key
+Links = Mapping[
+    int, Sequence[tuple[int, int]]
+]  # by number of an entity: its member cells, and a window of each
 Kind = Literal[
     "away", "behind", "full", "read-only", "wrong-type", "denied", "busy", "loading", "epoch", "broken"
 ]
@@ -86,6 +94,10 @@ class Store(Protocol):
 
     features: FeatureSet
     claims: dict[bytes, Claim]
+
+    @property
+    def lists(self) -> Lists:
+        """Entries of lists as far as they are known here, to be read."""
 
     @property
     def tables(self) -> Mapping[str, dict[int, Row]]:
@@ -157,6 +169,15 @@ class Store(Protocol):
 
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
+
+    def look_at_lists(self) -> None:
+        """Learn of the edits that others have made."""
+
+    def spread(self, edits: Sequence[PathEdit]) -> None:
+        """Enter and take out paths from listed entities; who is on a list by them follows from it."""
+
+    def members(self, spots: Sequence[Spot], links: Links, time: int) -> list[list[Int64s]]:
+        """The members that entities have in windows at a time: of each entity a sorted list by its links."""
 
     def table_put(self, name: str, key: int, row: Row) -> None:
         """Enter or replace a live row."""

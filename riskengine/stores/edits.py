@@ -6,7 +6,7 @@ has missed some reads them from a log of the latest, or all entries anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -15,12 +15,15 @@ from riskengine.features import FeatureSet
 from riskengine.stores import Row, StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.lists import Lists
+from riskengine.stores.paths import PathEdit, Trail
 from riskengine.stores.place import Place, missing_epoch
 
 LOG_EDITS: Final = 1000  # edits that are learned one by one; as edit.lua has it
+TOGETHER: Final = 100  # edits of one call: the server does nothing else meanwhile
 
-Name = tuple[Literal["list", "table"], str, str, int]  # which, its name, entity (of a list), key
-_Change = tuple[Name, dict[str, Any] | None]
+# Which, its name, entity (of a list), key. A path has the name of its list, a slash, and its id.
+Name = tuple[Literal["list", "table", "path"], str, str, int]
+_Change = tuple[Name, Any]
 
 
 class Edits:
@@ -49,18 +52,29 @@ class Edits:
 
     def edit(self, name: Name, entry: Mapping[str, Any] | None) -> bool:
         """Make an edit (None removes) and learn of those of others; whether there was an entry before."""
-        place = self._place
-        field = msgspec.msgpack.encode(name)
-        value = msgspec.msgpack.encode(entry) if entry is not None else b""
+        return self._make([(name, entry)]) == b"1"
+
+    def spread(self, edits: Sequence[PathEdit]) -> None:
+        """Enter and take out paths."""
+        made: list[tuple[Name, Any]] = [
+            (("path", f"{name}/{id}", entity, key), path) for (name, entity, key), id, path in edits
+        ]
+        for start in range(0, len(made), TOGETHER):
+            self._make(made[start : start + TOGETHER])
+
+    def _make(self, edits: Sequence[tuple[Name, Any]]) -> bytes:
+        place, encode = self._place, msgspec.msgpack.encode
+        said: list[bytes] = []
+        for name, entry in edits:
+            said += (encode(name), encode(entry) if entry is not None else b"", encode((name, entry)))
         answer = self._link.call(
             "EVALSHA", self._link.names["edit"], 4, place.epoch_key, place.name("edits"),
-            place.name("entries"), place.name("log"), place.epoch, field, value,
-            msgspec.msgpack.encode((name, entry)),
+            place.name("entries"), place.name("log"), place.epoch, *said,
         )[0]  # fmt: skip
-        if answer == -1:
+        if not isinstance(answer, bytes):
             raise StoreError("epoch", missing_epoch(place))
         self._learn()
-        return answer == 1
+        return answer
 
     def _learn(self) -> None:
         """From the log of the latest, else from all entries."""
@@ -91,6 +105,10 @@ class Edits:
                 self.lists.put((name, entity, key), entry)
             elif kind == "list":
                 self.lists.delete((name, entity, key))
+            elif kind == "path":
+                name, _, id = name.rpartition("/")
+                path = None if entry is None else msgspec.convert(entry, Trail)
+                self.lists.apply(PathEdit((name, entity, key), id, path))
             else:
                 rows = {k: row for k, row in self.tables.get(name, {}).items() if k != key}
                 self.tables = {**self.tables, name: rows if entry is None else {**rows, key: entry}}

@@ -13,34 +13,38 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.kernel import Call, Holder, bind
 from riskengine.ledger import Int64s
 from riskengine.stores import slabs
-
-Name = tuple[str, str, int]  # list, entity, key
+from riskengine.stores.paths import Name, PathEdit, Trail, path_id
 
 SLOTS_MIN: Final = 16
 NEVER: Final = 2**63 - 1
 
 
 class Lists:
-    """Entries of every list, by name; an entry's `expires` is ms or None."""
+    """Entries of every list, by name; an entry's `expires` is ms or None.
+
+    An entity is on a list by an entry of its own, or by paths from entries that stand (see paths.py). `met`
+    says of the batch that was looked up last which pairs of list and entity were met, a bit each.
+    """
 
     def __init__(self, features: FeatureSet) -> None:
+        self.met = 0
         self._by_name: dict[Name, dict[str, Any]] = {}
+        self._paths: dict[Name, dict[str, Trail]] = {}  # by id
+        self._reached: dict[str, set[Name]] = {}  # by id of paths: what they lead to
         self.entries = np.zeros(2 * SLOTS_MIN, np.int64)  # as `slabs.find` reads them
         self._entered = 0  # slots of these in use
         self.reload(features)
 
     def __len__(self) -> int:
-        return len(self._by_name)
-
-    def __iter__(self) -> Iterator[Name]:
-        return iter(self._by_name)
+        return len(self._by_name.keys() | self._paths.keys())
 
     def items(self) -> Iterator[tuple[Name, dict[str, Any]]]:
-        """Every entry with its name."""
+        """Every entry of its own with its name."""
         return iter(self._by_name.items())
 
     def reload(self, features: FeatureSet) -> None:
         """Look entities up for another plan."""
+        self.met = 0
         pairs = [(features.lists[row[0]], features.entities[row[1]]) for row in features.listed.tolist()]
         self._listed = features.listed
         self._salts: Int64s = np.array([_salt(*pair) for pair in pairs], np.int64)
@@ -51,12 +55,12 @@ class Lists:
             return
         lone = touches.lone
         if lone is None:
-            self._looking(touches, partial)()
+            self.met = self._looking(touches, partial)()
             return
         known = lone.look_up
         if known is None or known[0] is not self.entries:
             known = lone.look_up = self.entries, self._looking(touches, bind)
-        known[1]()
+        self.met = known[1]()
 
     def _looking(self, touches: Touches, hold: Holder) -> Call:
         """The call that looks a batch up."""
@@ -72,34 +76,116 @@ class Lists:
 
     def put(self, name: Name, entry: Mapping[str, Any]) -> None:
         """Enter or replace an entry."""
+        before = self.id_of(name)
         self._by_name[name] = dict(entry)
         self._enter(name)
+        if self._reached:
+            self._enter_reached(before, self.id_of(name))
 
     def delete(self, name: Name) -> bool:
         """Remove an entry; whether it was there."""
+        before = self.id_of(name)
         there = self._by_name.pop(name, None) is not None
         if there:
             self._enter(name)
+            self._enter_reached(before)
         return there
 
     def clear(self) -> None:
-        """Remove every entry."""
+        """Remove every entry and path."""
         self._by_name.clear()
+        self._paths.clear()
+        self._reached.clear()
         self.entries = np.zeros(2 * SLOTS_MIN, np.int64)
         self._entered = 0
 
-    def _enter(self, name: Name) -> None:
-        """Bring the table that events are looked up in to what is said of an entry."""
+    # -- paths
+
+    def apply(self, edit: PathEdit) -> None:
+        """Enter a path, in the place of one of the same id, or take it out."""
+        name, id, path = edit
+        if path is not None:
+            self._paths.setdefault(name, {})[id] = path
+            self._reached.setdefault(id, set()).add(name)
+        else:
+            self._paths.get(name, {}).pop(id, None)
+            self._reached.get(id, set()).discard(name)
+            if not self._paths.get(name):
+                self._paths.pop(name, None)
+            if not self._reached.get(id):
+                self._reached.pop(id, None)
+        self._enter(name)
+
+    def paths(self, name: Name) -> Mapping[str, Trail]:
+        """Paths to an entity by id, those that are not in effect any more included."""
+        return self._paths.get(name, {})
+
+    def all_paths(self) -> Iterator[tuple[Name, str, Trail]]:
+        """Every path with what it leads to and its id."""
+        for name, paths in self._paths.items():
+            for id, path in paths.items():
+                yield name, id, path
+
+    def reached(self, id: str) -> list[Name]:
+        """What paths of an id lead to."""
+        return sorted(self._reached.get(id, ()))
+
+    def id_of(self, name: Name) -> str:
+        """The id of the paths from an entry; empty where there is none."""
+        entry = self._by_name.get(name)
+        return "" if entry is None else entry.get("path") or path_id(name, entry.get("time") or 0)
+
+    def until(self, name: Name) -> int:
+        """When an entry of its own ends, ms; 0 where there is none, NEVER where it stays."""
         expires: int | None = self._by_name.get(name, {"expires": 0})["expires"]
-        until = NEVER if expires is None else expires if expires > 0 else slabs.TOMBSTONE
+        return NEVER if expires is None else expires
+
+    def path_until(self, id: str, path: Trail) -> int:
+        """When the entry ends that a path comes from; 0 where it does not stand any more."""
+        return self.until(path.origin) if self.id_of(path.origin) == id else 0
+
+    def find(self, id: str) -> Name | None:
+        """The entry whose paths have an id."""
+        for name in self._reached.get(id, ()):
+            origin = self._paths[name][id].origin
+            if self.id_of(origin) == id:
+                return origin
+        return next((name for name in self._by_name if self.id_of(name) == id), None)  # it reached nothing
+
+    def void(self, now: int, looked_at: int = 8) -> list[PathEdit]:
+        """Edits that take out paths of no effect any more; each call looks at the next few ids."""
+        edits = []
+        for id in [id for id, _ in zip(self._reached, range(looked_at), strict=False)]:
+            names = self._reached[id] = self._reached.pop(id)  # the next call begins behind it
+            edits += [
+                PathEdit(name, id, None)
+                for name in sorted(names)
+                if self.path_until(id, self._paths[name][id]) <= now
+            ]
+        return edits
+
+    def _enter_reached(self, *ids: str) -> None:
+        """What paths of these ids lead to is on its list for as long as they now say."""
+        for id in dict.fromkeys(ids):
+            for name in self.reached(id):
+                self._enter(name)
+
+    def _enter(self, name: Name) -> None:
+        """Bring the table that events are looked up in to what is said of an entity."""
+        until = self.until(name)
+        for id, path in self.paths(name).items():
+            until = max(until, self.path_until(id, path))
+        if until <= 0:
+            until = slabs.TOMBSTONE
         self._entered += slabs.enter(self.entries, name[2] ^ _salt(*name[:2]), until)
         if 4 * self._entered > len(self.entries):  # half full: make it anew, without those taken out
             slots = SLOTS_MIN
-            while slots < 4 * len(self._by_name):
+            names = dict.fromkeys((*self._by_name, *self._paths))
+            while slots < 4 * len(names):
                 slots *= 2
             self.entries = np.zeros(2 * slots, np.int64)
             self._entered = 0
-            for other in self._by_name:
+            for other in names:
                 self._enter(other)
 
 

@@ -22,9 +22,10 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.kernel import Call, Holder, bind
 from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.packing import Bytes
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Lives, Met, statefile
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Links, Lives, Met, Spot, statefile
 from riskengine.stores import slabs as kernels
 from riskengine.stores.lists import Lists
+from riskengine.stores.paths import PathEdit
 from riskengine.stores.statefile import Row, Value
 from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces, exclude_all
 from riskengine.stores.transition import Transition, translate
@@ -479,6 +480,21 @@ class MemoryStore:
         """Remove an entry; whether it was there."""
         return self.lists.delete((name, entity, key))
 
+    def look_at_lists(self) -> None:
+        """Nobody else edits them."""
+
+    def spread(self, edits: Sequence[PathEdit]) -> None:
+        """Enter and take out paths from listed entities."""
+        for edit in edits:
+            self.lists.apply(edit)
+
+    def members(self, spots: Sequence[Spot], links: Links, time: int) -> list[list[Int64s]]:
+        """The members that entities have at a time: of each a list by its links."""
+        self._make_way(np.array([[key for _, key in spots]], np.int64))
+        return kernels.members(
+            self.features.flat, self._words, self._meta, self._table, self._old_table, spots, links, time
+        )
+
     def table_put(self, name: str, key: int, row: Row) -> None:
         """Enter or replace a live row."""
         self.tables.setdefault(name, {})[key] = row
@@ -651,7 +667,8 @@ class MemoryStore:
         Claims stay behind: what was decided is answered from the journal.
         """
         lists = [(*key, entry) for key, entry in self.lists.items()]
-        head = statefile.Head(self.features.fingerprint, lists, self.tables)
+        paths = list(self.lists.all_paths())
+        head = statefile.Head(self.features.fingerprint, lists, self.tables, paths)
         return statefile.write(path, head, self.values())
 
     def take_in(self, path: Path) -> int:
@@ -677,6 +694,7 @@ class MemoryStore:
                 self._put(key, self._unpack(key, entity, value))
         for name, entity, key, entry in state.head.lists:
             self.list_put(name, entity, key, entry)
+        self.spread([PathEdit(*path) for path in state.head.paths])
         self.tables.update(state.head.tables)
         return n
 

@@ -41,9 +41,11 @@ from riskengine.stores import (
     Claim,
     Followed,
     Info,
+    Links,
     Lives,
     Met,
     Row,
+    Spot,
     StoreError,
     carrying,
     slabs,
@@ -55,6 +57,8 @@ from riskengine.stores.edits import Edits
 from riskengine.stores.holds import held_of, holds_in
 from riskengine.stores.known import Known
 from riskengine.stores.line import Item, Reply, facts_of
+from riskengine.stores.lists import Lists
+from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, kind_of, missing_epoch
 from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
 from riskengine.stores.resp import Bytes, as_array, bulk, command
@@ -1319,6 +1323,25 @@ class RedisStore:
         """Remove an entry; whether it was there."""
         return self._edits.edit(("list", name, entity, key), None)
 
+    @property
+    def lists(self) -> Lists:
+        """Entries of lists as far as they are known here."""
+        return self._edits.lists
+
+    def look_at_lists(self) -> None:
+        """Learn of the edits that others have made."""
+        self._edits.look()
+
+    def spread(self, edits: Sequence[PathEdit]) -> None:
+        """Enter and take out paths from listed entities."""
+        self._edits.spread(edits)
+
+    def members(self, spots: Sequence[Spot], links: Links, time: int) -> list[list[Int64s]]:
+        """The members that entities have at a time: of each a list by its links."""
+        moved = self._move([], dict.fromkeys(spots, ()))
+        self._fold_again(moved)
+        return slabs.members(self.features.flat, *self._work.arrays, spots, links, time)
+
     def table_put(self, name: str, key: int, row: Row) -> None:
         """Enter or replace a live row."""
         self._edits.edit(("table", name, "", key), row)
@@ -1380,7 +1403,8 @@ class RedisStore:
         """
         self._edits.look()
         lists = [(*name, entry) for name, entry in self._edits.lists.items()]
-        head = statefile.Head(self.features.fingerprint, lists, self.tables)
+        paths = list(self._edits.lists.all_paths())
+        head = statefile.Head(self.features.fingerprint, lists, self.tables, paths)
         return statefile.write(path, head, carrying.values(self._link, self.place, self._plan, self._plans))
 
     def take_in(self, path: Path) -> int:
@@ -1389,6 +1413,7 @@ class RedisStore:
             n = carrying.put(self._link, self.place, self.features, self._lives_ms, path, state)
         for name, entity, key, entry in state.head.lists:
             self.list_put(name, entity, key, entry)
+        self.spread([PathEdit(*path) for path in state.head.paths])
         for table, rows in state.head.tables.items():
             for key, row in rows.items():
                 self.table_put(table, key, row)

@@ -7,6 +7,7 @@ needed, the key table grows by moving a few slots a call, and the forgotten are 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -64,6 +65,7 @@ SIZES: Final = np.array(
 )  # words of a block, by size class: steps of a quarter octave waste an eighth on average
 CLASSES: Final = len(SIZES)
 SMALLEST: Final = 8  # words; whatever is cut off is even, and no smaller
+NO_ROOM: Final = np.empty(0, np.int64)
 FREE_SLOT: Final = 0  # refs of a slot never used, and of one whose entity was forgotten
 TOMBSTONE: Final = -1
 EVICT_SAMPLE: Final = 32  # stretches of memory of which the longest silent is freed
@@ -640,6 +642,26 @@ def look(
     return held
 
 
+def members(
+    plan: Int64s, words: Int64s, meta: Int64s, table: Int64s, old_table: Int64s,
+    spots: Sequence[tuple[int, int]], links: Mapping[int, Sequence[tuple[int, int]]], time: int,
+) -> list[list[Int64s]]:  # fmt: skip
+    """Of entities (number, key), the members of their cells in windows (`links`, by entity) at a time."""
+    found = []
+    for e, key in spots:
+        s = locate(meta, table, old_table, key)
+        lists = []
+        for cell, window in links[e]:
+            out = np.empty(
+                ledger.members(plan, words, s, e, cell, window, time, NO_ROOM) if s else 0, np.int64
+            )
+            if len(out):
+                ledger.members(plan, words, s, e, cell, window, time, out)
+            lists.append(np.sort(out))
+        found.append(lists)
+    return found
+
+
 @jit
 def amend(
     plan: Int64s,
@@ -1023,8 +1045,12 @@ def enter(entries: Int64s, key: int, expires: int) -> bool:
 @jit
 def look_up(
     listed: Int64s, salts: Int64s, entries: Int64s, keys: Int64s, time: Int64s, cells: Float64s
-) -> None:
-    """Write, for every (list, entity, column), whether each event's entity is listed at its time."""
+) -> int:
+    """Write, for every (list, entity, column), whether each event's entity is listed at its time.
+
+    Return which of them were met by any event, a bit each; the last one is of all from the 63rd on.
+    """
+    met = 0
     for pair in range(listed.shape[0]):
         e = listed[pair, 1]
         out = listed[pair, 2]
@@ -1034,3 +1060,5 @@ def look_up(
                 at = find(entries, keys[i, e] ^ salts[pair])
                 if at >= 0 and time[i] < entries[2 * at + 1]:
                     cells[out, i] = 1.0
+                    met |= 1 << min(pair, 62)
+    return met

@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from riskengine.errors import RiskEngineError
+from riskengine.stores.paths import Name, Trail
 
 MAGIC: Final = b"riskengine-state-1\n"
 DIGEST_BYTES: Final = 16
@@ -32,6 +33,7 @@ class Head(msgspec.Struct, frozen=True):
     plan: str
     lists: list[tuple[str, str, int, dict[str, int | str | None]]]  # list, entity, key, entry
     tables: dict[str, dict[int, Row]]
+    paths: list[tuple[Name, str, Trail]] = []  # what each leads to, its id
 
 
 class StateFile:
