@@ -15,11 +15,22 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from riskengine.definition import ACTIONS, ALERT_BUCKETS, Alert, Definition, Feature, Limit, Rule, Window
+from riskengine.definition import (
+    ACTIONS,
+    ALERT_BUCKETS,
+    Alert,
+    Definition,
+    Feature,
+    Limit,
+    Rule,
+    Spread,
+    Window,
+)
 from riskengine.errors import Finding, Place, render
 from riskengine.expression import Expression, Symbol, Term
 from riskengine.footprint import ENTITY_BYTES_MAX, cells, state_bytes
 from riskengine.policy import Examination, examine
+from riskengine.spreads import links_of
 
 Format = Literal["text", "json", "github", "sarif"]
 FORMATS: Final[tuple[Format, ...]] = ("text", "json", "github", "sarif")
@@ -53,6 +64,7 @@ def explain(definition: Definition) -> dict[str, Any]:
     `rules` by name, of limits too: then, risk, mode, wrong_when (whom it may hit that it is not meant for).
     `alerts` by name: of (what counts), by, over_ms, bucket_ms, above, clear, share, at_least.
     `entities` by name: bytes_max, and bytes_bound, past which a policy is refused.
+    `spreads`, where lists do, by list: to, along, hops, degree, and links (entity, feature, other entity).
     """
     costs = state_bytes(definition)
     slack_ms = definition.lateness_ms + definition.skew_ms
@@ -72,7 +84,10 @@ def explain(definition: Definition) -> dict[str, Any]:
             "bytes_max": costs[value.by].get(value.name, 0) if value.by is not None else 0,
         }
 
+    spreads = {name: known.spreads for name, known in definition.lists.items() if known.spreads is not None}
+    more = {"spreads": {name: _said_of(spread, definition) for name, spread in spreads.items()}}
     return {
+        **(more if spreads else {}),
         "features": {name: row(feature) for name, feature in definition.features.items()},
         "limits": {name: row(limit) for name, limit in definition.limits.items()},
         "rules": {
@@ -90,6 +105,12 @@ def explain(definition: Definition) -> dict[str, Any]:
             for name, cost in costs.items()
         },
     }
+
+
+def _said_of(spread: Spread, definition: Definition) -> dict[str, Any]:
+    links = [(link.by, link.name, link.field) for link in links_of(spread, definition.features)]
+    said = {"to": spread.to, "along": spread.along, "hops": spread.hops, "degree": spread.degree}
+    return {**said, "links": links}
 
 
 def explain_text(definition: Definition) -> str:
@@ -131,8 +152,14 @@ def explain_text(definition: Definition) -> str:
     ]
     if told:
         entities += "\n\n" + _table(("rule or limit", "then", "mode", "wrong when"), told, right=0)
+    walks = "".join(
+        f"\nA block on {name} is walked {said['hops']} steps at most, and through nothing that has more than "
+        f"{said['degree']} others of a kind:\n"
+        + "".join(f"  from a {by} to each {to} that {link} counts\n" for by, link, to in said["links"])
+        for name, said in explained.get("spreads", {}).items()
+    )
     if not definition.alerts:
-        return f"{counters}\n\n{entities}\n"
+        return f"{counters}\n\n{entities}\n{walks}"
     alerts = _table(
         ("alert", "counts", "by", "window", "begins above", "ends at"),
         [
@@ -145,7 +172,7 @@ def explain_text(definition: Definition) -> str:
         ],
         right=0,
     )  # fmt: skip
-    return f"{counters}\n\n{entities}\n\n{alerts}\n"
+    return f"{counters}\n\n{entities}\n\n{alerts}\n{walks}"
 
 
 def _explain_alert(alert: Alert, definition: Definition) -> dict[str, Any]:
@@ -485,7 +512,8 @@ def _parts(term: Term) -> Iterable[Term]:
 def _unused_features(definition: Definition) -> Iterable[Finding]:
     if definition.model is not None or definition.challengers:  # a model may be made of any of them
         return
-    used: set[str] = set()
+    spreads = [known.spreads for known in definition.lists.values() if known.spreads is not None]
+    used = {link.name for spread in spreads for link in links_of(spread, definition.features)}
     open_: list[Expression] = [rule.when for rule in definition.rules.values()]
     open_ += [alert.when for alert in definition.alerts.values() if alert.when is not None]
     while open_:

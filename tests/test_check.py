@@ -297,6 +297,19 @@ def a_rule(**keys: Any) -> dict[str, Any]:
     return small(rules={"r": {"when": "amount > 1", **keys}})
 
 
+def spread(**said: Any) -> dict[str, Any]:
+    """A policy whose list of the blocked spreads as said."""
+    of = {"of": ["user", "device"]}
+    return small(
+        entities={"user": "user_id", "device": "device_id"},
+        lists={"blocked": {**of, "spreads": said}, "near": of, "far": of},
+        features={
+            "user_devices": {"distinct": "device", "on": "any", "by": "user", "over": "7d"},
+            "device_users": {"distinct": "user", "on": "any", "by": "device", "over": "7d"},
+        },
+    )
+
+
 VALID: list[dict[str, Any]] = [
     small(),
     yaml.load(WHOLE, yaml.BaseLoader) | {"decide": {"payment": {"deny": 0.9}}},
@@ -307,6 +320,8 @@ VALID: list[dict[str, Any]] = [
     small(entities={"net": {"of": "ip", "as": "subnet24"}, "pair": ["user_id", "ip"]}),
     small(tables={"shops": {"key": "user", "columns": {"trust": "number", "known": "bool"}}}),
     small(lists={"blocked": {"of": ["user", "ip"]}}),
+    spread(to="near", along=["user", "device"]),
+    spread(to=["near", "far"], along=["device", "user"], hops=3, degree=2),
     feature(count="payment", by="user", over="1h"),
     feature(count=["payment", "coupon_claim"], by="user", per="month", delay="7d", before=True),
     feature(count="fraud", by="user", over="1h"),
@@ -335,6 +350,17 @@ VALID: list[dict[str, Any]] = [
     small(decide={"payment": None}),
 ]
 BROKEN: list[dict[str, Any]] = [
+    spread(to="near"),
+    spread(along=["user", "device"]),
+    spread(to=[], along=["user", "device"]),
+    spread(to=["near", "near"], along=["user", "device"]),
+    spread(to={"near": 1}, along=["user", "device"]),
+    spread(to="near", along=["user"]),
+    spread(to="near", along="user"),
+    spread(to="near", along=["user", "device"], hops=4),
+    spread(to="near", along=["user", "device"], degree=0),
+    spread(to="near", along=["user", "device"], degree=2.5),
+    spread(to="near", along=["user", "device"], through=["ip"]),
     small(nonsense={}),
     small(policy=""),
     small(policy="two words"),

@@ -384,8 +384,8 @@ def test_openapi_has_every_route_and_the_page_needs_no_network(server: Served) -
     assert set(described["paths"]) == {
         "/v1/alerts",
         "/v1/score", "/v1/score/batch", "/v1/labels", "/v1/decisions/{event_id}",
-        "/v1/decisions/{event_id}/release", "/v1/lists/{name}/{entity}/{value}", "/v1/tables/{name}/{key}",
-        "/v1/policy", "/v1/policy/history", "/v1/policy/contract", "/v1/policy/check", "/v1/policy/activate",
+        "/v1/decisions/{event_id}/release", "/v1/lists/{name}/{entity}/{value}", "/v1/paths/{path}",
+        "/v1/tables/{name}/{key}", "/v1/policy", "/v1/policy/history", "/v1/policy/contract", "/v1/policy/check", "/v1/policy/activate",
         "/v1/policy/rollback", "/livez", "/readyz", "/metrics",
     }  # fmt: skip
     schemas = described["components"]["schemas"]
@@ -461,7 +461,7 @@ def test_every_route_asks_for_its_scope(tmp_path: Path) -> None:
         assert routes == set(NEEDED) - {("GET", "/openapi.json"), ("GET", "/docs")}
         for method, path in NEEDED:
             needed = NEEDED[method, path]
-            real = path.format(event_id="e/1", name="none", entity="user", value="u", key="k")
+            real = path.format(event_id="e/1", name="none", entity="user", value="u", key="k", path="p")
             if needed is None:
                 assert status(method, real, None) == 200
                 continue

@@ -17,6 +17,7 @@ from riskengine.definition import Definition, Limit, Rule
 from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
 from riskengine.policy import examine, load_definition
 from riskengine.ruletest import render_report, run_tests
+from riskengine.spreads import links_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "rules"
@@ -102,6 +103,8 @@ def test_every_feature_is_used(shipped: Definition) -> None:
     """Without a model a counter that no rule reads is only a cost."""
     sources = [rule.when.source for rule in shipped.rules.values()]
     sources += [feature.value.source for feature in shipped.features.values() if feature.value is not None]
+    spreads = [known.spreads for known in shipped.lists.values() if known.spreads is not None]
+    sources += [link.name for spread in spreads for link in links_of(spread, shipped.features)]
     assert [name for name in shipped.features if not any(name in source for source in sources)] == []
 
 
