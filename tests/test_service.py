@@ -385,7 +385,8 @@ def test_openapi_has_every_route_and_the_page_needs_no_network(server: Served) -
         "/v1/alerts",
         "/v1/score", "/v1/score/batch", "/v1/labels", "/v1/decisions/{event_id}",
         "/v1/decisions/{event_id}/release", "/v1/lists/{name}/{entity}/{value}", "/v1/paths/{path}",
-        "/v1/tables/{name}/{key}", "/v1/policy", "/v1/policy/history", "/v1/policy/contract", "/v1/policy/check", "/v1/policy/activate",
+        "/v1/tables/{name}/{key}", "/v1/policy", "/v1/policy/history",
+        "/v1/policy/contract", "/v1/policy/check", "/v1/policy/activate",
         "/v1/policy/rollback", "/livez", "/readyz", "/metrics",
     }  # fmt: skip
     schemas = described["components"]["schemas"]

@@ -21,7 +21,8 @@ from riskengine.service.problems import KINDS, ProblemDetails
 _TITLES: Final = dict(reversed([*KINDS.values()]))  # of a status that several have, the first one's
 _TYPES: Final = (
     Decision, ProblemDetails, shapes.LabelRecord, shapes.LabelDone, shapes.Released, shapes.Removed,
-    shapes.Recorded, shapes.ListEntry, shapes.ListEntryShown, shapes.PolicyFiles, shapes.CheckReport,
+    shapes.Recorded, shapes.ListEntry, shapes.ListEntryShown, shapes.PathOrigin, shapes.PolicyFiles,
+    shapes.CheckReport,
     shapes.PolicyShown, shapes.PolicyActivation, shapes.Rollback, shapes.ActivationShown, shapes.Activated,
     shapes.History, shapes.Contract, shapes.Readiness,
 )  # fmt: skip
