@@ -87,11 +87,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """A list that analysts edit while it is in use: `blocked`, `trusted`."""
+    """A list that analysts edit while it is in use: `blocked`, `trusted`.
+
+    `shared`: its entries are hashes under a key that was agreed on with this partner (sharing.py).
+    """
 
     name: str
     of: tuple[str, ...]  # entities
     spreads: Spread | None = None
+    shared: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from riskengine import event as parsing
 from riskengine import features as planning
-from riskengine import hashing, warming
+from riskengine import hashing, sharing, warming
 from riskengine.alerts import Alerts
 from riskengine.compiled import Policy, signed, unsigned
 from riskengine.decision import ALLOW, CHALLENGE, Decision, ModelScore, Verdict, decide, name_decisions
@@ -98,6 +98,7 @@ class Engine:
         self._rooms = _Rooms()
         self._unfollowed: deque[Touch] = deque(maxlen=TOUCHES_MAX)  # of the listed, while the store was away
         self._closed = False
+        self._partners = _partner_keys(policy.definition, journal is not None or store.waits)
         self._origin = origin
         self._alerts = Alerts(policy.alerts, origin) if policy.alerts is not None else None
         self._alerted: list[Callable[[AlertEntry], None]] = []  # who is told of episodes
@@ -449,6 +450,61 @@ class Engine:
         self._settle()
         return there
 
+    def share(self, name: str, entity: str) -> list[sharing.Record]:
+        """The entries of a shared list that are not over, as a partner may have them."""
+        with self._open():
+            self._shared_list(name, entity)
+            self._store.list_get(name, entity, 0)  # what other engines entered is seen by now
+            now = self._clock()
+            return [
+                sharing.Record(f"{key & (1 << 64) - 1:016x}", said["author"], said["reason"], said["expires"])
+                for key, said in sorted(self._store.list_entries(name, entity).items())
+                if said["expires"] is None or said["expires"] > now
+            ]
+
+    def take_shared(
+        self, name: str, entity: str, records: Sequence[sharing.Record], dry_run: bool = False
+    ) -> dict[str, int]:
+        """Enter what a partner shared; how many were new, extended, there already, expired.
+
+        An entry that is there already gets the later end of the two. With `dry_run` nothing is entered.
+        """
+        done = dict.fromkeys(("new", "extended", "already", "expired"), 0)
+        with self._open():
+            self._shared_list(name, entity)
+            now = self._clock()
+            for record in records:
+                _check_words(reason=record.reason, source=record.source)
+                key = int(record.hash, 16)
+                there = self._store.list_get(name, entity, signed(key))
+                if record.expires is not None and record.expires <= now:
+                    done["expired"] += 1
+                    continue
+                if there is not None and not _ends_later(record.expires, there["expires"]):
+                    done["already"] += 1
+                    continue
+                done["new" if there is None else "extended"] += 1
+                if not dry_run:
+                    said = {"reason": record.reason, "author": record.source, "time": now}
+                    self._store.list_put(name, entity, signed(key), {"expires": record.expires, **said})
+                    self._edited(
+                        "list", "put", name, entity, key, now, None, record.expires, record.reason,
+                        record.source,
+                    )  # fmt: skip
+        self._settle()
+        return done
+
+    def _shared_list(self, name: str, entity: str) -> None:
+        known = self._policy.definition.lists.get(name)
+        if known is None or known.shared is None or entity not in known.of:
+            shared = [
+                f"{x.name} of {', '.join(x.of)}" for x in self._policy.definition.lists.values() if x.shared
+            ]
+            raise RiskEngineError(
+                f"the policy shares no list {name} of {entity} with anybody: there are "
+                f"{'; '.join(shared) or 'none: write `shared: PARTNER` below a list'}"
+            )
+
     def table_put(self, name: str, key: str, row: Mapping[str, Any], author: str | None = None) -> None:
         """Enter or replace a row of a live table. EventError tells every column that does not fit."""
         _check_words(author=author)
@@ -500,6 +556,7 @@ class Engine:
                 f"the policy's tenant is {policy.definition.tenant}, the one serving is "
                 f"{self._policy.definition.tenant}: another tenant shares no history, open another engine"
             )
+        _partner_keys(policy.definition, self._journal is not None or self._store.waits)
         return policy
 
     def switch(self, policy: Policy, activation: Activation | None = None) -> None:
@@ -521,8 +578,10 @@ class Engine:
                             or {"day": 1, "week": 7, "month": 31}[feature.window.kind] * 86_400_000
                         )
                     )
+            partners = _partner_keys(policy.definition, self._journal is not None or self._store.waits)
             tables = policy.tables(self._store.tables)
             self._store.reload(policy.features)
+            self._partners = partners
             self._policy, self._tables, self._warming = policy, tables, warming
             self._adopt_alerts(now)
             if self._journal is not None:
@@ -819,6 +878,8 @@ class Engine:
             spread = self._follow(spreading, touches, met)
         if store.tables is not self._rows:  # another engine has changed some
             touches = self._see_rows(touches)
+        if self._partners:
+            self._look_up_shared(touches)
         found = policy.features.rows(touches)
         if self._shown is not None:
             self._shown(found)
@@ -844,6 +905,26 @@ class Engine:
         if self._unfollowed and spreading is not None:
             self._catch_up(spreading)
         return decisions, first, met
+
+    def _look_up_shared(self, touches: Touches) -> None:
+        """Find the events' values on lists that are shared with partners, by the partners' hashes."""
+        policy, batch, cells = self._policy, touches.batch, touches.cells
+        for name, partner in self._partners.items():
+            for entity in policy.definition.lists[name].of:
+                entries = self._store.list_entries(name, entity)
+                if not entries:
+                    continue
+                (field,) = policy.definition.entities[entity].fields
+                column, at = policy.layout.number(f"listed:{name}:{entity}"), policy.schema.string_at[field]
+                for i in range(batch.n):
+                    size, off = int(batch.str_len[i, at]), int(batch.str_off[i, at])
+                    if size < 0:
+                        continue
+                    value = bytes(batch.text[off : off + size]).decode()
+                    entry = entries.get(signed(sharing.member(partner, entity, value)))
+                    if entry is not None:
+                        until = entry["expires"]
+                        cells[column, i] = float(until is None or batch.time[i] < until)
 
     def _predict(self, found: Touches, verdict: Verdict) -> list[dict[str, float]] | None:
         """The champion's p, also where rules find it; return what the challengers say, if there are any."""
@@ -880,6 +961,8 @@ class Engine:
         """
         self.store_errors[error.kind] += 1
         policy, batch = self._policy, touches.batch
+        if self._partners:
+            self._look_up_shared(touches)
         found = policy.features.rows(touches)
         challenged = self._predict(found, verdict)
         self._weigh(found, verdict)
@@ -1243,12 +1326,18 @@ class Engine:
             raise RiskEngineError(_unknown(f"entity of list {name}", entity, lists[name].of))
         for part in (value,) if isinstance(value, str) else value:
             _check_words(value=part)
+        schema = self._policy.schema
+        partner = self._partners.get(name)
         try:
-            key = self._policy.schema.entity_key(entity, value)
+            key = schema.entity_key(entity, value)
         except ValueError as error:
             raise RiskEngineError(str(error)) from None
         if not key:
             raise RiskEngineError(f"a blank value cannot be listed: give the {entity}")
+        if partner is not None:
+            (field,) = self._policy.definition.entities[entity].fields
+            said = value if isinstance(value, str) else value[0]
+            return sharing.member(partner, entity, schema.normal(field, said))
         return key
 
     def _table(self, name: str) -> Table:
@@ -1359,6 +1448,26 @@ def _open_journal(url: str) -> Journal:
     from riskengine.journal import Journal  # and with it SQLAlchemy, which takes 0.16 s
 
     return Journal.open(url)
+
+
+def _partner_keys(definition: Definition, kept: bool) -> dict[str, bytes]:
+    """The keys of shared lists, by list. What is `kept` beyond this process wants the key agreed on."""
+    found: dict[str, bytes] = {}
+    for known in definition.lists.values():
+        if known.shared is None:
+            continue
+        key = sharing.key_of(known.shared, os.environ)
+        if key is None and kept:
+            raise RiskEngineError(
+                f"the list {known.name} is shared with {known.shared}: set "
+                f"{sharing.variable_of(known.shared)} (or ..._FILE) to the key that was agreed on"
+            )
+        found[known.name] = key or HASH_KEY_IN_PROCESS
+    return found
+
+
+def _ends_later(expires: int | None, known: int | None) -> bool:
+    return known is not None and (expires is None or expires > known)
 
 
 def _compile(rules: str | Path | Definition, key: bytes, model: str | None) -> Policy:

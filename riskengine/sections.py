@@ -566,7 +566,7 @@ class Loader:
     def _lists(self) -> None:
         for name, (source, key, node) in self.sections["lists"].items():
             check_name(source, key, name, "a list")
-            items = source.items(node, "a list", ("of", "spreads"))
+            items = source.items(node, "a list", ("of", "shared", "spreads"))
             if "spreads" in items:
                 self.spreads[name] = (source, items["spreads"][1])
             if "of" not in items:
@@ -576,8 +576,14 @@ class Loader:
             if type(items["of"][1]) is SequenceNode and not members:
                 source.error(items["of"][1], "wrong-value", "a list is of at least one entity")
             names = [self._reference(source, part, "entities", self.entities, "entity") for part in members]
+            shared = read_name(source, items["shared"][1], "the partner") if "shared" in items else None
+            for part, entity in zip(members, names, strict=True):
+                made = self.entities.get(entity or "")
+                if shared is not None and made is not None and (len(made.fields) > 1 or made.derive):
+                    said = f"a shared list is of entities of one field, and {entity} is composite or derived"
+                    source.error(part, "wrong-value", said)
             if names and None not in names:
-                self.lists[name] = List(name, tuple(dict.fromkeys(cast(list[str], names))))
+                self.lists[name] = List(name, tuple(dict.fromkeys(cast(list[str], names))), shared=shared)
 
     def _spreads(self) -> None:
         """Once features are known: they are the links."""
@@ -586,7 +592,18 @@ class Loader:
                 own = self.lists[name]
                 known = self.lists, self.spreads, self.entities, self.fields
                 links = self.features if len(self.features) == len(self.sections["features"]) else None
-                self.lists[name] = replace(own, spreads=read_spread(source, node, own, *known, links))
+                spread = read_spread(source, node, own, *known, links)
+                self.lists[name] = replace(own, spreads=spread)
+                met = [self.lists.get(to) for to in (name, *(spread.to if spread is not None else ()))]
+                partners = [other.name for other in met if other is not None and other.shared is not None]
+                if partners:
+                    source.error(
+                        node,
+                        "no-meaning",
+                        f"{partners[0]} is shared with a partner: it has hashes, from which no way leads "
+                        "to other entities",
+                        mend="spread a list of your own",
+                    )
 
     # ---- what expressions may speak of --------------------------------------------------------------
 

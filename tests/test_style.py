@@ -22,7 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # values, and what reads and writes them
     (
         "errors", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source", "normal",
-        "scalars", "spreads", "intake", "reading", "columns", "event", "files", "entries", "answer",
+        "scalars", "sharing", "spreads", "intake", "reading", "columns", "event", "files", "entries",
+        "answer",
     ),
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",

@@ -14,6 +14,7 @@ from riskengine.cli import (
     init,
     journal,
     keys,
+    lists,
     rebuild,
     replay,
     ruletests,
@@ -69,3 +70,4 @@ app.command("rebuild")(rebuild.rebuild)
 app.add_typer(keys.keys, name="keys")
 app.add_typer(journal.journal, name="journal")
 app.command("alerts")(alerts.alerts)
+app.add_typer(lists.lists, name="lists")

@@ -167,6 +167,9 @@ class Store(Protocol):
     def list_get(self, name: str, entity: str, key: int) -> dict[str, Any] | None:
         """An entry, or None."""
 
+    def list_entries(self, name: str, entity: str) -> Mapping[int, dict[str, Any]]:
+        """Every entry by its key, as far as they are known here; without waiting for anything."""
+
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
 

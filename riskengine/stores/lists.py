@@ -31,6 +31,7 @@ class Lists:
         self._by_name: dict[Name, dict[str, Any]] = {}
         self._paths: dict[Name, dict[str, Trail]] = {}  # by id
         self._reached: dict[str, set[Name]] = {}  # by id of paths: what they lead to
+        self._of: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}  # the same, by list and entity
         self.entries = np.zeros(2 * SLOTS_MIN, np.int64)  # as `slabs.find` reads them
         self._entered = 0  # slots of these in use
         self.reload(features)
@@ -69,6 +70,10 @@ class Lists:
             touches.cells,
         )  # fmt: skip
 
+    def of(self, name: str, entity: str) -> Mapping[int, dict[str, Any]]:
+        """The entries of a list for an entity, by key; not to be changed."""
+        return self._of.get((name, entity), {})
+
     def get(self, name: Name) -> dict[str, Any] | None:
         """A copy of an entry, or None."""
         entry = self._by_name.get(name)
@@ -77,7 +82,8 @@ class Lists:
     def put(self, name: Name, entry: Mapping[str, Any]) -> None:
         """Enter or replace an entry."""
         before = self.id_of(name)
-        self._by_name[name] = dict(entry)
+        made = self._by_name[name] = dict(entry)
+        self._of.setdefault(name[:2], {})[name[2]] = made
         self._enter(name)
         if self._reached:
             self._enter_reached(before, self.id_of(name))
@@ -87,6 +93,7 @@ class Lists:
         before = self.id_of(name)
         there = self._by_name.pop(name, None) is not None
         if there:
+            del self._of[name[:2]][name[2]]
             self._enter(name)
             self._enter_reached(before)
         return there
@@ -96,6 +103,7 @@ class Lists:
         self._by_name.clear()
         self._paths.clear()
         self._reached.clear()
+        self._of.clear()
         self.entries = np.zeros(2 * SLOTS_MIN, np.int64)
         self._entered = 0
 

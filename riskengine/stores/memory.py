@@ -476,6 +476,10 @@ class MemoryStore:
         """An entry, or None."""
         return self.lists.get((name, entity, key))
 
+    def list_entries(self, name: str, entity: str) -> Mapping[int, dict[str, Any]]:
+        """Every entry by its key, as far as they are known here."""
+        return self.lists.of(name, entity)
+
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
         return self.lists.delete((name, entity, key))

@@ -1319,6 +1319,10 @@ class RedisStore:
         self._edits.look()
         return self._edits.lists.get((name, entity, key))
 
+    def list_entries(self, name: str, entity: str) -> Mapping[int, dict[str, Any]]:
+        """Every entry by its key, as far as they are known here."""
+        return self._edits.lists.of(name, entity)
+
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
         return self._edits.edit(("list", name, entity, key), None)
