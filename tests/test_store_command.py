@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from riskengine.cli import app
 from riskengine.stores.address import begin
 from riskengine.stores.redis import RedisStore
+from riskengine.stores.wire import CLAIM_BYTES
 
 SECTIONS = policy(
     entities={"user": "user_id", "device": "device_id", "campaign": "campaign_id"},
@@ -205,7 +206,7 @@ def test_what_was_journaled_is_settled_by_its_decision(server: str, tmp_path: Pa
         assert decision.flags == (), "it is what the journal says"
         assert one.engine.release("e2"), "and the store knows what it holds"
         for name in client.scan_iter(match=f"{prefix_of(store)}:*:c*"):
-            if client.strlen(name) == 24:
+            if client.strlen(name) == CLAIM_BYTES:
                 client.pexpire(name, 7 * 86_400_000 - 700_000)
         code, told = command("holds", *where)
         (listed,) = json.loads(told)

@@ -22,6 +22,7 @@ from test_parity import KEY, EngineSubject, Tables, comparable, singly, stories,
 from typer.testing import CliRunner
 
 from riskengine.cli import app
+from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.stores.address import begin
 from riskengine.stores.link import Call
@@ -255,10 +256,12 @@ def test_a_store_is_begun_and_looked_into(server: str, tmp_path: Path) -> None:
     told = runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder), "--json"])
     kinds = json.loads(told.output)["kinds"]
     assert (kinds.pop("copies", (0, 0))[0] > 0) == ("cluster" in server)
+    decisions, traces = (10, 0) if "cluster" in server else (1, 1)  # a batch has its own together
     assert {kind: keys for kind, (keys, _) in kinds.items()} == {
-        "entities": 10, "claims": 10, "decisions": 10, "labels": 1, "settled": 0, "other": 1
+        "entities": 10, "claims": 10, "decisions": decisions, "traces": traces, "labels": 1, "settled": 0,
+        "other": 1,
     }  # fmt: skip
-    assert all(size > 0 for kind, (_, size) in kinds.items() if kind != "settled")
+    assert all(size > 0 for keys, size in kinds.values() if keys)
     assert "10 keys" in runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder)]).output
 
 
@@ -267,3 +270,43 @@ def keys_of(shared: RedisStore, kind: bytes) -> list[tuple[Call, bytes]]:
     found = [(call, name) for call in shared._link.each() for name in call("KEYS", shared.place.data + b"*")]
     at = len(shared.place.within(0))
     return [(call, name) for call, name in found if isinstance(name, bytes) and name[at:].startswith(kind)]
+
+
+def test_a_batch_keeps_what_it_decided_in_two_keys(server: str, tmp_path: Path) -> None:
+    """Whatever is asked of one of its events later: a retry, a release, a label; also when forgotten."""
+    features = {
+        "claims": {"count": "coupon_claim", "by": "user", "over": "1h"},
+        "frauds": {"count": "fraud", "on": "coupon_claim", "by": "user", "over": "1h"},
+    }
+    limits = {"two": {"count": "coupon_claim", "by": "device", "per": "day", "max": 2, "then": "deny"}}
+    store = apart(server)
+    begin(store, "stage")
+    batch = [claim(f"e{n}", n, device_id="d1", user_id="u1") for n in range(4)]
+    with Stage(tmp_path / "one", policy(features=features, limits=limits), store=store) as stage:
+
+        def scored() -> list[Decision]:
+            return [found for found in stage.engine.score_many(batch) if isinstance(found, Decision)]
+
+        decided = scored()
+        assert [decision.action for decision in decided] == ["allow", "allow", "deny", "deny"]
+        shared = stage.engine._store
+        assert isinstance(shared, RedisStore)
+        together = len(shared.place.tags) == 1
+        assert [sum(1 for _ in keys_of(shared, letter)) for letter in (b"t", b"k", b"d")] == (
+            [1, 1, 0] if together else [0, 0, 4]
+        )
+        assert scored() == decided, "each finds its own"
+        assert stage.engine.score(batch[3]) == decided[3]
+        for call, name in [*keys_of(shared, b"k"), *keys_of(shared, b"d")]:
+            call("DEL", name)
+        again = scored()
+        assert {decision.action for decision in again} == {"deny"}, "nobody knows any more who was granted"
+        assert {decision.flags for decision in again} == {("redecided",)}
+        assert scored() == again
+        assert stage.engine.release("e0")
+        assert not stage.engine.release("e0")
+        assert not stage.engine.release("e2"), "it was denied, and holds nothing"
+        stage.engine.label("e1", "fraud", time=T0 + 4000)
+        row = stage.row(claim("e9", 5, device_id="d1", user_id="u1"))
+        assert row == {"claims": 5, "frauds": 1}
+        assert stage.engine.score(claim("e10", 6, device_id="d1")).action == "deny", "one was free again"

@@ -28,7 +28,11 @@ EPOCH_CHARS: Final = 4
 VERSION_MIN: Final = (6, 2)
 SURVEY_MS: Final = 5000
 SAMPLE: Final = 500  # keys of each kind that are weighed
-KINDS: Final = {"e": "entities", "c": "claims", "d": "decisions", "l": "labels", "r": "settled"}
+# By the letter of their names; of a batch decisions are together in one key, and so are traces.
+KINDS: Final = {
+    "e": "entities", "c": "claims", "t": "traces", "d": "decisions", "k": "decisions", "l": "labels",
+    "r": "settled",
+}  # fmt: skip
 EVENTS: Final = ("claims", "decisions", "labels", "settled")  # kinds whose keys are named by an event
 
 

@@ -6,7 +6,7 @@
 --
 -- Those first bytes hold a count of snapshots, so that no other value can be taken for the one that was read.
 -- A snapshot does not tell whose reservations it holds: of events that are not decided (their claim has no trace
--- yet), which may never be if their engine has died, that is kept beside the claim (h).
+-- yet, nor has their batch), which may never be if their engine has died, that is kept beside the claim (h).
 -- Answers 1, or 0 where another snapshot came first.
 
 if redis.call('GETRANGE', KEYS[1], 0, 23) ~= ARGV[1] then
@@ -14,11 +14,22 @@ if redis.call('GETRANGE', KEYS[1], 0, 23) ~= ARGV[1] then
 end
 local since = redis.call('GETRANGE', KEYS[1], ARGV[2], -1)
 redis.call('SET', KEYS[1], ARGV[3] .. since, 'PX', ARGV[4])
-for i = 2, #KEYS do
-  if redis.call('STRLEN', KEYS[i]) == 24 then
-    local held = string.sub(KEYS[i], 1, -24) .. 'h' .. string.sub(KEYS[i], -22)
-    redis.call('APPEND', held, ARGV[4 + i])
-    redis.call('PEXPIRE', held, ARGV[5])
+if #KEYS > 1 then
+  local claims = redis.call('MGET', unpack(KEYS, 2, #KEYS))
+  local decided = {}
+  for i = 2, #KEYS do
+    local claim = claims[i - 1]
+    if claim and #claim == 41 then
+      local start, batch = string.sub(KEYS[i], 1, -24), string.sub(claim, 31)
+      if decided[batch] == nil then
+        decided[batch] = redis.call('EXISTS', start .. 't' .. batch) == 1
+      end
+      if not decided[batch] then
+        local held = start .. 'h' .. string.sub(KEYS[i], -22)
+        redis.call('APPEND', held, ARGV[4 + i])
+        redis.call('PEXPIRE', held, ARGV[5])
+      end
+    end
   end
 end
 return 1

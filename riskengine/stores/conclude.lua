@@ -1,13 +1,13 @@
--- Keep the decisions of a batch with what each event moved, and give back what denied events hold.
+-- Keep decisions, each by itself with what its event moved, and give back what denied events hold.
 --
 -- KEYS  epoch, n claims, entities that something is given back to
 -- ARGV  epoch expected, n, r, ms that a trace lives, ms that a decision lives, whether who decides has seen what
 --       an operator released (1), n times (claim's value with its trace, decision), r times (number of the
 --       event, number of the entity, records)
 --
--- The first decision of an event stands: of a second one nothing is kept, and nothing is given back. Where an
--- operator released what an undecided event held, an empty decision keeps its engine from deciding, should it
--- live. What is given back is marked (p), so that it is given back once, even where a decision is lost and made
+-- The first decision of an event stands, also one that is kept together with its batch's: of a second one
+-- nothing is kept, and nothing is given back. Where an operator released what an undecided event held, an empty
+-- decision keeps its engine from deciding, should it live. What is given back is marked (p), so that it is given back once, even where a decision is lost and made
 -- again; what was given back before the decision has a mark of its own (b).
 -- Answers a digit for each event, 1 where its decision stood; or -1 where the epoch is not the one expected.
 
@@ -16,14 +16,19 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then
 end
 
 local n = tonumber(ARGV[2])
+local alone = '!!!!!!!!!!!'  -- what claims have in the place of a batch's name
 local stood = {}
 local marks = {}
 local at = 7
 for i = 1, n do
   local claim = KEYS[1 + i]
-  local decision = string.sub(claim, 1, -24) .. 'd' .. string.sub(claim, -22)
-  local first = redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')
-  if not first and ARGV[6] == '1' and redis.call('GET', decision) == '' then
+  local start = string.sub(claim, 1, -24)
+  local decision = start .. 'd' .. string.sub(claim, -22)
+  local before = redis.call('GET', claim)
+  local batch = before and string.sub(before, 31, 41) or alone
+  local together = batch ~= alone and redis.call('EXISTS', start .. 't' .. batch) == 1
+  local first = not together and redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')
+  if not together and not first and ARGV[6] == '1' and redis.call('GET', decision) == '' then
     first = redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5])
   end
   if first then

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Item = bytes | int | None
 
-SCRIPTS: Final = ("observe", "conclude", "compact", "undo", "edit")
+SCRIPTS: Final = ("observe", "conclude", "conclude_all", "compact", "undo", "edit")
 PATIENCE: Final = 3  # tries in a row without an answer
 ALONE_S: Final = 0.25  # at most, until the next try
 BUFFER_BYTES: Final = 1 << 18

@@ -11,7 +11,7 @@
 --
 -- Answers {epoch}, where it is not the one expected; else {epoch, edits, marks, known..., values...}: marks
 -- are empty where every claim is new, else a digit for each, 1 for one that was known; of those the value of
--- the claim and the decision follow, and then the value of each entity as it was before.
+-- the claim with its trace and the decision follow, and then the value of each entity as it was before.
 
 local head = redis.call('MGET', KEYS[1], KEYS[2])
 if head[1] ~= ARGV[1] then
@@ -57,13 +57,42 @@ for i = 1, n do
   end
 end
 
+-- What is kept of a known event: claim with trace, and decision; of a batch both are kept together.
+local kept = {}
+local function get(name)
+  if kept[name] == nil then
+    kept[name] = redis.call('GET', name)
+  end
+  return kept[name]
+end
+local function piece(name, claim)
+  local pieces = get(name)
+  if not pieces then
+    return false
+  end
+  local low, high = string.byte(claim, 29, 30)
+  local at = 4 * (low + 256 * high) + 1
+  local a, b, c, d, e, f, g, h = string.byte(pieces, at, at + 7)
+  return string.sub(pieces, 1 + a + 256 * (b + 256 * (c + 256 * d)), e + 256 * (f + 256 * (g + 256 * h)))
+end
+
 if not all_new then
   out[3] = table.concat(marks)
   for i = 1, n do
     if known[i] then
-      local key = KEYS[2 + i]
-      out[#out + 1] = known[i]
-      out[#out + 1] = redis.call('GET', string.sub(key, 1, -24) .. 'd' .. string.sub(key, -22))
+      local key, claim = KEYS[2 + i], known[i]
+      local start = string.sub(key, 1, -24)
+      local decision = redis.call('GET', start .. 'd' .. string.sub(key, -22))
+      if not decision and #claim == 41 and string.sub(key, -23, -23) == 'c' then
+        local batch = string.sub(claim, 31)
+        local trace = piece(start .. 't' .. batch, claim)
+        if trace then
+          decision = piece(start .. 'k' .. batch, claim)
+          claim = claim .. trace
+        end
+      end
+      out[#out + 1] = claim
+      out[#out + 1] = decision
     end
   end
 end

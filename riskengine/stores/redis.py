@@ -48,6 +48,7 @@ from riskengine.stores import (
     Spot,
     StoreError,
     carrying,
+    kept,
     slabs,
     statefile,
     wire,
@@ -68,6 +69,7 @@ from riskengine.stores.workspace import Workspace
 
 MARGIN_MS: Final = 60_000  # that clocks may differ by
 TAIL_RECORDS: Final = 64
+ALONE: Final = as_array(kept.ALONE)
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 NO_CLAIMS: Final = np.empty((0, 2), np.int64)
@@ -105,6 +107,10 @@ class _Asked:
     known: set[tuple[int, int]] = field(default_factory=set)  # events that partitions had a claim of
     # Records that a partition appended of events which another knew already: they are taken back.
     undone: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    batch: Bytes = field(
+        default_factory=lambda: ALONE
+    )  # the name under which its events are concluded together
+    claims_live_s: int = 0
     follows: Int64s = field(default_factory=NO_CLAIMS.copy)
     traces: Int64s = field(default_factory=NO_CLAIMS.copy)
 
@@ -167,8 +173,14 @@ class RedisStore:
         self._elsewhere_ms = self._fresh_ms + MARGIN_MS
         entities = b" ".join(b"%d" % ms for ms in self._lives_ms)
         self._lives = b"%d" % UNDECIDED_MS, b"%d" % self._elsewhere_ms, entities
-        self._lives_said = as_array(b"".join(map(bulk, self._lives)))
+        self._enter_for(UNDECIDED_MS)
         self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), self._plan.encode())
+
+    def _enter_for(self, life_ms: int) -> None:
+        """Enter claims for so long from now on: those concluded with their batch live as long as traces."""
+        self._claims_live_s = -(-life_ms // 1000)
+        lives = b"%d" % (1000 * self._claims_live_s), *self._lives[1:]
+        self._lives_said = as_array(b"".join(map(bulk, lives)))
 
     def _plan_name(self, tag: str) -> bytes:
         return self.place.name(f"plan.{tag}")
@@ -292,9 +304,13 @@ class RedisStore:
             entities, count, claims, order, after, self._mask, numbers, groups, claimants
         )
         lives = self._lives_said
+        asked.claims_live_s = self._claims_live_s
+        if batch.n > 1 and not self._mask:
+            asked.batch = np.empty(wire.KEY_CHARS, np.uint8)
+            wire.put_word(asked.batch, 0, int.from_bytes(secrets.token_bytes(8), "little", signed=True))
         names = self._prefix_size + 40
         claimed = int(groups[calls, wire.FIRST_CLAIM])
-        needed = calls * (400 + len(lives)) + claimed * (names + 64) + count * (names + 40) + total + 4 * size
+        needed = calls * (400 + len(lives)) + claimed * (names + 80) + count * (names + 40) + total + 4 * size
         out = self._room(needed)
         ends = np.empty(calls, np.int64)
         wire.write_observe(
@@ -309,6 +325,8 @@ class RedisStore:
             self._shared_size,
             self._epoch,
             lives,
+            asked.claims_live_s,
+            asked.batch,
             batch.content.view(np.int64),
             batch.time,
             claims,
@@ -427,8 +445,12 @@ class RedisStore:
         home = place.part_of(claim)
         names = [place.claim_name(letter, claim) for letter in (b"c", b"d")]
         while self._link.call("GET", names[1], at=home)[0] is None:
+            known = kept.claim_of(self._link, place, claim)
+            if known is not None and len(known) > wire.CLAIM_BYTES:
+                return  # the decision itself may be forgotten
             left = self._link.call("PTTL", names[0], at=home)[0]
-            if not isinstance(left, int) or not UNDECIDED_MS - IN_FLIGHT_MS < left <= UNDECIDED_MS:
+            life = kept.life_ms_of(known or bytes(wire.CLAIM_BYTES))
+            if not isinstance(left, int) or not life - IN_FLIGHT_MS < left <= life:
                 for part in self._limit_parts(touches):
                     name = place.claim_name(b"b", claim, part)
                     self._link.call("SET", name, RESUMED, "NX", "PX", UNDECIDED_MS, at=part)
@@ -761,9 +783,11 @@ class RedisStore:
         for (i, part), words in calls.items():
             entities = names[i, part]
             claim = self.place.claim_name(b"c", batch.claim[i].tobytes(), part)
-            value = batch.content[i].tobytes() + int(batch.time[i]).to_bytes(8, "little")
+            value = np.empty(wire.CLAIM_BYTES, np.uint8)
+            contents = batch.content.view(np.int64)
+            wire.put_claim(value, 0, contents, batch.time, asked.claims_live_s, asked.batch, i)
             sha = self._link.names["undo"]
-            request = command(("EVALSHA", sha, 1 + len(entities), claim, *entities, value, *words))
+            request = command(("EVALSHA", sha, 1 + len(entities), claim, *entities, value.tobytes(), *words))
             self._link.tell(request, part)
 
     def _ask_again(self, asked: _Asked, verdict: Verdict, again: Bytes) -> None:
@@ -968,6 +992,9 @@ class RedisStore:
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> None:
         rows = self._in_order(asked.touches, rows)
+        if asked.batch is not ALONE and not asked.resumed and not asked.left_open:
+            self._link.tell(self._concluding_all(asked, rows, decisions, lives))
+            return
         requests = self._concluding(asked, rows, decisions, lives)
         back = asked.give_back.any() and not asked.gave_back
         after = self._giving_back(asked, rows) if self._mask and back else None
@@ -1022,7 +1049,7 @@ class RedisStore:
         sizes = [len(answer) for answer in answers]
         names = self._prefix_size + 40
         most = min(self._mask + 1, len(rows))
-        out = self._room(most * 400 + len(rows) * (names + trace + 96) + sum(sizes) + back * (names + 96))
+        out = self._room(most * 400 + len(rows) * (names + trace + 112) + sum(sizes) + back * (names + 96))
         ends, parts = np.empty(most, np.int64), np.empty(most, np.int64)
         times = as_array(
             bulk(b"%d" % lives.horizon_ms) + bulk(b"%d" % lives.fresh_ms) + bulk(b"%d" % asked.resumed)
@@ -1041,6 +1068,7 @@ class RedisStore:
             self._epoch_size,
             self._epoch,
             times,
+            ALONE,
             np.array(rows, np.int64),
             self._mask,
             batch.claim.view(np.int64),
@@ -1064,6 +1092,54 @@ class RedisStore:
         )
         return _Requests(out[: ends[calls - 1]].data, ends[:calls].tolist(), parts[:calls])
 
+    def _concluding_all(
+        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
+    ) -> memoryview:
+        """The call of conclude_all.lua for the events `rows` of a batch."""
+        features, touches, batch = self.features, asked.touches, asked.touches.batch
+        answers = [_ENCODER.encode(decisions[i]) for i in rows]
+        trace = 64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
+        back = int(np.count_nonzero(asked.give_back))
+        ends = np.cumsum([len(answer) for answer in answers])
+        names = self._prefix_size + 40
+        traces = batch.n * (trace + 4)
+        out = self._room(1000 + len(rows) * (names + 2) + 2 * traces + int(ends[-1]) + back * (names + 96))
+        live = not 0 <= 1000 * asked.claims_live_s - lives.horizon_ms < 1000
+        # No claim outlives its traces, or it would look undecided: they are counted in seconds there.
+        times = bulk(b"%d" % (lives.horizon_ms + 1000)) + bulk(b"%d" % lives.fresh_ms) + bulk(b"%d" % live)
+        end = wire.write_conclude_all(
+            out,
+            features.flat,
+            self.tag,
+            self.fingerprint,
+            self._traces.labelled,
+            self._prefixes,
+            self._prefix_size,
+            self._kinds,
+            self._opening["conclude_all"],
+            self._epoch_keys,
+            self._epoch,
+            as_array(times),
+            asked.batch,
+            np.array(rows, np.int64),
+            batch.claim.view(np.int64),
+            batch.event_hash.view(np.int64),
+            batch.time,
+            touches.keys,
+            touches.masks,
+            touches.records,
+            asked.traces,
+            self._traces.at_holds,
+            asked.follows,
+            asked.give_back,
+            asked.amounts,
+            asked.buckets,
+            as_array(b"".join(answers)),
+            ends,
+            np.empty(traces + 8, np.uint8),
+        )
+        return out[:end].data
+
     def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
         """Keep what was decided without the store, to be counted when it is back: what it is told then.
 
@@ -1081,7 +1157,10 @@ class RedisStore:
         lives = Lives(horizon_ms, self._fresh_ms)
         self._later(self._request(asked, held))
         rows = self._in_order(touches, range(touches.batch.n))
-        self._later(self._concluding(asked, rows, decisions, lives))
+        if asked.batch is not ALONE:
+            self._link.later(self._concluding_all(asked, rows, decisions, lives))
+        else:
+            self._later(self._concluding(asked, rows, decisions, lives))
         self._keep(touches)
 
     def _keep(self, touches: Touches) -> None:
@@ -1170,6 +1249,9 @@ class RedisStore:
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""
+        life_ms = max(horizon_ms, UNDECIDED_MS)
+        if life_ms > 1000 * self._claims_live_s or life_ms <= 1000 * (self._claims_live_s - 1):
+            self._enter_for(life_ms)
         self.claims.clear()
         if self._link.waiting or self._in_doubt:
             self.claims.update(self._postponed)
@@ -1193,15 +1275,10 @@ class RedisStore:
     def _recall(self, key: bytes) -> Known | None:
         """What is kept of a decided event."""
         part = self.place.part_of(key)
-        items = self._link.call(
-            "MGET", self.place.epoch_name(part), self.place.claim_name(b"c", key),
-            self.place.claim_name(b"r", key), at=part,
-        )  # fmt: skip
-        epoch, claim, settled = items
-        if epoch != self.place.epoch:
-            raise StoreError("epoch", missing_epoch(self.place))
-        if not isinstance(claim, bytes) or len(claim) <= wire.CLAIM_BYTES:
+        claim = kept.claim_of(self._link, self.place, key)
+        if claim is None or len(claim) <= wire.CLAIM_BYTES:
             return None
+        settled = self._link.call("GET", self.place.claim_name(b"r", key), at=part)[0]
         return Known.read(claim, key, settled, self._plans)
 
     def _prior(self, prior: Trace) -> tuple[Int64s, Int64s]:
@@ -1219,8 +1296,8 @@ class RedisStore:
         """
         touches, own = asked.touches, asked.touches.batch.claim[0].tobytes()
         trace = followed.chain[0]
-        claim = self._link.call("GET", self.place.claim_name(b"c", own), at=self.place.part_of(own))[0]
-        if isinstance(claim, bytes) and (
+        claim = kept.claim_of(self._link, self.place, own)
+        if claim is not None and (
             len(claim) > wire.CLAIM_BYTES or claim[:16] != touches.batch.content[0].tobytes()
         ):
             return  # decided already, or another event: `observe` finds out

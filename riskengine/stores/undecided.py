@@ -23,18 +23,20 @@ BY_DENIAL: Final = b"denied"  # as conclude.lua looks for it
 RESUMED: Final = b"resumed"
 VALUES_TOGETHER: Final = 200
 
-# Of claims (KEYS), those that nobody decided for so long (ARGV: ms that one lives, ms of age): number, value,
-# ms left, what was given back or reserved before a decision, what was folded of what they hold.
+# Of claims (KEYS), those that nobody decided for so long (ARGV: ms of age): number, value, age in ms, what
+# was given back or reserved before a decision, what was folded of what they hold.
 OPEN: Final = """
 local found = {}
-for i, claim in ipairs(KEYS) do
-  if redis.call('STRLEN', claim) == 24 then
-    local left = redis.call('PTTL', claim)
-    local start, name = string.sub(claim, 1, -24), string.sub(claim, -22)
-    local decision = redis.call('GET', start .. 'd' .. name)
-    if ARGV[1] - left >= tonumber(ARGV[2]) and not decision then
-      local values = redis.call('MGET', start .. 'b' .. name, start .. 'h' .. name)
-      for _, value in ipairs({i, redis.call('GET', claim), left, values[1] or '', values[2] or ''}) do
+for i, name in ipairs(KEYS) do
+  local claim = redis.call('GET', name)
+  if claim and #claim == 41 then
+    local a, b, c, d = string.byte(claim, 25, 28)
+    local age = 1000 * (a + 256 * (b + 256 * (c + 256 * d))) - redis.call('PTTL', name)
+    local start, event = string.sub(name, 1, -24), string.sub(name, -22)
+    if age >= tonumber(ARGV[1]) and redis.call('EXISTS', start .. 't' .. string.sub(claim, 31)) == 0
+      and not redis.call('GET', start .. 'd' .. event) then
+      local values = redis.call('MGET', start .. 'b' .. event, start .. 'h' .. event)
+      for _, value in ipairs({i, claim, age, values[1] or '', values[2] or ''}) do
         found[#found + 1] = value
       end
     end
@@ -44,13 +46,16 @@ return found
 """
 
 # Give back what an undecided event (KEYS: epoch, claim, decision, mark, entities) holds: ARGV are the epoch,
-# the mark, ms that it lives, and a record for each entity. An empty decision stops an engine that lives on.
+# the mark, ms that it lives, and a record for each entity. An empty decision stops an engine that lives on,
+# whose batch is not decided together any more: its name is taken from the claim.
 GIVE_UP: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return -1
 end
 local mark = redis.call('GET', KEYS[4])
-if redis.call('STRLEN', KEYS[2]) ~= 24 or redis.call('EXISTS', KEYS[3]) == 1
+local claim = redis.call('GET', KEYS[2])
+if not claim or #claim ~= 41 or redis.call('EXISTS', KEYS[3]) == 1
+  or redis.call('EXISTS', string.sub(KEYS[2], 1, -24) .. 't' .. string.sub(claim, 31)) == 1
   or mark and string.sub(mark, 1, 6) == 'denied' then
   return 0
 end
@@ -61,6 +66,7 @@ for i = 5, #KEYS do
 end
 redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[3])
 redis.call('SET', KEYS[3], '', 'PX', ARGV[3])
+redis.call('SETRANGE', KEYS[2], 30, '!!!!!!!!!!!')
 return 1
 """
 
@@ -99,14 +105,14 @@ def undecided(
             "what a crash left open is not listed on a cluster yet: it is settled where the event comes again"
         )
     for call, names in scan(link, place.data + b"c"):
-        items = call("EVAL", OPEN, len(names), *names, UNDECIDED_MS, older_ms)
-        for i, value, left, mark, kept in _fives(items):
+        items = call("EVAL", OPEN, len(names), *names, older_ms)
+        for i, value, age, mark, kept in _fives(items):
             assert isinstance(i, int), "numbers of claims"
             assert isinstance(value, bytes), "what has a length is a string"
-            assert isinstance(left, int), "how long it lives is a number"
+            assert isinstance(age, int), "an age is a number"
             name = names[i - 1]
             claim = _claim_of(name)
-            found[claim] = int.from_bytes(value[16:24], "little", signed=True), UNDECIDED_MS - left
+            found[claim] = int.from_bytes(value[16:24], "little", signed=True), age
             own = holds[claim] = {}
             if isinstance(mark, bytes) and mark.startswith(BY_DENIAL):
                 settled.add(claim)

@@ -13,9 +13,9 @@ log leaves room for it: every reader finds the same. A record taken back is VOID
 Names of keys are the prefix, on a cluster the tag of a partition, a letter, and 64 bits of hash in 11
 characters: `e` and two characters that tell the kind for an entity; twice 64 bits for an event: `c` for its
 claim, `d` for its decision, `r` for who settled its holds, `b` for what it gave back or reserved anew before
-it was decided, `p` for what it gave back when it was, `h` for what it may hold and was folded before. On a
-cluster a partition other than the event's own has a claim too, for what is appended there, and its own `b`,
-`p` and `h`.
+it was decided, `p` for what it gave back when it was, `h` for what it may hold and was folded before. A batch
+has 64 bits too, for what is kept together of its events: `t` for traces, `k` for decisions. On a cluster a
+partition other than the event's own has a claim too, for what is appended there, and its own `b`, `p`, `h`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ KEY_CHARS: Final = 11
 HELD_BYTES: Final = 3 + KEY_CHARS + BOOKING  # of an entity's name, and the release of what is held there
 WORDS_MAX: Final = 255
 MAGIC_0, MAGIC_1 = packing.MAGIC & 0xFF, packing.MAGIC >> 8
-CLAIM_BYTES: Final = 24  # of a claim's value before its trace: content, time
+CLAIM_BYTES: Final = 41  # of a claim's value before its trace: see kept.py
 FOLDED, FOREIGN, BROKEN, STOPPED = range(4)  # what became of a value
 HANDED: Final = 2  # what a limit is asked for has been held by the event that is followed
 RECORDS, SNAPSHOT_BYTES, TAIL_BYTES, SINCE, TAIL_SIZE = range(5)  # columns of what is told of values
@@ -378,6 +378,8 @@ def write_observe(
     shared_size: int,
     epoch: Bytes,
     lives: Bytes,
+    life_s: int,
+    batch: Bytes,
     contents: Int64s,
     time: Int64s,
     claims: Int64s,
@@ -398,7 +400,7 @@ def write_observe(
     """Write the calls of observe.lua for a batch (see `share_out`); `ends` gets where each ends.
 
     `opening`, `shared` (two keys a partition), `epoch` and `lives` (three arguments) are strings of RESP made
-    beforehand; `numbers` (n) is scratch.
+    beforehand; `numbers` (n) is scratch. Claims are entered for `life_s`, with the name of their `batch`.
     """
     at = 0
     for call in range(calls):
@@ -440,9 +442,7 @@ def write_observe(
         for c in range(n):
             i = claimants[first_claim + c]
             at = put_line(out, at, DOLLAR, CLAIM_BYTES)
-            at = put_raw(out, at, contents[i, 0], 8)
-            at = put_raw(out, at, contents[i, 1], 8)
-            at = put_end(out, put_raw(out, at, time[i], 8))
+            at = put_end(out, put_claim(out, at, contents, time, life_s, batch, i))
         for k in range(first, last):
             at = put_line(out, at, DOLLAR, sizes[k])
             i = entities[k, 2]
@@ -453,6 +453,17 @@ def write_observe(
                 i = after[i, entities[k, 1]]
             at = put_end(out, at)
         ends[call] = at
+
+
+@jit
+def put_claim(out: Bytes, at: int, contents: Int64s, time: Int64s, life_s: int, batch: Bytes, i: int) -> int:
+    """Write the value of event i's claim."""
+    at = put_raw(out, at, contents[i, 0], 8)
+    at = put_raw(out, at, contents[i, 1], 8)
+    at = put_raw(out, at, time[i], 8)
+    at = put_raw(out, at, life_s, 4)
+    at = put_raw(out, at, i, 2)
+    return put_bytes(out, at, batch, 0, len(batch))
 
 
 # ---- after it ---------------------------------------------------------------------------------------
@@ -918,6 +929,114 @@ def put_trace(
 
 
 @jit
+def write_conclude_all(
+    out: Bytes,
+    plan: Int64s,
+    tag: int,
+    fingerprint: int,
+    labelled: bool,
+    prefixes: Bytes,
+    prefix_size: int,
+    kinds: Bytes,
+    opening: Bytes,
+    epoch_keys: Bytes,
+    epoch: Bytes,
+    lives: Bytes,
+    batch: Bytes,
+    rows: Int64s,
+    claims: Int64s,
+    event_hash: Int64s,
+    time: Int64s,
+    keys: Int64s,
+    masks: Int64s,
+    records: Int64s,
+    traces: Int64s,
+    at_holds: int,
+    follows: Int64s,
+    give_back: Bytes,
+    amounts: Int64s,
+    buckets: Int64s,
+    decisions: Bytes,
+    decision_ends: Int64s,
+    room: Bytes,
+) -> int:
+    """Write the call of conclude_all.lua for the events `rows` of a batch, in order; return its bytes.
+
+    Decision j of `decisions` ends at decision_ends[j]. `lives` are three strings of RESP. `room` has room for
+    the traces of all.
+    """
+    limits = plan[P_LIMITS_N]
+    n = len(rows)
+    back = 0
+    for j in range(n):
+        for limit in range(limits):
+            back += give_back[rows[j], limit]
+    at = put_line(out, 0, STAR, 3 + 3 + n + back + 10 + 3 * back)
+    at = put_bytes(out, at, opening, 0, len(opening))
+    at = put_number(out, at, 3 + n + back)
+    at = put_bytes(out, at, epoch_keys, 0, len(epoch_keys))
+    for letter in (116, 107):  # t, k
+        at = put_line(out, at, DOLLAR, prefix_size + 1 + len(batch))
+        at = put_bytes(out, at, prefixes, 0, prefix_size)
+        out[at] = letter
+        at = put_end(out, put_bytes(out, at + 1, batch, 0, len(batch)))
+    for j in range(n):
+        at = put_claim_name(out, at, prefixes, prefix_size, 0, 99, claims[rows[j], 0], claims[rows[j], 1])
+    for j in range(n):
+        for limit in range(limits):
+            if give_back[rows[j], limit]:
+                e = limit_of(plan, limit, L_ENTITY)
+                at = put_entity_name(out, at, prefixes, prefix_size, 0, kinds, e, keys[rows[j], e])
+    at = put_bytes(out, at, epoch, 0, len(epoch))
+    at = put_number(out, at, n)
+    at = put_number(out, at, back)
+    at = put_bytes(out, at, lives, 0, len(lives))
+    at = put_bulk(out, at, batch, 0, len(batch))
+
+    table = 4 * (len(claims) + 1)
+    size = table
+    j = 0
+    for i in range(len(claims)):
+        put_raw(room, 4 * i, size, 4)
+        if j < n and rows[j] == i:
+            size = put_trace(
+                room, size, plan, fingerprint, labelled, keys, masks, records, traces, at_holds, follows, i
+            )
+            j += 1
+    put_raw(room, 4 * len(claims), size, 4)
+    at = put_bulk(out, at, room, 0, size)
+
+    size = decision_ends[n - 1]
+    at = put_line(out, at, DOLLAR, table + size)
+    j = 0
+    for i in range(len(claims) + 1):
+        at = put_raw(out, at, table + (decision_ends[j - 1] if j > 0 else 0), 4)
+        j += j < n and rows[j] == i
+    at = put_end(out, put_bytes(out, at, decisions, 0, size))
+
+    at = put_line(out, at, DOLLAR, 2 * n)
+    for j in range(n):
+        at = put_raw(out, at, rows[j], 2)
+    at = put_end(out, at)
+    place = 0
+    for j in range(n):
+        i = rows[j]
+        for limit in range(limits):
+            if give_back[i, limit]:
+                place += 1
+                e = limit_of(plan, limit, L_ENTITY)
+                cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
+                at = put_number(out, at, j + 1)
+                at = put_number(out, at, place)
+                at = put_line(out, at, DOLLAR, BOOKING)
+                at = put_release(
+                    out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
+                )
+                at = put_end(out, at)
+    return at
+
+
+@jit
 def write_conclude(
     out: Bytes,
     plan: Int64s,
@@ -932,6 +1051,7 @@ def write_conclude(
     epoch_size: int,
     epoch: Bytes,
     lives: Bytes,
+    alone: Bytes,
     rows: Int64s,
     mask: int,
     claims: Int64s,
@@ -996,9 +1116,7 @@ def write_conclude(
                 room, 0, plan, fingerprint, labelled, keys, masks, records, traces, at_holds, follows, i
             )
             at = put_line(out, at, DOLLAR, CLAIM_BYTES + size)
-            at = put_raw(out, at, contents[i, 0], 8)
-            at = put_raw(out, at, contents[i, 1], 8)
-            at = put_raw(out, at, time[i], 8)
+            at = put_claim(out, at, contents, time, 0, alone, i)
             at = put_end(out, put_bytes(out, at, room, 0, size))
             start = decision_ends[j - 1] if j > 0 else 0
             at = put_bulk(out, at, decisions, start, decision_ends[j] - start)

@@ -1,0 +1,48 @@
+"""What is kept of an event: its claim, and beside it, or together with its batch's, its trace and decision.
+
+A claim is content (16), time (8), for how long it was entered (4, in s), the event's number in its batch (2)
+and the batch's name (11); then the trace, where the event was concluded by itself. One that was concluded
+with its batch has its trace in the batch's traces (wire.write_conclude_all).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from riskengine.stores import StoreError
+from riskengine.stores.cluster import AnyLink
+from riskengine.stores.place import Place, missing_epoch
+from riskengine.stores.wire import CLAIM_BYTES
+
+AT_LIFE, AT_NUMBER, AT_BATCH = 24, 28, 30
+ALONE: Final = b"!" * 11  # instead of a batch's name: what is concluded by itself
+
+
+def claim_of(link: AnyLink, place: Place, key: bytes) -> bytes | None:
+    """An event's claim with its trace, if it was decided; None where nothing is known of it.
+
+    Raises StoreError where the epoch is not the one expected.
+    """
+    part = place.part_of(key)
+    epoch, claim = link.call("MGET", place.epoch_name(part), place.claim_name(b"c", key), at=part)
+    if epoch != place.epoch:
+        raise StoreError("epoch", missing_epoch(place))
+    if not isinstance(claim, bytes):
+        return None
+    batch = claim[AT_BATCH:CLAIM_BYTES]
+    if len(claim) > CLAIM_BYTES or batch == ALONE:
+        return claim
+    traces = link.call("GET", place.within(part) + b"t" + batch, at=part)[0]
+    return claim + piece(traces, claim) if isinstance(traces, bytes) else claim
+
+
+def piece(pieces: bytes, claim: bytes) -> bytes:
+    """What belongs to an event of what is kept together of its batch."""
+    at = 4 * int.from_bytes(claim[AT_NUMBER:AT_BATCH], "little")
+    start, end = (int.from_bytes(pieces[k : k + 4], "little") for k in (at, at + 4))
+    return pieces[start:end]
+
+
+def life_ms_of(claim: bytes) -> int:
+    """For how long a claim was entered."""
+    return 1000 * int.from_bytes(claim[AT_LIFE:AT_NUMBER], "little")
