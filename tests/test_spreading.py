@@ -171,7 +171,7 @@ def server() -> Iterator[str]:
 
 
 @given(story=stories(), hops=st.integers(1, 3), degree=st.sampled_from((1, 2, 3, 8)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_blocks_spread_as_the_naive_walk_says(story: list[Op], hops: int, degree: int) -> None:
     """In memory, in batches and one by one."""
     sections = reaching(hops, degree)
@@ -191,7 +191,7 @@ def test_blocks_spread_as_the_naive_walk_says(story: list[Op], hops: int, degree
 
 
 @given(story=stories())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_two_engines_on_a_shared_store_spread_alike(story: list[Op], server: str) -> None:
     """In turns; and what one engine of the two knows, a third that comes later knows too."""
     sections = reaching()
