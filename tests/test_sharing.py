@@ -250,7 +250,10 @@ def test_keys_are_needed_where_something_is_kept(
 
 
 def test_a_shared_list_spreads_to_nobody(rules: Path) -> None:
-    features = {"users": {"distinct": "user", "on": "payment", "by": "phone", "over": "7d"}}
+    features = {
+        "users": {"distinct": "user", "on": "payment", "by": "phone", "over": "7d"},
+        "phones": {"distinct": "phone", "on": "payment", "by": "user", "over": "7d"},
+    }
     spread = {"to": "near", "along": ["user", "phone"]}
     for shared, own in (("from", "near"), ("near", "from")):
         lists: dict[str, Any] = {
