@@ -685,7 +685,7 @@ def tidy(plan: Int64s, words: Int64s, s: int, e: int) -> None:
         set_count(words, s, region, (write - begin) // size)
     set_used(words, s, write - s)
     if totals_run(words, s):
-        reset_totals(plan, words, s, e)
+        keep_totals(plan, words, s, e)
 
 
 @jit
@@ -775,27 +775,42 @@ def run_totals(plan: Int64s, words: Int64s, s: int, e: int) -> None:
         words[i + size] = words[i]
     words[s + 1] |= 1 << META_TOTALS
     set_used(words, s, end - s + size)
-    reset_totals(plan, words, s, e)
+    for i in range(start, start + size):
+        words[i] = NEVER_MS  # so counts no window from a time that anybody knows
+    keep_totals(plan, words, s, e)
 
 
 @jit
-def reset_totals(plan: Int64s, words: Int64s, s: int, e: int) -> None:
-    """Let every head stand at the end of its timeline, with nothing behind it."""
+def keep_totals(plan: Int64s, words: Int64s, s: int, e: int) -> None:
+    """Let the heads of a slab that was tidied stand where what they count begins now.
+
+    Tidying merges nothing over an edge that a window can still tell, so its totals stay what they were. One
+    that counts from before such edges, or from where nobody knows, has its head at the end, with nothing
+    behind it.
+    """
     totals = totals_at(plan, s, e)
     first_cell = entity_of(plan, e, E_CELLS)
     for cell in range(first_cell, first_cell + entity_of(plan, e, E_CELLS_N)):
         if cell_of(plan, cell, C_KIND) != TIMELINE:
             continue
         size = cell_of(plan, cell, C_WORDS)
+        column = cell_of(plan, cell, C_COLUMNS)
         first = cell_of(plan, cell, C_WINDOWS)
+        start = region_start(plan, words, s, e, cell_of(plan, cell, C_AT))
+        n = count_of(words, s, cell_of(plan, cell, C_AT))
         for window in range(first, first + cell_of(plan, cell, C_WINDOWS_N)):
-            if totals_of(plan, window) >= 0:
-                head = totals + totals_of(plan, window)
-                words[head] = count_of(words, s, cell_of(plan, cell, C_AT)) * size
-                words[head + T_SINCE] = NEVER_MS
-                for k in range(1, size):
-                    op = column_of(plan, cell_of(plan, cell, C_COLUMNS) + k - 1, K_OP)
-                    words[head + T_SINCE + k] = NONE if op == LEAST or op == GREATEST else 0
+            if totals_of(plan, window) < 0:
+                continue
+            head = totals + totals_of(plan, window)
+            since = words[head + T_SINCE]
+            if since != NEVER_MS and since >= alive_from(plan, window, words[s]):
+                words[head] = find_key(words, start, n, size, since) - start
+                continue
+            words[head] = n * size
+            words[head + T_SINCE] = NEVER_MS
+            for k in range(1, size):
+                op = column_of(plan, column + k - 1, K_OP)
+                words[head + T_SINCE + k] = NONE if op == LEAST or op == GREATEST else 0
 
 
 @jit_inline

@@ -61,8 +61,8 @@ class Crowd:
         self.store = MemoryStore(of.features)
         self.shape, _ = of.schema.parse([payment(f"e{k}", 0, k % 100) for k in range(batch)], T0)
 
-    def observe(self, users: Int64s, at: int) -> Int64s:
-        """One event of each user at a time; what each counts over the longest window now."""
+    def observe(self, users: Int64s, at: int | Int64s) -> Int64s:
+        """One event of each user at a time, or each at its own; what they count over 30 days then."""
         found = []
         for start in range(0, len(users), self.shape.n):
             part = users[start : start + self.shape.n]
@@ -73,7 +73,7 @@ class Crowd:
             found.append(touches.cells[self.policy.features.columns["user_count_30d"]].copy())
         return np.concatenate(found).astype(np.int64)
 
-    def _batch(self, users: Int64s, at: int) -> Batch:
+    def _batch(self, users: Int64s, at: int | Int64s) -> Batch:
         shape = self.shape.take(np.arange(len(users)))
         keys = np.zeros_like(shape.keys)
         keys[:, self.policy.features.entities.index("user")] = users.view(np.uint64)
@@ -224,6 +224,17 @@ def test_growing_keeps_every_count() -> None:
         assert np.array_equal(crowd.observe(everyone[part], at), times[part] + 1)
     assert len(list(crowd.store.values())) == len(known)
     assert crowd.store.info().lost == crowd.store.info().evictions == 0
+
+
+def test_who_moves_within_a_batch_is_found_again() -> None:
+    """Few users over and over: where their slabs were is known to touches that come after they have moved."""
+    dice = np.random.default_rng(5)
+    everyone, at = users(7), T0 + 2 * HOUR * np.arange(600)
+    chosen = dice.choice(everyone, len(at))
+    at_once, one_by_one = Crowd(handbook(), batch=len(at)), Crowd(handbook(), batch=1)
+    lone = [int(one_by_one.observe(chosen[k : k + 1], int(at[k]))[0]) for k in range(len(at))]
+    assert at_once.observe(chosen, at).tolist() == lone
+    check_blocks(at_once.store)
 
 
 def test_the_key_table_grows_by_a_few_slots_a_batch() -> None:

@@ -560,13 +560,14 @@ def observe(
 
     Entities know nothing of each other, so their order is free: with one after the other, its plan and the
     branches it takes stay in the processor's caches. What the next keys need is called in meanwhile: half of
-    the time went into waiting for memory. Where a slab was found is good until one is made or moved.
+    the time went into waiting for memory. Where a slab was found is good until it moves, or others make room.
     """
     plan, slab, room = pointer(plan, 0), pointer(words, 0), pointer(scratch, 0)
     n = keys.shape[0]
     entities = keys.shape[1] if n > 0 else 0
     met = stack(MET)  # where slabs start, by the number of the touch
-    moved = -MET  # the last touch at which one was made or moved
+    evictions = meta[EVICTIONS]
+    lost = -MET  # the last touch at which any may have gone
     touch = -3 * AHEAD
     i = i_rest = i_slab = i_slot = 0
     e = e_rest = e_slab = e_slot = kept_from(plan, 0, entities)
@@ -583,7 +584,7 @@ def observe(
                 i_slab, e_slab = 0, kept_from(plan, e_slab + 1, entities)
         if touch >= -AHEAD and e_rest < entities:
             s = met[(touch + AHEAD) & (MET - 1)]
-            if s != 0 and moved < touch - AHEAD:
+            if s != 0 and lost < touch - AHEAD:
                 call_rest(plan, slab, s, e_rest)
             i_rest += 1
             if i_rest == n:
@@ -592,7 +593,7 @@ def observe(
             key = keys[i, e]
             if key != 0:
                 s = met[touch & (MET - 1)]
-                if s == 0 or moved >= touch - 2 * AHEAD:
+                if s == 0 or lost >= touch - 2 * AHEAD:
                     s = locate(meta, table, old_table, key)
                 row, bits_row = pointer(cells, i), pointer(bits, i)
                 spelt = pointer(texts, i * texts.shape[1])
@@ -606,8 +607,12 @@ def observe(
                 if not done and record[record_at + RECORD_MASK] != 0:
                     found = s
                     s = fold(plan, words, meta, table, old_table, key, s, e, record)
-                    if s != found:
-                        moved = touch
+                    if s != found and found != 0:
+                        for k in range(MET):
+                            met[k] = s if met[k] == found else met[k]
+                    if meta[EVICTIONS] != evictions:
+                        evictions = meta[EVICTIONS]
+                        lost = touch
                 if not done and entity_of(plan, e, E_AFTER_N) > 0:
                     ledger.read(plan, slab, s, e, read_at[i], 0, row, bits_row, n, spelt, room)
             i += 1
