@@ -14,7 +14,7 @@ from riskengine.service.access import Access
 from riskengine.service.logs import RequestLog, request_id
 from riskengine.service.metrics import Metrics
 from riskengine.service.problems import Headers, RefusedError, told
-from riskengine.service.scoring import BATCH, SCORE, Answer, Scoring, failed
+from riskengine.service.scoring import BATCH, SCORE, Answer, Asked, Scoring, failed
 from riskengine.service.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -85,7 +85,8 @@ class Front:
             if not answered.done():  # the drain has come to its end, and given it up
                 answered.set_result(answer)
 
-        self.scoring.ask(route, scope["headers"], scope["query_string"], body, began, respond)
+        asked = Asked.read(route, scope["headers"])
+        self.scoring.ask(asked, scope["query_string"], body, began, respond)
         return await answered
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:

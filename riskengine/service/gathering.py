@@ -90,6 +90,10 @@ class Gatherer:
         self._idle.set()
         self._thread.start()
 
+    def now(self) -> float:
+        """The loop's time, in seconds."""
+        return self._loop.time()
+
     def check(self, n: int, until: float) -> None:
         """Raise FullError where n events would not fit, or would have to wait for too long."""
         held = self.held

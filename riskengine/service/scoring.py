@@ -6,10 +6,9 @@ is scored. So one way leads through an ASGI application and another past it (pro
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -18,12 +17,12 @@ import msgspec
 from riskengine.decision import Decision
 from riskengine.engine import Engine, Result
 from riskengine.errors import EventError, RiskEngineError
-from riskengine.service import contract
+from riskengine.service import contract, problems
 from riskengine.service.bodies import MEDIA_TYPES, Format, format_of, read_batch, read_body
 from riskengine.service.gathering import FullError, Gatherer, Job, Outcome
 from riskengine.service.logs import where
 from riskengine.service.metrics import Metrics
-from riskengine.service.problems import RefusedError, overfull, refusal, told
+from riskengine.service.problems import RefusedError, refusal, told
 from riskengine.service.settings import Settings
 
 SCORE: Final = "/v1/score"
@@ -33,6 +32,7 @@ _ENCODE: Final[Mapping[Format, Callable[[Any], bytes]]] = {
     "json": msgspec.json.Encoder().encode,
     "msgpack": msgspec.msgpack.Encoder().encode,
 }
+_NONE: Final[dict[int, RefusedError]] = {}
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +47,29 @@ class Answer(NamedTuple):
 Respond = Callable[[Answer], None]
 
 
+class Asked(NamedTuple):
+    """What the head of a request to score says. `wrong` is what is wrong with it: then it is refused."""
+
+    route: str
+    format: Format
+    seconds: float | None  # until it is to be answered, where it says so
+    wrong: RefusedError | None
+
+    @classmethod
+    def read(cls, route: str, headers: Iterable[tuple[bytes, bytes]]) -> Asked:
+        """Read a head. `headers` have lower-case names."""
+        content_type, seconds = b"", None
+        try:
+            for name, value in headers:
+                if name == b"content-type":
+                    content_type = value
+                elif name == b"x-deadline-ms":
+                    seconds = _deadline_seconds(value)
+            return cls(route, format_of(content_type), seconds, None)
+        except RefusedError as refused:
+            return cls(route, "json", None, refused)
+
+
 class Scoring:
     """Scores requests on an engine. To be used on the event loop that `gatherer` was started on."""
 
@@ -57,45 +80,40 @@ class Scoring:
         self._deadline_seconds = settings.deadline_ms / 1e3
 
     def ask(
-        self,
-        route: str,
-        headers: Sequence[tuple[bytes, bytes]],
-        query: bytes,
-        body: bytes | bytearray,
-        began: float,
-        respond: Respond,
+        self, asked: Asked, query: bytes, body: bytes | bytearray, began: float, respond: Respond
     ) -> None:
-        """Have a request (SCORE or BATCH) answered: `respond` is called once, maybe before this returns.
+        """Have a request answered: `respond` is called once, maybe before this returns.
 
-        `headers` have lower-case names; `began` (of time.perf_counter) is when the request came.
+        `began` (of time.perf_counter) is when the request came.
         """
+        if asked.wrong is not None:  # not raised: it is kept, and would gather tracebacks
+            respond(Answer(*told(asked.wrong)))
+            return
+        gatherer = self._gatherer
         try:
-            content_type, seconds = b"", self._deadline_seconds
-            for name, value in headers:
-                if name == b"content-type":
-                    content_type = value
-                elif name == b"x-deadline-ms":
-                    seconds = _deadline_seconds(value)
-            format = format_of(content_type)
-            until = asyncio.get_running_loop().time() + seconds - (time.perf_counter() - began)
-            self._gatherer.check(1, until)  # before more is done for it than must be
+            now = time.perf_counter()
+            seconds = self._deadline_seconds if asked.seconds is None else asked.seconds
+            until = gatherer.now() + seconds - (now - began)
+            gatherer.check(1, until)  # before more is done for it than must be
             poisoned: dict[int, RefusedError] = {}
-            if route == BATCH:
-                events, poisoned = read_batch(body, format)
-                sound = [event for i, event in enumerate(events) if i not in poisoned] if poisoned else events
+            all_events: list[Any] | None = None
+            if asked.route == BATCH:
+                all_events, poisoned = read_batch(body, asked.format)
+                events = [event for i, event in enumerate(all_events) if i not in poisoned]
             else:
-                events = sound = [read_body(body, format)]
-            request = _Request(self, sound, bool(query) and _wants_features(query), until)
-            request.respond, request.format = respond, format
-            request.batch, request.poisoned = events if route == BATCH else None, poisoned
-            if sound:
-                self._gatherer.submit(request)
+                events = [read_body(body, asked.format)]
+            features = bool(query) and _wants_features(query)
+            request = _Request(self, events, features, until, asked.format, respond, now)
+            if all_events is not None:
+                request.batch, request.poisoned = all_events, poisoned
+            if events:
+                gatherer.submit(request)
             else:
                 request.finish((), 0.0)
         except RefusedError as refused:
             respond(Answer(*told(refused)))
         except FullError:
-            respond(Answer(*told(overfull())))
+            respond(overfull())
         except Exception as error:
             respond(failed(error))
 
@@ -105,15 +123,26 @@ class _Request(Job):
 
     __slots__ = ("batch", "entered", "format", "poisoned", "respond", "scoring")
 
-    batch: Sequence[Any] | None  # all events of one that came as a batch, those in `poisoned` too
-    format: Format
-    poisoned: dict[int, RefusedError]
-    respond: Respond
-
-    def __init__(self, scoring: Scoring, events: list[Any], features: bool, until: float) -> None:
-        super().__init__(events, features, until)
+    def __init__(
+        self,
+        scoring: Scoring,
+        events: list[Any],
+        features: bool,
+        until: float,
+        format: Format,
+        respond: Respond,
+        entered: float,
+    ) -> None:
+        self.events = events  # as the base class has it: calling that takes 0.3 us
+        self.features = features
+        self.until = until
+        self.is_done = False
         self.scoring = scoring
-        self.entered = time.perf_counter()
+        self.format = format
+        self.respond = respond
+        self.entered = entered
+        self.batch: Sequence[Any] | None = None  # all events of one that came as a batch, ...
+        self.poisoned: dict[int, RefusedError] = _NONE  # ... and what is wrong with those that are in no job
 
     def finish(self, outcome: Outcome, seconds: float) -> None:
         try:
@@ -153,6 +182,11 @@ class _Request(Job):
             ],
             body,
         )
+
+
+def overfull() -> Answer:
+    """The answer where the queue is full or too long to wait in, or the sidecar is about to stop."""
+    return _OVERFULL
 
 
 def failed(error: BaseException) -> Answer:
@@ -197,3 +231,6 @@ def _shown(decision: Decision, features: bool) -> Decision:
     if features or decision.features is msgspec.UNSET:
         return decision
     return msgspec.structs.replace(decision, features=msgspec.UNSET)
+
+
+_OVERFULL: Final = Answer(*told(problems.overfull()))
