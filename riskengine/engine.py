@@ -690,8 +690,7 @@ class Engine:
             nows = self._clock() if now is None else now
             room = None
             if isinstance(events, _BATCHES):
-                # What is journaled is kept for a while, so it cannot be in a room that is used again.
-                room = self._rooms.of(policy) if len(events) == 1 and self._journal is None else None
+                room = self._rooms.of(policy) if len(events) == 1 else None
                 batch, errors = policy.schema.parse(events, nows, room.parsed if room is not None else None)
             elif isinstance(events, Sequence):
                 batch, errors = policy.schema.parse(events, nows)
@@ -856,6 +855,7 @@ class Engine:
     ) -> tuple[list[Decision], int, Met]:
         """Plan, wait, read, predict, fire, decide, settle: decisions, first trace, who was met."""
         policy, store = self._policy, self._store
+        lasting = room is not None
         if room is None:
             room = _Room.make(policy, batch.n, None)
         read_at = batch.time
@@ -871,7 +871,9 @@ class Engine:
         try:
             met = store.observe(touches, counted, followed)
         except StoreError as error:
-            return self._judge_alone(touches, room.verdict, now, followed, features, error), 0, NONE_MET
+            verdict = room.verdict
+            alone = self._judge_alone(touches, verdict, now, followed, features, error, lasting)
+            return alone, 0, NONE_MET
         spread = None
         spreading = policy.spreading
         if spreading is not None and store.lists.met & spreading.mask:
@@ -896,7 +898,8 @@ class Engine:
             self._explain(decisions, spread)
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
-            self._journal.append_later(Served(policy, found, decisions, now, met, self._journal.sealer))
+            sealer = self._journal.sealer
+            self._journal.append_later(Served(policy, found, decisions, now, met, sealer, lasting))
         if self._alerts is not None and counted and followed is None and self._shown is None:
             self._tell(self._alerts.take(found, verdict, now, met))
         if spread is not None and spread.edits:
@@ -954,6 +957,7 @@ class Engine:
         followed: Followed | None,
         features: bool,
         error: StoreError,
+        lasting: bool,
     ) -> list[Decision]:
         """Decide without the store, by what is known here and what each event's type says of that (`fail`).
 
@@ -979,7 +983,8 @@ class Engine:
             self._unfollowed += spreading.touches(touches)
         self._store.postpone(touches, decisions, held, policy.horizon_ms)
         if self._journal is not None and decisions:
-            self._journal.append_later(Served(policy, found, decisions, now, (), self._journal.sealer))
+            sealer = self._journal.sealer
+            self._journal.append_later(Served(policy, found, decisions, now, (), sealer, lasting))
         if self._alerts is not None and followed is None:
             self._tell(self._alerts.take(found, verdict, now, ()))
         return decisions

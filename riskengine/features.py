@@ -115,7 +115,7 @@ class Lone:
     Whoever calls a kernel for a lone event keeps the call here, and makes it anew where an array is another.
     """
 
-    __slots__ = ("counting", "judging", "look_up", "planning", "reading", "settling", "watching")
+    __slots__ = ("counting", "judging", "look_up", "planning", "reading", "settling", "watching", "writing")
 
     def __init__(self) -> None:
         self.planning: list[Call] = []
@@ -126,6 +126,7 @@ class Lone:
         self.look_up: tuple[object, Call] | None = None
         self.counting: tuple[object, object, Call] | None = None
         self.settling: tuple[object, object, object, Call] | None = None
+        self.writing: object | None = None  # where its record is written (served.py)
 
 
 class Room(msgspec.Struct, frozen=True, eq=False, gc=False):

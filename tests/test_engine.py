@@ -87,8 +87,13 @@ def test_alone_in_a_batch_and_from_columns_is_the_same(clock: Clock, write: Call
     assert sum(decision.action == "allow" for decision in alone) == 50
 
 
-def test_lone_events_follow_all_that_their_room_is_bound_to(clock: Clock, write: Callable[..., Path]) -> None:
-    """The key table grows, traces begin another block, lists, tables and the policy change."""
+def test_lone_events_follow_all_that_their_room_is_bound_to(
+    clock: Clock, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The key table grows, traces begin another block, lists, tables and the policy change.
+
+    And what the journal keeps of them is what it keeps of batches.
+    """
     more = {**POLICY["features"], "region_before": {"previous": "region", "by": "user"}}
     stricter = {"twice": {"count": "coupon_claim", "by": "user", "per": "day", "max": 2, "then": "review"}}
     moved = {"on": "any", "when": "region_before == 'SH'", "then": "challenge", "mode": "live"}
@@ -105,10 +110,16 @@ def test_lone_events_follow_all_that_their_room_is_bound_to(clock: Clock, write:
     events = [
         claim(f"e{i}", f"u{users[i]}", region=("SH", "BJ", "x" * 30)[regions[i]], campaign_id=f"c{i % 3}")
         | ({} if i % 11 else {"time": T0 - HOUR})
+        | ({} if i % 13 else {"odd": "x" * (i % 7)})
         for i in range(15_000)
     ]
     events[100] = claim("bad", user="")
-    with Engine.open(folder, clock=clock) as one, Engine.open(folder, clock=clock) as many:
+    events[200] |= {"event_id": "e" * 200, "region": "上海" * 50}
+    kept = [f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "many")]
+    with (
+        Engine.open(folder, clock=clock, journal=kept[0]) as one,
+        Engine.open(folder, clock=clock, journal=kept[1]) as many,
+    ):
         for part, change in enumerate(changes):
             chunk = events[3_750 * part : 3_750 * part + 3_750]
             assert [one.score_many([event])[0] for event in chunk if event["event_id"] != "bad"] == [
@@ -118,6 +129,13 @@ def test_lone_events_follow_all_that_their_room_is_bound_to(clock: Clock, write:
                 one.score(events[100])
             change(one)
             change(many)
+        for engine in (one, many):
+            assert engine.journal is not None
+            engine.journal.flush()
+        entries = [list(journal.replay()) for journal in (one.journal, many.journal) if journal is not None]
+        assert len(entries[0]) > 14_000
+        for alone, together in zip(*entries, strict=True):
+            assert alone == together
         assert len({decided(many.score(claim(f"z{i}", f"u{i}"))).action for i in range(50)}) > 1
 
 

@@ -400,6 +400,8 @@ class Later:
         self.event_ids = event_ids
         self.made_by: set[str] = set()
 
+    record = None
+
     def block(self) -> Block:
         self.made_by.add(threading.current_thread().name)
         return pack_entries([entry(event_id) for event_id in self.event_ids])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.entries import Entry
-from riskengine.kernel import jit, jit_inline
+from riskengine.kernel import Call, Holder, jit, jit_inline
 
 Bytes = NDArray[np.uint8]
 Int32s = NDArray[np.int32]
@@ -49,12 +50,24 @@ class Block(msgspec.Struct, frozen=True, gc=False, array_like=True):
     sealed: bytes | None = None
 
 
+class Record(NamedTuple):
+    """A decided event that came alone: with others that have the same head it makes one block."""
+
+    head: bytes
+    body: bytes
+    at_ms: int
+
+
 class Pending(Protocol):
     """Decided events that become a block when the writer comes to them (served.py)."""
 
     @property
     def event_ids(self) -> Sequence[str]:
         """What they are ids of."""
+
+    @property
+    def record(self) -> Record | None:
+        """Where it is one event, and written by now: what there is to join to others."""
 
     def block(self) -> Block:
         """The block, of as many events and in the order of `event_ids`; the same from any thread."""
@@ -97,28 +110,45 @@ def pack_head(names: Sequence[str], types: Sequence[str]) -> bytes:
 
 def pack(head: bytes, arrays: Arrays) -> bytes:
     """The body of a block of decided events."""
-    n = len(arrays.type_index)
-    most = (
-        len(arrays.lines)
-        + len(arrays.extras)
-        + int(np.maximum(arrays.str_len, 0).sum())
-        + n
-        * (
-            64
-            + 32 * arrays.fields.shape[1]
-            + 32 * len(arrays.row)
-            + len(arrays.layout)
-            + 24 * arrays.keys.shape[1]
-        )
+    offsets = np.zeros(len(arrays.type_index) + 1, np.uint32)
+    out = np.empty(room_for(arrays), np.uint8)
+    used = int(writing(arrays, out, offsets, partial)())
+    return b"".join(
+        (_PLACES.pack(len(offsets) - 1, len(head)), head, offsets.tobytes(), out[:used].tobytes())
     )
-    out = np.empty(most, np.uint8)
-    offsets = np.zeros(n + 1, np.uint32)
+
+
+def room_for(arrays: Arrays) -> int:
+    """How many bytes the records of a batch take at most."""
+    a_record = (
+        64
+        + 32 * arrays.fields.shape[1]
+        + 32 * len(arrays.row)
+        + len(arrays.layout)
+        + 24 * arrays.keys.shape[1]
+    )
+    texts = len(arrays.lines) + len(arrays.extras) + int(np.maximum(arrays.str_len, 0).sum())
+    return texts + len(arrays.type_index) * a_record
+
+
+def writing(arrays: Arrays, out: Bytes, offsets: NDArray[np.uint32], hold: Holder) -> Call:
+    """The call that writes a batch's records into `out`, and where each begins; it returns the bytes used."""
     narrow = np.empty(1, np.float32)
     wide = np.empty(1, np.float64)
-    used = write_records(
-        *arrays, out, offsets, narrow, narrow.view(np.uint32), wide, wide.view(np.uint64)
-    )  # fmt: skip
-    return b"".join((_PLACES.pack(n, len(head)), head, offsets.tobytes(), out[:used].tobytes()))
+    return hold(
+        write_records, *arrays, out, offsets, narrow, narrow.view(np.uint32), wide, wide.view(np.uint64)
+    )
+
+
+def join(ids: Sequence[str], records: Sequence[Record]) -> Block:
+    """A block of events that came alone, all with one head."""
+    head = records[0].head
+    ends = np.cumsum([0, *[len(record.body) for record in records]], dtype=np.uint32)
+    body = b"".join(
+        (_PLACES.pack(len(records), len(head)), head, ends.tobytes(), *[record.body for record in records])
+    )
+    times = [record.at_ms for record in records]
+    return Block(list(ids), min(times), max(times), body)
 
 
 def pack_entries(entries: Sequence[Entry]) -> Block:

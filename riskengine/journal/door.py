@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from riskengine.entries import Activation, AlertEntry, AnyEntry, Entry, LabelEntry
 from riskengine.journal import tables
 from riskengine.journal.address import Address
-from riskengine.journal.blocks import Block, Pending, pack_entries, unpack
+from riskengine.journal.blocks import Block, Pending, Record, join, pack_entries, unpack
 from riskengine.journal.database import Database, Item, explain, spools_taken
 from riskengine.journal.sealing import VARIABLE, Sealer
 from riskengine.journal.spool import Spool, SpoolError
@@ -68,6 +68,10 @@ class _Parcel:
             assert self._pending is not None
             items = self._items = [self._pending.block()]
         return items
+
+    @property
+    def record(self) -> Record | None:
+        return None if self._pending is None else self._pending.record
 
     def decision(self, event_id: str) -> Entry | None:
         return _among(self.items(), event_id) if event_id in self.ids else None
@@ -547,10 +551,7 @@ class Journal:
         if not parcels:
             return
         try:
-            items: list[Item] = []
-            for parcel in parcels:
-                items += parcel.items()
-                time.sleep(0)  # an event that is being scored waits for no more than one parcel
+            items = _packed(parcels)
             where = "spool"
             if not self._waiting:
                 where = "database" if self._commit(items) else "spool"
@@ -722,6 +723,27 @@ def blocks_between(database: Database, after: int, last: int) -> Iterator[Row]:
 def dropped_of(packed: bytes | None) -> frozenset[int]:
     """Which places of a block are no entries: these events had been decided before."""
     return frozenset(msgspec.msgpack.decode(packed)) if packed else frozenset()
+
+
+def _packed(parcels: Iterable[_Parcel]) -> list[Item]:
+    """What parcels hold, in their order; events that came alone one after another make one block."""
+    items: list[Item] = []
+    ids: list[str] = []
+    alone: list[Record] = []
+    for parcel in parcels:
+        record = parcel.record
+        if alone and (record is None or record.head != alone[0].head):
+            items.append(join(ids, alone))
+            ids, alone = [], []
+        if record is not None:
+            ids += parcel.ids
+            alone.append(record)
+        else:
+            items += parcel.items()
+            time.sleep(0)  # an event that is being scored waits for no more than one parcel
+    if alone:
+        items.append(join(ids, alone))
+    return items
 
 
 def _among(items: Sequence[Item], event_id: str) -> Entry | None:
