@@ -17,7 +17,7 @@ from statistics import median
 from servers import running
 from test_service import claim, lay_out, start
 
-from benchmarks.crowd import crowd, resident_mb
+from benchmarks.crowd import Told, crowd, resident_mb
 from riskengine import cli
 
 HELD = int(os.environ.get("RISKENGINE_HELD", "1000"))
@@ -45,21 +45,24 @@ def sent(path: str, body: bytes) -> bytes:
 
 
 def test_connections_are_held_by_the_thousand(tmp_path: Path) -> None:
-    """Nothing but 200 and 503 with Retry-After, in bounded memory."""
+    """Nothing but 200 and 503 with Retry-After, in bounded memory; and the server goes on with its work."""
     lay_out(tmp_path / "rules")
     server = start(tmp_path)
     try:
         before = resident_mb(server.process.pid)
         n = HELD * REQUESTS_EACH
         told = asyncio.run(crowd(server.port, HELD, islice(asked(), n)))
-        assert sum(told.statuses.values()) == n
-        assert set(told.statuses) <= {200, 503}, told.statuses
-        assert told.statuses[200] > 0
-        assert told.without_retry == 0
-        assert resident_mb(server.process.pid) - before < MB_MAX
-        assert server.score(claim("after")).status == 200
+        grown = resident_mb(server.process.pid) - before
+        assert server.score(claim("after"), **{"x-deadline-ms": "60000"}).status == 200
     finally:
-        assert server.stop() == 0
+        code = server.stop()
+    assert code == 0
+    assert sum(told.statuses.values()) == n
+    # What went wrong the server tells, and only there.
+    assert set(told.statuses) <= {200, 503}, (told.statuses, server.told)
+    assert told.without_retry == 0
+    assert told.statuses[200] > n // 20, told.statuses
+    assert grown < MB_MAX
 
 
 def test_a_tenfold_step_is_borne(tmp_path: Path) -> None:
@@ -67,29 +70,31 @@ def test_a_tenfold_step_is_borne(tmp_path: Path) -> None:
     lay_out(tmp_path / "rules")
     server = start(tmp_path, "--journal", "none", RISKENGINE_QUEUE_EVENTS="100000")
 
-    async def play() -> None:
+    async def play() -> tuple[Told, Told, Told, list[float]]:
         calm = await crowd(server.port, 10, asked(), 0.7, think_seconds=0.02)
-        assert set(calm.statuses) == {200}
         step = await crowd(server.port, 100, asked(TOGETHER), 2.0)
-        assert set(step.statuses) == {200, 503}, step.statuses
-        assert step.without_retry == 0
-        # The machine is shared, and the client waits for a processor too: benchmarks/http is strict.
-        assert step.degraded < step.statuses[200]
-        assert step.p(0.9) < 1.5 * DEADLINE_MS / 1e3, (step.p(0.5), step.p(0.9), step.p(0.99))
-        assert step.p(0.5, 503) < step.p(0.5)
         ended = time.perf_counter()
         late: list[float] = []  # what is not as it was before, 2 s after the step
         after = await crowd(
             server.port, 10, asked(), 2.5, think_seconds=0.02,
             each=lambda at, status, took: late.append(took) if at > ended + 2.0 else None,
         )  # fmt: skip
-        assert set(after.statuses) == {200}
-        assert median(late) < 2 * calm.p(0.5) + 0.02
+        return calm, step, after, late
 
     try:
-        asyncio.run(play())
+        calm, step, after, late = asyncio.run(play())
     finally:
-        assert server.stop() == 0
+        code = server.stop()
+    assert code == 0
+    assert set(calm.statuses) == set(after.statuses) == {200}, server.told
+    assert set(step.statuses) == {200, 503}, (step.statuses, server.told)
+    assert step.without_retry == 0
+    # As the server sees it, what it lets in it answers in time. The clients wait for a processor too, where
+    # the machine is busy: half of what they see is held to the deadline, benchmarks/http holds it all.
+    assert step.degraded < step.statuses[200] / 10, (step.degraded, step.statuses)
+    assert step.p(0.5) < DEADLINE_MS / 1e3, (step.p(0.5), step.p(0.9), step.p(0.99))
+    assert step.p(0.5, 503) < step.p(0.5)
+    assert median(late) < 2 * calm.p(0.5) + 0.02
 
 
 def test_a_full_queue_refuses_in_5_ms(tmp_path: Path) -> None:

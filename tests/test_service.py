@@ -33,7 +33,16 @@ from riskengine import cli
 from riskengine.errors import RiskEngineError
 from riskengine.service.access import LOOK_SECONDS, NEEDED, SCOPES, make_key, revoke_key, rotate_key
 from riskengine.service.bodies import read_batch, read_body
-from riskengine.service.gathering import INLINE_MAX, FullError, Gatherer, Job, Outcome
+from riskengine.service.gathering import (
+    FEW,
+    INLINE_MAX,
+    READ_SECONDS,
+    SURE_LEAST,
+    FullError,
+    Gatherer,
+    Job,
+    Outcome,
+)
 from riskengine.service.problems import RefusedError
 from riskengine.service.settings import DEPTH_MAX, Settings
 
@@ -647,6 +656,52 @@ def test_a_job_past_its_deadline_is_told_so_and_scored_all_the_same() -> None:
         results: Any = await patient.done
         assert results == [3]
         assert scored == [2, 1, 3]
+        await gatherer.close()
+
+    asyncio.run(play())
+
+
+def test_less_is_let_in_after_answers_that_came_late() -> None:
+    """How long a queue takes is a guess: where it was wrong, the next ones are shorter, and grow again."""
+    go_on = threading.Event()
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        assert go_on.wait(60)
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 10_000, lambda n, seconds: None, lambda: True)
+        gatherer.start()
+        before = gatherer.sure
+        waiting = [Waited.submit(gatherer, [i]) for i in range(FEW + 1)]
+        late = [Waited.submit(gatherer, [i], seconds=0.01) for i in range(3)]
+        assert [await job.done for job in late] == [None] * 3
+        go_on.set()
+        for job in waiting:
+            await job.done
+        while gatherer.held:
+            await asyncio.sleep(0.01)
+        lower = gatherer.sure
+        assert SURE_LEAST < lower < before
+        for i in range(100):
+            await Waited.submit(gatherer, [i]).done
+        assert lower < gatherer.sure <= before
+        await gatherer.close()
+
+    asyncio.run(play())
+
+
+def test_of_thousands_at_once_the_first_wait_for_no_last() -> None:
+    async def play() -> None:
+        gatherer = Gatherer(lambda events, features: events, 10_000, lambda n, seconds: None, lambda: False)
+        gatherer.start()
+        jobs = [Waited.submit(gatherer, [i]) for i in range(2 * INLINE_MAX)]
+        time.sleep(2 * READ_SECONDS)
+        jobs.append(Waited.submit(gatherer, [2 * INLINE_MAX]))
+        assert all(job.done.done() for job in jobs[:INLINE_MAX])  # before the loop goes on
+        assert [await job.done for job in jobs] == [[i] for i in range(2 * INLINE_MAX + 1)]
+        assert gatherer.held == 0
+        await Waited.submit(gatherer, [0]).done
         await gatherer.close()
 
     asyncio.run(play())

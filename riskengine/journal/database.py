@@ -198,7 +198,7 @@ class Database:
         try:
             with self._engine.connect() as connection:
                 return [tuple(row) for row in connection.execute(query)]
-        except sa.exc.DBAPIError as error:
+        except sa.exc.SQLAlchemyError as error:  # the driver's, and that no connection has become free
             raise JournalError(f"the journal {self.address.shown} cannot be read: {told(error)}.") from error
 
     def place_of(self, event_id: str) -> int | None:

@@ -17,15 +17,22 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from riskengine.engine import Result
+from riskengine.service.logs import where
 
 Score = Callable[[list[Any], bool], Sequence[Result]]
 Outcome = Sequence[Result] | Exception | None
 BATCH_MAX: Final = 1_000
 FEW: Final = 64  # events are always let in: how long they take is known too vaguely to refuse them for
-# Of the time left: what is let in is to be answered in time, not just about. At 0.5 a core that could do 256
-# requests in 21 ms refused four in ten of them with a deadline of 50 ms.
-SURE: Final = 0.8
+# Of the time left, what is let in may have to wait so much: it is to be answered in time, not just about.
+# With a fixed 0.5 a core that could do 256 requests in 21 ms refused four in ten of them, where they had 50;
+# with a fixed 0.8 many were late on a shared machine. So it begins high, goes down by a tenth with each batch
+# that has cut it fine, and up again while none does.
+SURE_MOST: Final = 0.8
+SURE_LEAST: Final = 0.25
+FINE: Final = 0.2  # of its time was left when it was answered
+UP: Final = 0.002  # a batch: three batches in a hundred may cut it fine
 INLINE_MAX: Final = 64  # events that the loop scores itself: some 2 ms, in which it reads nothing
+READ_SECONDS: Final = 0.004  # are read at a stretch: of ten thousand requests the first wait for no last
 TICK_SECONDS: Final = 0.001  # of the loop's clock and timers
 _log = logging.getLogger(__name__)
 
@@ -40,13 +47,15 @@ class Job:
     Whoever asks makes a kind of it that knows what to do at the end.
     """
 
-    __slots__ = ("events", "features", "is_done", "until")
+    __slots__ = ("came", "events", "features", "has_queued", "is_done", "until")
 
     def __init__(self, events: list[Any], features: bool, until: float) -> None:
         self.events = events
         self.features = features
         self.until = until
         self.is_done = False
+        self.came = 0.0  # when it was submitted, ...
+        self.has_queued = False  # ... and whether that was behind others
 
     def finish(self, outcome: Outcome, seconds: float) -> None:
         """Called once, on the loop: with results, what went wrong, or None past `until`.
@@ -78,7 +87,10 @@ class Gatherer:
         self._busy = False  # with a batch, or about to be
         self._open = False
         self._idle = asyncio.Event()
+        self._waiting_events = 0
+        self._reads_since = 0.0  # when a batch was last done with, and the loop could read
         self._pace = 0.0  # seconds an event, lately, with all that the loop does beside
+        self.sure = SURE_MOST  # see there
         self._delivered = 0.0  # when the last batch was
         self._alarm: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._work, name="riskengine-scoring", daemon=True)
@@ -91,7 +103,7 @@ class Gatherer:
         self._thread.start()
 
     def now(self) -> float:
-        """The loop's time, in seconds."""
+        """The loop's time, in seconds: when it last looked for what has come, not just now."""
         return self._loop.time()
 
     def check(self, n: int, until: float) -> None:
@@ -99,21 +111,31 @@ class Gatherer:
         held = self.held
         if not self._open or held + n > self._queue_max:
             raise FullError
-        if held > FEW and held * self._pace > SURE * (until - self._loop.time()):
+        if held > FEW and held * self._pace > self.sure * (until - time.monotonic()):
             raise FullError
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises FullError as `check` does."""
-        self.check(len(job.events), job.until)
+        """Queue a job, and maybe score a batch of what waits. Raises FullError as `check` does."""
+        n = len(job.events)
+        self.check(n, job.until)
+        job.came = time.monotonic()
+        job.has_queued = self.held > FEW
         self._waiting.append(job)
-        self.held += len(job.events)
+        self._waiting_events += n
+        self.held += n
         if not self._busy:
             self._busy = True
             self._delivered = time.perf_counter()
+            self._reads_since = job.came
             self._idle.clear()
-            self._loop.call_soon(self._dispatch)  # after what else has come by now
+            self._loop.call_soon(self._turn)  # after what else has come by now
         if self._alarm is None or job.until < self._alarm.when():
             self._set_alarm(job.until)
+        # What is scored at each turn of the loop leaves what waits in our queue, where `check` sees it; it
+        # would not see what waits in sockets, if all that is read were scored at once.
+        has_read = job.came - self._reads_since > READ_SECONDS and self._waiting_events >= INLINE_MAX
+        if has_read and not self._in_hand and not self._waits():
+            self._dispatch()
 
     @property
     def is_open(self) -> bool:
@@ -130,16 +152,30 @@ class Gatherer:
             if self._alarm is not None:
                 self._alarm.cancel()
 
+    def _turn(self) -> None:
+        """Go on, as long as there is something."""
+        if self._waiting and not self._in_hand:
+            self._dispatch()
+        if self._in_hand:
+            return  # until that is delivered
+        if self._waiting:
+            self._loop.call_soon(self._turn)  # what has come meanwhile is read first
+        else:
+            self._busy = False
+            self._idle.set()
+
     def _dispatch(self) -> None:
         jobs = [self._waiting.popleft()]
         n, features = len(jobs[0].events), jobs[0].features
         inline = n <= INLINE_MAX and not self._waits()
         most = INLINE_MAX if inline else BATCH_MAX
         while self._waiting and self._waiting[0].features is features:
-            n += len(self._waiting[0].events)
-            if n > most:
+            more = len(self._waiting[0].events)
+            if n + more > most:
                 break
+            n += more
             jobs.append(self._waiting.popleft())
+        self._waiting_events -= n
         if inline:
             began = time.perf_counter()
             outcomes = self._outcomes(jobs)
@@ -148,8 +184,12 @@ class Gatherer:
             self._in_hand = jobs
             self._inbox.put(jobs)
 
-    def _deliver(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
+    def _delivered_by_thread(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
         self._in_hand = ()
+        self._deliver(jobs, outcomes, seconds)
+        self._loop.call_soon(self._turn)
+
+    def _deliver(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
         n = sum([len(job.events) for job in jobs])
         self.held -= n
         self._observe(n, seconds)
@@ -158,11 +198,11 @@ class Gatherer:
         self._delivered = now
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._finish(job, outcome, seconds)
-        if self._waiting:
-            self._loop.call_soon(self._dispatch)  # what has come meanwhile is read first
+        now = self._reads_since = time.monotonic()
+        if any(job.has_queued and job.until - now < FINE * (job.until - job.came) for job in jobs):
+            self.sure = max(0.9 * self.sure, SURE_LEAST)
         else:
-            self._busy = False
-            self._idle.set()
+            self.sure = min(self.sure + UP, SURE_MOST)
 
     def _finish(self, job: Job, outcome: Outcome, seconds: float) -> None:
         if not job.is_done:
@@ -170,7 +210,7 @@ class Gatherer:
             try:
                 job.finish(outcome, seconds)
             except Exception as error:  # the others have their answers all the same
-                _log.error("an answer could not be given: %s", type(error).__name__)
+                _log.error("an answer could not be given: %s", where(error))
 
     # -- deadlines: one alarm for the first of them, as two timer calls a request took 3 us
 
@@ -199,7 +239,9 @@ class Gatherer:
         while (jobs := self._inbox.get()) is not None:
             began = time.perf_counter()
             outcomes = self._outcomes(jobs)
-            self._loop.call_soon_threadsafe(self._deliver, jobs, outcomes, time.perf_counter() - began)
+            self._loop.call_soon_threadsafe(
+                self._delivered_by_thread, jobs, outcomes, time.perf_counter() - began
+            )
 
     def _outcomes(self, jobs: list[Job]) -> list[Outcome]:
         features = jobs[0].features
@@ -211,9 +253,7 @@ class Gatherer:
             if len(jobs) == 1:
                 return [error]
             # One of them may be what it fails over: the others shall not fail with it. Retries count once.
-            _log.error(
-                "a batch of %d requests failed (%s): each goes by itself", len(jobs), type(error).__name__
-            )
+            _log.error("a batch of %d requests failed (%s): each goes by itself", len(jobs), where(error))
             return [self._outcomes([job])[0] for job in jobs]
         outcomes: list[Outcome] = []
         at = 0

@@ -68,15 +68,15 @@ class RequestLog:
         changes = method not in READING and route not in SCORING
         if status < 500 and not changes and not self.everything:
             return
+        now = time.monotonic()
+        if status == 503 and not changes and now < self._storm_until:
+            self._untold += 1
+            return
         told: dict[str, Any] = {
             "request_id": request_id.decode("ascii"), "method": method, "route": route, "status": status,
             "ms": round(1e3 * seconds, 3), "key": key,
         }  # fmt: skip
         if status == 503 and not changes:
-            now = time.monotonic()
-            if now < self._storm_until:
-                self._untold += 1
-                return
             told["untold"] = self._untold or None
             self._storm_until, self._untold = now + STORM_SECONDS, 0
         level = logging.INFO if status < 500 else logging.ERROR if status == 500 else logging.WARNING
