@@ -165,6 +165,8 @@ class Engine:
             self._predict(policy.features.rows(found), room.verdict)
             self._weigh(found, room.verdict)
         self._judge(batch, 0, True, None, False, None)
+        if self._journal is not None:
+            Served(policy, found, (), 0).block()
 
     def __enter__(self) -> Self:
         return self

@@ -25,6 +25,7 @@ from riskengine.kernel import bind
 
 _JSON = msgspec.json.Encoder()
 _NOTHING = np.empty(0, np.uint8)
+_NEVER = 2**63 - 1
 _LINE_BYTES_MAX = 4_096  # of a decision that is written at once
 
 
@@ -164,7 +165,7 @@ class Served:
             hide = policy.masking.personal_of
             personal = [hide(e, t) for e, t in zip(events, batch.type_index.tolist(), strict=True)]
             sealed = self._sealer.seal(personal, self.event_ids)
-        return Block(self.event_ids, int(now.min()), int(now.max()), body, sealed)
+        return Block(self.event_ids, int(now.min(initial=_NEVER)), int(now.max(initial=0)), body, sealed)
 
     def entries(self) -> list[Entry]:
         """What can be read of `block`."""

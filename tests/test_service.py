@@ -699,7 +699,8 @@ def test_of_thousands_at_once_the_first_wait_for_no_last() -> None:
         time.sleep(2 * READ_SECONDS)
         jobs.append(Waited.submit(gatherer, [2 * INLINE_MAX]))
         assert all(job.done.done() for job in jobs[:INLINE_MAX])  # before the loop goes on
-        assert [await job.done for job in jobs] == [[i] for i in range(2 * INLINE_MAX + 1)]
+        results: list[Any] = [await job.done for job in jobs]
+        assert results == [[i] for i in range(2 * INLINE_MAX + 1)]
         assert gatherer.held == 0
         await Waited.submit(gatherer, [0]).done
         await gatherer.close()

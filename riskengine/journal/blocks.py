@@ -112,7 +112,7 @@ def pack(head: bytes, arrays: Arrays) -> bytes:
     """The body of a block of decided events."""
     offsets = np.zeros(len(arrays.type_index) + 1, np.uint32)
     out = np.empty(room_for(arrays), np.uint8)
-    used = int(writing(arrays, out, offsets, partial)())
+    used = writing(arrays, out, offsets, partial)()
     return b"".join(
         (_PLACES.pack(len(offsets) - 1, len(head)), head, offsets.tobytes(), out[:used].tobytes())
     )
@@ -128,7 +128,7 @@ def room_for(arrays: Arrays) -> int:
         + 24 * arrays.keys.shape[1]
     )
     texts = len(arrays.lines) + len(arrays.extras) + int(np.maximum(arrays.str_len, 0).sum())
-    return texts + len(arrays.type_index) * a_record
+    return texts + len(arrays.type_index) * int(a_record)
 
 
 def writing(arrays: Arrays, out: Bytes, offsets: NDArray[np.uint32], hold: Holder) -> Call:

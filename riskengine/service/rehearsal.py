@@ -5,6 +5,7 @@ A kernel is compiled, or read from its cache (a fifth of a second in all), when 
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any, Final
 
 from riskengine.definition import Definition
@@ -29,7 +30,15 @@ def rehearse(definition: Definition) -> None:
         for name, kind in definition.events.items()
         for i in range(2)
     ]
-    with Engine.open(definition, "memory://?size=64MiB", clock=lambda: _NOW) as engine:
+    with (
+        tempfile.TemporaryDirectory(prefix="riskengine-") as folder,
+        Engine.open(
+            definition,
+            "memory://?size=64MiB",
+            f"sqlite:///{folder}/journal.db?spool={folder}/spool",
+            lambda: _NOW,
+        ) as engine,
+    ):
         engine.score_many(events[:1])
         engine.score_many(events, features=True)
         engine.score_many([{**event, "event_id": f"b{i}"} for i, event in enumerate(events)])
