@@ -32,6 +32,11 @@ class Server:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
+    @property
+    def socket(self) -> str:
+        """The path of its socket, while it runs."""
+        return str(self._valkey.socket_file)
+
     def start(self) -> None:
         """Start it, or start it again with what it wrote."""
         self._valkey.start()

@@ -132,7 +132,7 @@ class Client:
         """Go on to the next stop, or die where it stands."""
         self._dead = dead
         self._go.release()
-        assert self._stopped.acquire(timeout=60), "an engine hangs"
+        assert self._stopped.acquire(timeout=600), "an engine hangs"
         if self.error is not None:
             raise self.error
 

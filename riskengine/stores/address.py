@@ -84,7 +84,7 @@ class Address(msgspec.Struct, frozen=True):
             if not re.fullmatch(r"[1-9][0-9]{0,6}", ours[name]):
                 raise RiskEngineError(f"the store's {name}= is a number of milliseconds, such as {name}=20")
         query = urlencode(theirs)
-        plain = tuple(urlunsplit(node._replace(query=query, fragment="")) for node in nodes)
+        plain = tuple(_spelled(node._replace(query=query, fragment="")) for node in nodes)
         return cls(plain, bool(cluster), ours["prefix"], int(ours["timeout"]), int(ours["connect"]))
 
     def link(self, timeout_ms: int = 0) -> AnyLink:
@@ -231,6 +231,12 @@ def survey(url: str, tenant: str) -> Survey:
         return Survey(server, place.epoch.decode() or "none", memory, memory_max, slow_calls, kinds)
     finally:
         link.close()
+
+
+def _spelled(parts: SplitResult) -> str:
+    """A URL as redis-py reads it: urlunsplit leaves slashes out where there is no host, as at a socket."""
+    url = urlunsplit(parts)
+    return url if "://" in url else url.replace(":", "://", 1)
 
 
 def _node(parts: SplitResult) -> SplitResult:

@@ -1,0 +1,136 @@
+"""Other ways to a shared store than a plain connection, and what a server says that will not do as asked."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import redis
+from servers import apart, running
+from stage import Stage, claim, payment, policy
+
+from riskengine.decision import Decision
+from riskengine.stores import StoreError
+from riskengine.stores.address import begin
+
+TLS = Path(__file__).parent / "tls"
+FEATURES = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+SECTIONS = policy(
+    events={
+        "coupon_claim": {"required": ["user_id"], "fail": "review"},
+        "payment": {"required": ["user_id", "amount"]},
+    },
+    features=FEATURES,
+)
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for what must come, however slow this machine is."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+@contextmanager
+def encrypted(port: int) -> Iterator[int]:
+    """The port of a server of TLS, which passes on to a port what it is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                threading.Thread(target=between, args=(client,), daemon=True).start()
+
+    def between(client: socket.socket) -> None:
+        with (
+            suppress(OSError),
+            context.wrap_socket(client, server_side=True) as inner,
+            socket.create_connection(("127.0.0.1", port)) as server,
+        ):
+            inner.settimeout(0.02)
+            server.settimeout(0.02)
+            while pass_on(inner, server) and pass_on(server, inner):
+                pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listening.close()
+
+
+def pass_on(one: socket.socket, other: socket.socket) -> bool:
+    """Send on what has come; False where there is nobody any more."""
+    try:
+        data = one.recv(1 << 14)
+    except TimeoutError:
+        return True
+    other.settimeout(20)
+    other.sendall(data)
+    other.settimeout(0.02)
+    return bool(data)
+
+
+def counts(store: str, folder: Path) -> None:
+    begin(store, "stage")
+    with Stage(folder, SECTIONS, store=store) as stage:
+        decisions = stage.engine.score_many([claim(f"e{n}", n) for n in range(100)])
+        assert all(isinstance(decision, Decision) and not decision.flags for decision in decisions)
+        assert stage.row(claim("last", 200))["claims"] == 101
+
+
+def test_a_store_behind_tls(tmp_path: Path) -> None:
+    with running() as server, encrypted(server.port) as port:
+        url = f"rediss://localhost:{port}/0"
+        counts(apart(url, ssl_ca_certs=TLS / "cert.pem"), tmp_path)
+        with pytest.raises(StoreError, match=r"cannot be reached: .*certificate"):
+            begin(apart(url), "stage")
+
+
+def test_a_store_at_a_socket(tmp_path: Path) -> None:
+    with running() as server:
+        counts(apart(f"unix://{server.socket}"), tmp_path)
+
+
+def test_a_store_that_is_busy_with_a_script(tmp_path: Path) -> None:
+    with running(**{"busy-reply-threshold": "20"}) as server, redis.Redis.from_url(server.url) as client:
+        store = apart(server.url)
+        begin(store, "stage")
+        with Stage(tmp_path, SECTIONS, store=store) as stage:
+            stage.engine.score(claim("e0"))
+
+            def hold_up() -> None:
+                with redis.Redis.from_url(server.url) as other, suppress(redis.ResponseError):
+                    other.eval("while true do end", 0)
+
+            running_on = threading.Thread(target=hold_up)
+            running_on.start()
+            until(lambda: said(client) == "BUSY")
+            busy = stage.engine.score(claim("e1", 1))
+            client.script_kill()
+            running_on.join()
+            assert busy.flags == ("degraded:store",)
+            assert stage.engine.store_errors["busy"] == 1
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            assert stage.row(claim("e2", 2))["claims"] == 3
+
+
+def said(client: redis.Redis) -> str:
+    """The first word of what a server says that does nothing just now."""
+    try:
+        client.get("nothing")
+    except redis.ResponseError as error:
+        return str(error).split()[0]
+    except redis.BusyLoadingError:
+        return "LOADING"
+    return ""
