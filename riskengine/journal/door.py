@@ -271,7 +271,7 @@ class Journal:
                 raise JournalError(f"the journal could not be written within {timeout_s} s.", kept=True)
             raise self._failed()
 
-    def close(self, timeout_s: float = 10.0) -> None:
+    def close(self, timeout_s: float = 30.0) -> None:
         """Write what is queued and close. Raises JournalError saying how many entries were lost.
 
         What the database does not take stays in the spool, for the next to open the journal.

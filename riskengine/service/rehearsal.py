@@ -43,8 +43,9 @@ def rehearse(definition: Definition) -> None:
         engine.score_many(events, features=True)
         engine.score_many([{**event, "event_id": f"b{i}"} for i, event in enumerate(events)])
         engine.score_many([{**events[0], "event_id": "c", "follows": events[0]["event_id"]}])
-        engine.label(events[1]["event_id"], "fraud")
-        engine.release(events[1]["event_id"])
+        for event in events:  # of some a limit grants the first alone: only that one has something to release
+            engine.label(event["event_id"], "fraud")
+            engine.release(event["event_id"])
         for known in definition.lists.values():
             for entity in known.of:
                 fields = definition.entities[entity].fields
