@@ -134,3 +134,40 @@ def said(client: redis.Redis) -> str:
     except redis.BusyLoadingError:
         return "LOADING"
     return ""
+
+
+def test_a_master_that_became_a_replica(tmp_path: Path) -> None:
+    """While it reads its new master's data it is loading, then takes no writes; master again, it has all."""
+    slow = {"key-load-delay": "10000", "loading-process-events-interval-bytes": "1024"}
+    settings = {"repl-diskless-sync-delay": "0", "enable-debug-command": "yes"}
+    with (
+        running(**settings) as server,
+        running(**settings) as other,
+        redis.Redis.from_url(server.url) as one,
+        redis.Redis.from_url(other.url) as two,
+    ):
+        store = apart(server.url)
+        begin(store, "stage")
+        with Stage(tmp_path, SECTIONS, store=store) as stage:
+            asked = [claim(f"e{n}", n) for n in range(100)]
+            for event in asked:
+                stage.engine.score(event)
+            two.replicaof("127.0.0.1", server.port)
+            until(lambda: two.info("replication").get("master_link_status") == "up")
+            two.replicaof("NO", "ONE")
+            two.execute_command("DEBUG", "CHANGE-REPL-ID")  # or it would go on where it was
+            for name, value in slow.items():
+                one.config_set(name, value)
+            one.replicaof("127.0.0.1", other.port)
+            for kind in ("loading", "read-only"):
+
+                def met(kind: str = kind) -> bool:
+                    asked.append(claim(f"e{len(asked)}", len(asked)))
+                    stage.engine.score(asked[-1])
+                    return stage.engine.store_errors[kind] > 0
+
+                until(met)
+            until(lambda: said(one) == "")
+            one.replicaof("NO", "ONE")
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            assert stage.row(claim("last", 2000))["claims"] == len(asked) + 1

@@ -33,7 +33,7 @@ import numpy as np
 import redis
 
 from riskengine.stores import StoreError, resp
-from riskengine.stores.line import Breaker, Item, Line, Reply, said, script_names
+from riskengine.stores.line import PUT_OFF, Breaker, Item, Line, Reply, said, script_names
 from riskengine.stores.link import AHEAD_MAX, TOLD_BYTES_MAX, Call, Link
 from riskengine.stores.place import LETTERS
 from riskengine.stores.resp import Int64s
@@ -473,7 +473,7 @@ class ClusterLink:
                 if told.after is not None:
                     told.after(items)
                 continue
-            if message.startswith((*REDIRECTIONS, *PASSING, "NOSCRIPT")):
+            if message.startswith((*REDIRECTIONS, *PUT_OFF)):
                 self._keep([told])
                 if message.startswith("MOVED"):
                     self._redirect(node, 0, told.at, message, {}, deadline)

@@ -50,6 +50,12 @@ SAID: Final[Sequence[tuple[str, Kind, str]]] = (
     ("MOVED", "away", "the server is a cluster: open it with redis+cluster://"),
 )  # fmt: skip
 
+# What a server says that does nothing just now: what it was told is told again when it does.
+PUT_OFF: Final = (
+    "NOSCRIPT", "OOM", "READONLY", "NOAUTH", "NOPERM", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN",
+    "TRYAGAIN",
+)  # fmt: skip
+
 
 class Reply:
     """The items of one reply, or of several: offsets and lengths (see `resp.scan`) in a buffer.

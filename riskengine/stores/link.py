@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from riskengine.stores import StoreError, resp
-from riskengine.stores.line import Breaker, Item, Line, Reply, said, script_names
+from riskengine.stores.line import PUT_OFF, Breaker, Item, Line, Reply, said, script_names
 from riskengine.stores.resp import Int64s
 
 TOLD_BYTES_MAX: Final = 1 << 28  # what is kept for a store that is away
@@ -128,31 +128,41 @@ class Link:
             self._sent = 0
             self._line.open()
             deadline = time.monotonic() + self.timeout_s
-        while self._sent < len(self._told):
-            self._send(self._told[self._sent], deadline)
-            self._sent += 1
-            if self._sent > AHEAD_MAX:
-                self._acknowledge(deadline)
-                if time.monotonic() > deadline - self.timeout_s / 2:
-                    raise StoreError("behind", "the store is back, and still catching up with what it missed")
-        self.unsure = True
-        self._send(request, deadline)
-        while self._sent:
-            self._acknowledge(deadline)
-        reply = self._receive(deadline)
+        put_off: list[bytes] = []
+        try:
+            while self._sent < len(self._told):
+                self._send(self._told[self._sent], deadline)
+                self._sent += 1
+                if self._sent > AHEAD_MAX:
+                    self._acknowledge(put_off, deadline)
+                    if put_off:  # and so would the rest be
+                        while self._sent:
+                            self._acknowledge(put_off, deadline)
+                        raise said(self.refused or "")
+                    if time.monotonic() > deadline - self.timeout_s / 2:
+                        raise StoreError(
+                            "behind", "the store is back, and still catching up with what it missed"
+                        )
+            self.unsure = True
+            self._send(request, deadline)
+            while self._sent:
+                self._acknowledge(put_off, deadline)
+            reply = self._receive(deadline)
+        finally:
+            self._told.extendleft(reversed(put_off))
         self.unsure = False
         return reply
 
-    def _acknowledge(self, deadline: float) -> None:
-        """Read the reply to the first of what was told."""
+    def _acknowledge(self, put_off: list[bytes], deadline: float) -> None:
+        """Read the reply to the first of what was told: what a server does not do just now is `put_off`."""
         reply = self._receive(deadline)
         self._sent -= 1
         told, message = self._told.popleft(), reply.error()
-        if message is not None and message.startswith("NOSCRIPT"):
-            self._told.append(told)  # our next request meets the same, and has the scripts loaded
-            return
-        self._told_bytes -= len(told)
         self.refused = message or self.refused
+        if message is not None and message.startswith(PUT_OFF):
+            put_off.append(told)
+        else:
+            self._told_bytes -= len(told)
 
     def _send(self, request: bytes | memoryview, deadline: float) -> None:
         try:
