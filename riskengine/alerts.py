@@ -191,6 +191,8 @@ class Alerts:
         """Count decided events but those rows `left_out` and those that came late; what began or ended."""
         batch = found.batch
         changed: list[AlertEntry] = []
+        if not batch.n:  # each of the events was refused
+            return changed
         lone = found.lone
         if lone is not None and not left_out:
             if lone.watching is None:

@@ -6,7 +6,7 @@ retentions. Every policy drawn is valid under the format, and its sums have unit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,7 @@ NUMBERS_OF = {  # what is kept of a stream for each aggregate
     "mean": {"records", "sum"},
     "std": {"records", "sum", "squares"},
 }
+WORDS = {"std": 5, "mean": 3, "rate": 4}  # of a bucket, where it is not two
 WHOLES = (0, 1, 2, 3, 500, 1500, 2500, -1, 1e6)
 
 
@@ -159,14 +160,16 @@ def successors(draw: st.DrawFn, world: World) -> World:
         name: spec for name, spec in policy["features"].items() if "value" not in spec and draw(st.booleans())
     }
     fresh = draw(feature_maps(policy, "n", 0, 3))
+    widening = set()
     for name, spec in fresh.items():
         beside = draw(st.one_of(st.none(), besides(past)))
         if beside is not None:
             fresh[name] = beside
+            widening.add(name)
             continue
         unique = f"default(amount, 0) > -{draw(st.integers(10**13, 10**14))}"
         fresh[name] = {**spec, "where": f"({spec['where']}) and {unique}" if "where" in spec else unique}
-    policy["features"] = {**kept, **within_budget({**policy, "features": kept}, fresh)}
+    policy["features"] = {**kept, **within_budget({**policy, "features": kept}, fresh, widening)}
     policy["limits"] = {
         name: {**limit, "max": draw(maxima(policy, limit))} for name, limit in policy["limits"].items()
     }
@@ -303,16 +306,25 @@ def windows() -> st.SearchStrategy[dict[str, str]]:
     return st.one_of(sliding, st.sampled_from(("day", "week", "month")).map(lambda per: {"per": per}))
 
 
-def within_budget(policy: Policy, specs: dict[str, Any]) -> dict[str, Any]:
-    """As many of these as one entity's state may come to hold, with those that the policy has."""
+def within_budget(policy: Policy, specs: dict[str, Any], widening: Collection[str] = ()) -> dict[str, Any]:
+    """As many of these as one entity's state may come to hold, with those that the policy has.
+
+    Those named in `widening` put their numbers beside those of another, for as long as that keeps them.
+    """
     spent = dict.fromkeys(policy["entities"], 0)
+    longest = dict.fromkeys(policy["entities"], 0)
     for spec in (*policy.get("features", {}).values(), *policy.get("limits", {}).values()):
         if "by" in spec:
             spent[spec["by"]] += bytes_of(policy, spec)
+        if "by" in spec and "over" in spec:
+            longest[spec["by"]] = max(longest[spec["by"]], entries_of(policy, spec))
     fitting = {}
     for name, spec in specs.items():
-        if spent[spec["by"]] + bytes_of(policy, spec) <= STATE_BYTES_MAX:
-            spent[spec["by"]] += bytes_of(policy, spec)
+        cost = bytes_of(policy, spec)
+        if name in widening:
+            cost += 8 * max(WORDS.values()) * longest[spec["by"]]
+        if spent[spec["by"]] + cost <= STATE_BYTES_MAX:
+            spent[spec["by"]] += cost
             fitting[name] = spec
     return fitting
 
@@ -323,12 +335,15 @@ def bytes_of(policy: Policy, spec: Mapping[str, Any]) -> int:
         return 16 * int(spec.get("cap", 256))
     if "over" not in spec:
         return 16 * 256 if "since_last" in spec else 64 * (3 + duration_ms(spec.get("delay", "0s")) // DAY)
+    return 8 * WORDS.get(aggregate_of(spec)[0], 2) * entries_of(policy, spec)
+
+
+def entries_of(policy: Policy, spec: Mapping[str, Any]) -> int:
+    """How many buckets a window keeps, and some."""
     width_ms = duration_ms(spec["over"])
     slack_ms = duration_ms(policy["lateness"]) + duration_ms(policy["skew"])
     reach_ms = width_ms + slack_ms + duration_ms(spec.get("delay", "0s"))
-    entries = reach_ms // bucket_of(width_ms) + 4
-    words = {"std": 5, "mean": 3, "rate": 4}.get(aggregate_of(spec)[0], 2)
-    return 8 * words * entries
+    return reach_ms // bucket_of(width_ms) + 4
 
 
 @st.composite

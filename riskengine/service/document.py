@@ -22,9 +22,8 @@ _TITLES: Final = dict(reversed([*KINDS.values()]))  # of a status that several h
 _TYPES: Final = (
     Decision, ProblemDetails, shapes.LabelRecord, shapes.LabelDone, shapes.Released, shapes.Removed,
     shapes.Recorded, shapes.ListEntry, shapes.ListEntryShown, shapes.PathOrigin, shapes.PolicyFiles,
-    shapes.CheckReport,
-    shapes.PolicyShown, shapes.PolicyActivation, shapes.Rollback, shapes.ActivationShown, shapes.Activated,
-    shapes.History, shapes.Contract, shapes.Readiness,
+    shapes.CheckReport, shapes.PolicyShown, shapes.PolicyActivation, shapes.Rollback, shapes.ActivationShown,
+    shapes.Activated, shapes.History, shapes.Contract, shapes.Alerts, shapes.Readiness,
 )  # fmt: skip
 _TEMPLATE: Final = "#/components/schemas/{name}"
 _EVENT: Final = {
