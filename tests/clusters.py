@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -56,16 +57,18 @@ def cluster(masters: int = 3, replicas: bool = True, **settings: Any) -> Iterato
         "repl-diskless-sync-delay": "0",
         **settings,
     }
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as room:
         servers: list[Server] = []
-        stack.callback(_kill, servers)
-        for _ in range(masters * (2 if replicas else 1)):
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            server = Server(folder, **own, **{"cluster-port": free_port()})
-            servers.append(server)
-        found = Cluster(servers, masters)
-        found.join()
-        yield found
+        try:
+            for number in range(masters * (2 if replicas else 1)):
+                folder = os.path.join(room, str(number))
+                os.mkdir(folder)
+                servers.append(Server(folder, **own, **{"cluster-port": free_port()}))
+            found = Cluster(servers, masters)
+            found.join()
+            yield found
+        finally:  # before their folders go, which have the numbers of their processes
+            _kill(servers)
 
 
 def _kill(servers: Sequence[Server]) -> None:
