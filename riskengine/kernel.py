@@ -148,9 +148,10 @@ def _typed_viewed(typing: Any, array: Any, at: Any, kind: Any) -> Any:
     return _pointer_to(kind.dtype)(array, types.int64, kind), generate
 
 
-def _constant(array: Any, at: int) -> Any:
-    """array[at] of an array or pointer that nobody writes to while kernels run: one load may serve many."""
-    return array[at]
+def _constant(array: Any, at: int) -> int:
+    """array[at] of whole numbers that nobody writes to while kernels run: one load may serve many."""
+    value: int = array[at]
+    return value
 
 
 def _typed_constant(typing: Any, array: Any, at: Any) -> Any:
@@ -272,13 +273,13 @@ class _PartLowering(cast(Any, NativeLowering)):  # type: ignore[misc]  # it has 
 
     def run_pass(self, state: Any) -> bool:
         name = state.func_id.func_name
-        state.library = _PartCode(state.targetctx.codegen(), state.func_id.func_qualname)
+        state["library"] = _PartCode(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
         lowered = state.cr
-        module, kept = lowered.fndesc.lookup_module(), (state.library,)
+        module, kept = lowered.fndesc.lookup_module(), (state["library"],)
         entry = make_function(module, name, "", 0, lowered.env, kept)
-        state.targetctx.insert_user_function(entry, lowered.fndesc, [state.library])
+        state.targetctx.insert_user_function(entry, lowered.fndesc, [state["library"]])
         state.cr = lowered._replace(cfunc=entry)
         return True
 

@@ -192,61 +192,61 @@ class Plan(NamedTuple):
 @jit
 def entity_of(plan: Int64s, e: int, what: int) -> int:
     """Field E_* of an entity."""
-    return constant(plan, constant(plan, P_ENTITIES) + e * E_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_ENTITIES) + e * E_SIZE + what)
 
 
 @jit
 def cell_of(plan: Int64s, cell: int, what: int) -> int:
     """Field C_* of a cell."""
-    return constant(plan, constant(plan, P_CELLS) + cell * C_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_CELLS) + cell * C_SIZE + what)
 
 
 @jit
 def column_of(plan: Int64s, column: int, what: int) -> int:
     """Field K_* of a timeline's column."""
-    return constant(plan, constant(plan, P_COLUMNS) + column * K_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_COLUMNS) + column * K_SIZE + what)
 
 
 @jit
 def window_of(plan: Int64s, window: int, what: int) -> int:
     """Field W_* of a window."""
-    return constant(plan, constant(plan, P_WINDOWS) + window * W_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_WINDOWS) + window * W_SIZE + what)
 
 
 @jit
 def slot_of(plan: Int64s, slot: int, what: int) -> int:
     """Field S_* of a slot."""
-    return constant(plan, constant(plan, P_SLOTS) + slot * S_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_SLOTS) + slot * S_SIZE + what)
 
 
 @jit
 def mover_of(plan: Int64s, cell: int, what: int) -> int:
     """Field M_* of a cell."""
-    return constant(plan, constant(plan, P_MOVERS) + cell * M_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_MOVERS) + cell * M_SIZE + what)
 
 
 @jit
 def limit_of(plan: Int64s, limit: int, what: int) -> int:
     """Field L_* of a limit."""
-    return constant(plan, constant(plan, P_LIMITS) + limit * L_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_LIMITS) + limit * L_SIZE + what)
 
 
 @jit
 def region_words(plan: Int64s, region: int) -> int:
     """Words of one entry of a region."""
-    return constant(plan, constant(plan, P_REGIONS) + region)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_REGIONS) + region)
 
 
 @jit
 def totals_of(plan: Int64s, window: int) -> int:
     """Where a window's totals stand among those of its entity, or -1."""
-    return constant(plan, constant(plan, P_TOTALS) + window)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_TOTALS) + window)
 
 
 @jit
 def running_of(plan: Int64s, e: int, what: int) -> int:
     """Field T_* of an entity."""
-    return constant(plan, constant(plan, P_RUNNING) + e * T_SIZE + what)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_RUNNING) + e * T_SIZE + what)
 
 
 @jit
@@ -263,7 +263,7 @@ def offset_in(plan: Int64s, t: int) -> int:
             low = middle
         else:
             high = middle
-    return constant(plan, constant(plan, P_OFFSETS) + low)  # type: ignore[no-any-return]  # an int in the kernel
+    return constant(plan, constant(plan, P_OFFSETS) + low)
 
 
 # ---- slabs ------------------------------------------------------------------------------------------

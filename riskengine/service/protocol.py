@@ -151,7 +151,7 @@ class Protocol(HttpToolsProtocol):
 
     # -- what uvicorn and its parser call
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own narrows it so
         """A connection is there."""
         super().connection_made(transport)
         self._wait_for_a_request()
@@ -290,7 +290,7 @@ class Protocol(HttpToolsProtocol):
         if front.access.required:
             scope = {"method": "POST", "path": head.route, "headers": head.headers}
         cycle = _Short(began, False, scope)
-        self.cycle = cycle  # type: ignore[assignment]  # as above it
+        self.cycle = cycle  # type: ignore[assignment]  # a _Short has all that is asked of a cycle
         if scope is not None:
             try:
                 more += front.access.admit(scope)
