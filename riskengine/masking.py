@@ -34,7 +34,6 @@ from riskengine.normal import tidy_text
 __all__ = ["BOOL", "HASHED", "KEPT", "NUMBER", "PLACE", "TIME", "UNKNOWN", "Masking"]
 
 NUMBER_SHOWN_MAX: Final = 10**9  # an undeclared whole number from here on may be a phone's or an account's
-_UNDECLARED: Final = (UNKNOWN, 0)
 _ENVELOPE: Final = ("event_id", "type", "time", "follows")
 
 

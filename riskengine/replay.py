@@ -53,7 +53,6 @@ __all__ = [
 ]
 
 BATCH: Final = MemoryStore.batch_max
-JOURNAL: Final = "sqlite:///"  # what a journal's name begins with
 
 
 @dataclass(slots=True)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from riskengine.compiled import Policy
 from riskengine.decision import Decision
 from riskengine.entries import Entry
-from riskengine.event import Event
-from riskengine.features import Touches
+from riskengine.event import Batch, Event
+from riskengine.features import Strings, Touches
 from riskengine.journal.blocks import Arrays, Block, Record, join, pack, room_for, unpack, writing
 from riskengine.journal.sealing import Sealer
 from riskengine.kernel import bind
@@ -118,47 +118,19 @@ class Served:
         now = np.full(batch.n, self._now) if isinstance(self._now, int) else self._now
         cells, masks, rows = self._cells, self._masks, self._rows
         extras = self._extras
-        seen_off, seen_len, seen_hash = strings.off, strings.len, strings.hash
         if rows is not None:
             batch, cells, masks, now = batch.take(rows), cells[:, rows].copy(), masks[rows], now[rows]
-            seen_off, seen_len, seen_hash = seen_off[rows], seen_len[rows], seen_hash[rows]
+            strings = Strings(strings.off[rows], strings.len[rows], strings.hash[rows], strings.text)
             extras = {at: extras[i] for at, i in enumerate(rows.tolist()) if i in extras}
         lines = _JSON.encode_lines(
             self._decisions
             if not self._decisions or self._decisions[0].features is msgspec.UNSET
             else [msgspec.structs.replace(decision, features=msgspec.UNSET) for decision in self._decisions]
         )
-        ends, counts, more = _joined(batch.n, extras)
-        body = pack(
-            policy.masking.head,
-            Arrays(
-                np.frombuffer(bytearray(lines), np.uint8),
-                policy.masking.table,
-                policy.masking.counts,
-                batch.type_index,
-                batch.stamped,
-                batch.numbers,
-                batch.str_off,
-                batch.str_len,
-                batch.str_hash,
-                batch.text,
-                more,
-                ends,
-                counts,
-                policy.row_places,
-                cells,
-                seen_off,
-                seen_len,
-                seen_hash,
-                strings.text,
-                policy.layout_text,
-                policy.mark_words,
-                batch.keys,
-                masks,
-                now,
-                batch.content,
-            ),
+        arrays = _arrays(
+            policy, batch, strings, masks, bytearray(lines), _joined(batch.n, extras), cells, now
         )
+        body = pack(policy.masking.head, arrays)
         sealed = None
         if self._sealer is not None and self._events is not None:
             events = self._events if rows is None else [self._events[i] for i in rows.tolist()]
@@ -180,36 +152,52 @@ class _Desk:
         self.line = bytearray(_LINE_BYTES_MAX)
         self.cells = np.empty((len(policy.row_columns), 1))
         self.now = np.empty(1, np.int64)
-        arrays = Arrays(
-            np.frombuffer(self.line, np.uint8),
-            policy.masking.table,
-            policy.masking.counts,
-            batch.type_index,
-            batch.stamped,
-            batch.numbers,
-            batch.str_off,
-            batch.str_len,
-            batch.str_hash,
-            batch.text,
-            _NOTHING,
-            np.zeros(1, np.int64),
-            np.zeros(1, np.int64),
-            policy.row_places,
-            self.cells,
-            strings.off,
-            strings.len,
-            strings.hash,
-            strings.text,
-            policy.layout_text,
-            policy.mark_words,
-            batch.keys,
-            found.masks,
-            self.now,
-            batch.content,
-        )
+        nothing = _joined(1, {})
+        arrays = _arrays(policy, batch, strings, found.masks, self.line, nothing, self.cells, self.now)
         # No field's text is longer than all of them, which lie in a buffer of this event.
         self.out = bytearray(room_for(arrays) + len(arrays.text) * (1 + arrays.fields.shape[1]))
         self.write = writing(arrays, np.frombuffer(self.out, np.uint8), np.zeros(2, np.uint32), bind)
+
+
+def _arrays(
+    policy: Policy,
+    batch: Batch,
+    strings: Strings,
+    masks: NDArray[np.int64],
+    lines: bytearray,
+    extras: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]],
+    cells: NDArray[np.float64],
+    now: NDArray[np.int64],
+) -> Arrays:
+    """What a block is packed from; `lines` are the decisions as JSON, `extras` what `_joined` made."""
+    ends, counts, more = extras
+    return Arrays(
+        np.frombuffer(lines, np.uint8),
+        policy.masking.table,
+        policy.masking.counts,
+        batch.type_index,
+        batch.stamped,
+        batch.numbers,
+        batch.str_off,
+        batch.str_len,
+        batch.str_hash,
+        batch.text,
+        more,
+        ends,
+        counts,
+        policy.row_places,
+        cells,
+        strings.off,
+        strings.len,
+        strings.hash,
+        strings.text,
+        policy.layout_text,
+        policy.mark_words,
+        batch.keys,
+        masks,
+        now,
+        batch.content,
+    )
 
 
 def _written(

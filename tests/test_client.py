@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_service import ROOT, Served, claim, lay_out, start
+from test_service import ROOT, Served, claim, lay_out, sidecar, start
 
 from riskengine.answer import Decision
 from riskengine.client import (
@@ -40,13 +40,8 @@ from riskengine.service.access import make_key
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    room = tmp_path_factory.mktemp("asked")
-    lay_out(room / "rules")
-    served = start(room)
-    try:
+    with sidecar(tmp_path_factory.mktemp("asked")) as served:
         yield served
-    finally:
-        assert served.stop() == 0
 
 
 def url(server: Served) -> str:

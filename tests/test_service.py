@@ -154,11 +154,11 @@ def lay_out(folder: Path) -> Path:
     return write(folder, POLICY)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    room = tmp_path_factory.mktemp("sidecar")
+@contextlib.contextmanager
+def sidecar(room: Path, *arguments: str) -> Iterator[Served]:
+    """A sidecar of the stage's policy, which ends in peace and has met nothing that it did not expect."""
     lay_out(room / "rules")
-    served = start(room)
+    served = start(room, *arguments)
     try:
         yield served
     finally:
@@ -166,6 +166,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert code == 0
     assert served.told[-1].startswith("stopped: ")
     assert not [line for line in served.told if "Traceback" in line]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with sidecar(tmp_path_factory.mktemp("sidecar")) as served:
+        yield served
 
 
 # -- scoring

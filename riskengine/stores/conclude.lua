@@ -7,8 +7,9 @@
 --
 -- The first decision of an event stands, also one that is kept together with its batch's: of a second one
 -- nothing is kept, and nothing is given back. Where an operator released what an undecided event held, an empty
--- decision keeps its engine from deciding, should it live. What is given back is marked (p), so that it is given back once, even where a decision is lost and made
--- again; what was given back before the decision has a mark of its own (b).
+-- decision keeps its engine from deciding, should it live. What is given back is marked (p), so that it is given
+-- back once, even where a decision is lost and made again; what was given back before the decision has a mark of
+-- its own (b).
 -- Answers a digit for each event, 1 where its decision stood; or -1 where the epoch is not the one expected.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
