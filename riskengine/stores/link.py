@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from riskengine.stores import StoreError, resp
@@ -83,12 +84,17 @@ class Link:
         return self.ask(requests)
 
     def tell(self, request: bytes | memoryview, at: int = 0) -> None:
-        """Send one request and do not wait. It is kept, and sent again where it may have been lost."""
+        """Send one request and do not wait, and what was to go out later with it.
+
+        It is kept, and sent again where it may have been lost.
+        """
         self.later(request, at)
-        if self._line.is_open and self._sent == len(self._told) - 1:
+        left = len(self._told) - self._sent
+        if self._line.is_open and left <= AHEAD_MAX:
+            request = self._told[-1] if left == 1 else b"".join(islice(self._told, self._sent, None))
             with suppress(StoreError):  # the next `ask` sends it again
-                self._send(self._told[-1], time.monotonic() + self.timeout_s)
-                self._sent += 1
+                self._send(request, time.monotonic() + self.timeout_s)
+                self._sent += left
 
     def tell_all(
         self,

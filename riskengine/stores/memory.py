@@ -227,7 +227,7 @@ class MemoryStore:
             amounts, mosts,
         )  # fmt: skip
         buckets = np.empty(shape, np.int64)
-        wire.place_buckets(flat, batch.time, buckets)
+        wire.place_buckets(flat, batch.time, np.zeros(held.shape[1], np.uint8), buckets)
         taken = held * (asked == wire.HANDED)
         for limit in np.flatnonzero(prior[:, 1] != NONE).tolist() if len(prior) else ():
             bucket, amount = prior[limit].tolist()

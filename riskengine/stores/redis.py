@@ -73,6 +73,7 @@ ALONE: Final = as_array(kept.ALONE)
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 NO_CLAIMS: Final = np.empty((0, 2), np.int64)
+NO_ENTITIES: Final = np.empty((0, 4), np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
 ANEW: Final = b"anew"
 IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
@@ -96,10 +97,10 @@ class _Asked:
     buckets: Int64s
     handed: Bytes  # (L)
     met: Met
-    entities: Int64s  # (K, 4), by partition
+    entities: Int64s = field(default_factory=lambda: NO_ENTITIES)  # (K, 4), by partition
     calls: int = 0  # of observe.lua: one, or on a cluster one a partition
-    groups: Int64s = field(default_factory=NO_CLAIMS.copy)  # what is in each: see wire.share_out
-    claimants: Int64s = field(default_factory=NO_KEYS.copy)
+    groups: Int64s = field(default_factory=lambda: NO_CLAIMS)  # what is in each: see wire.share_out
+    claimants: Int64s = field(default_factory=lambda: NO_KEYS)
     resumed: bool = False  # an event that was entered before, and not decided
     gave_back: bool = False  # and that has given back what it reserved
     left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
@@ -107,12 +108,11 @@ class _Asked:
     known: set[tuple[int, int]] = field(default_factory=set)  # events that partitions had a claim of
     # Records that a partition appended of events which another knew already: they are taken back.
     undone: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    batch: Bytes = field(
-        default_factory=lambda: ALONE
-    )  # the name under which its events are concluded together
+    # The name under which its events are concluded together.
+    batch: Bytes = field(default_factory=lambda: ALONE)
     claims_live_s: int = 0
-    follows: Int64s = field(default_factory=NO_CLAIMS.copy)
-    traces: Int64s = field(default_factory=NO_CLAIMS.copy)
+    follows: Int64s = field(default_factory=lambda: NO_CLAIMS)
+    traces: Int64s = field(default_factory=lambda: NO_CLAIMS)
 
 
 class RedisStore:
@@ -153,9 +153,14 @@ class RedisStore:
                 f"a record of this policy has more than {wire.WORDS_MAX} words: use fewer fields by entity"
             )
         self._traces = Traces(features, 0)
+        self._work.serve(features)
         self._scratch = np.zeros(features.scratch_words, np.int64)
+        self._trace_bytes = (
+            64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
+        )
         self._kinds = np.frombuffer(b"".join(kind_of(name) for name in features.entities) + b"\0", np.uint8)
         self._lives_ms = [2 * int(row[E_RETENTION]) + plan.slack_ms for row in plan.entities]
+        self._entities_live = np.array(self._lives_ms, np.int64)
         self._fresh_ms = max(plan.slack_ms, 1000)
         place = self.place
         parts = range(len(place.tags))
@@ -173,6 +178,7 @@ class RedisStore:
         self._elsewhere_ms = self._fresh_ms + MARGIN_MS
         entities = b" ".join(b"%d" % ms for ms in self._lives_ms)
         self._lives = b"%d" % UNDECIDED_MS, b"%d" % self._elsewhere_ms, entities
+        self._claims_there_ms = self._elsewhere_ms if self._mask else UNDECIDED_MS
         self._enter_for(UNDECIDED_MS)
         self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), self._plan.encode())
 
@@ -205,11 +211,11 @@ class RedisStore:
                 self._stand_in(touches)
             asked = self._ask(touches, followed)
             reply = self._link.ask_all(*self._request(asked, asked.asked))
-            items, met = self._values(asked, reply)
+            met, size = self._values(asked, reply)
             if met:
                 self._read_marks(asked, reply, counted)
             edits = int(reply.item(int(reply.firsts[0]) + 1) or b"0")
-            self._fold(asked, reply, items)
+            self._fold(asked, reply, size)
             if asked.resumed:
                 self._find_granted(asked)
             self._edits.catch_up(edits)
@@ -246,16 +252,11 @@ class RedisStore:
         return asked
 
     def _blank(self, touches: Touches) -> _Asked:
-        limits = len(self.features.limit_names)
-        shape = touches.batch.n, limits
-        return _Asked(
-            touches,
-            *(np.zeros(shape, np.uint8), np.zeros(shape, np.int64), np.zeros(shape, np.int64)),
-            *(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, np.int64)),
-            np.zeros(limits, np.uint8),
-            NONE_MET,
-            np.empty((touches.keys.size + 1, 4), np.int64),
-        )
+        shape = touches.batch.n, len(self.features.limit_names)
+        amounts, mosts, buckets = np.zeros((3, *shape), np.int64)
+        asked, granted, give_back = np.zeros((3, *shape), np.uint8)
+        handed = np.zeros(shape[1], np.uint8)
+        return _Asked(touches, asked, amounts, mosts, granted, give_back, buckets, handed, NONE_MET)
 
     def _want(self, asked: _Asked, prior: Int64s, prior_keys: Int64s) -> None:
         touches = asked.touches
@@ -274,46 +275,33 @@ class RedisStore:
 
     def _request(self, asked: _Asked, booked: Bytes) -> _Requests:
         """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
-        touches, features = asked.touches, self.features
-        batch = touches.batch
-        size = touches.keys.size
-        slots = 4
-        while slots < 4 * size + 4:
-            slots *= 2
-        work = self._work
-        work.prepare(slots)
-        sizes, pieces = np.empty(size + 1, np.int64), np.empty(size + 1, np.int64)
-        after = np.empty(touches.keys.shape, np.int64)
+        touches, features, work = asked.touches, self.features, self._work
+        batch, size = touches.batch, touches.keys.size
+        work.prepare(*touches.keys.shape)
+        entities, sizes, pieces, after = work.entities, work.sizes, work.pieces, work.after
         count, total = wire.gather(
-            features.flat, touches.keys, touches.records, booked, work.slots, asked.entities, sizes,
-            pieces, after,
-        )  # fmt: skip
+            features.flat, touches.keys, touches.records, booked, work.slots, entities, sizes, pieces, after
+        )
         claims = batch.claim.view(np.int64)
-        asked.entities = entities = asked.entities[:count]
         order = np.arange(batch.n)
         if self._mask:
             order = np.argsort(claims[:, 0] & self._mask, kind="stable")
-            places = np.argsort(entities[:, 0] & self._mask, kind="stable")
-            asked.entities = entities = entities[places]
-            sizes, pieces = sizes[places], pieces[places]
+            places = np.argsort(entities[:count, 0] & self._mask, kind="stable")
+            entities, sizes, pieces = entities[places], sizes[places], pieces[places]
+        asked.entities = entities[:count]
         most = min(self._mask, count + batch.n) + 1
         asked.groups = groups = np.empty((most + 1, wire.GROUP_SIZE), np.int64)
         asked.claimants = claimants = np.empty(batch.n + (size if self._mask else 0), np.int64)
-        numbers = np.zeros(batch.n, np.int64)
-        asked.calls = calls = wire.share_out(
-            entities, count, claims, order, after, self._mask, numbers, groups, claimants
-        )
         lives = self._lives_said
         asked.claims_live_s = self._claims_live_s
         if batch.n > 1 and not self._mask:
             asked.batch = np.empty(wire.KEY_CHARS, np.uint8)
             wire.put_word(asked.batch, 0, int.from_bytes(secrets.token_bytes(8), "little", signed=True))
         names = self._prefix_size + 40
-        claimed = int(groups[calls, wire.FIRST_CLAIM])
-        needed = calls * (400 + len(lives)) + claimed * (names + 80) + count * (names + 40) + total + 4 * size
-        out = self._room(needed)
-        ends = np.empty(calls, np.int64)
-        wire.write_observe(
+        needed = most * (400 + len(lives)) + len(claimants) * (names + 80) + count * (names + 40)
+        out = self._room(needed + total + 4 * size)
+        ends = np.empty(most, np.int64)
+        asked.calls = calls = wire.write_observe(
             out,
             features.flat,
             self.tag,
@@ -334,28 +322,29 @@ class RedisStore:
             booked,
             asked.amounts,
             asked.mosts,
-            calls,
+            order,
+            self._mask,
             groups,
             claimants,
-            numbers,
+            np.empty(batch.n, np.int64),
             entities,
+            count,
             sizes,
             pieces,
             after,
             ends,
         )
-        return _Requests(out[: ends[-1]].data, ends.tolist(), groups[:calls, wire.PART])
+        return _Requests(out[: ends[calls - 1]].data, ends[:calls].tolist(), groups[:calls, wire.PART])
 
-    def _values(self, asked: _Asked, reply: Reply) -> tuple[Int64s, bool]:
-        """Look at the epoch that every answer begins with: where values are, and whether a claim was met."""
-        items = np.empty(len(asked.entities), np.int64)
-        wrong, met = wire.read_calls(
+    def _values(self, asked: _Asked, reply: Reply) -> tuple[bool, int]:
+        """Look at the epoch that every answer begins with: whether a claim was met, and the values' bytes."""
+        wrong, met, size = wire.read_calls(
             reply.data, reply.offsets, reply.lengths, reply.firsts, asked.calls, asked.groups,
-            self._plain_epoch, items,
+            self._plain_epoch, self._work.items,
         )  # fmt: skip
         if wrong >= 0:
             raise self._other_life(reply.item(int(reply.firsts[wrong])))
-        return items, met
+        return met, size
 
     def _other_life(self, epoch: Item) -> StoreError:
         """The error where data has another epoch than expected; the next batch goes by that."""
@@ -509,16 +498,15 @@ class RedisStore:
                 if row[E_WIDTH] and (not appended or (i, e) in asked.undone):
                     touches.records[i, row[E_RECORD] + RECORD_MASK] = 0
 
-    def _fold(self, asked: _Asked, reply: Reply, items: Int64s) -> None:
+    def _fold(self, asked: _Asked, reply: Reply, size: int) -> None:
         """Fold the values that came into the workspace, and write long tails back as snapshots."""
         features, work, touches = self.features, self._work, asked.touches
         count = len(asked.entities)
-        work.begin(features, asked.entities, reply.lengths[items], touches.batch.n)
-        tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
+        work.begin(count, size, touches.batch.n)
         event, time = 0, 0
         if asked.resumed:
             event, time = int(touches.batch.event_hash.view(np.int64)[0]), int(touches.batch.time[0])
-        wire.take_in(
+        other, long = wire.unfold(
             features.flat,
             self._plans.partial(self._plan),
             self.tag,
@@ -527,26 +515,35 @@ class RedisStore:
             reply.data,
             reply.offsets,
             reply.lengths,
-            items,
+            work.items,
             count,
             asked.entities,
             work.row,
             event,
             time,
-            tails,
-            outcome,
+            touches.batch.time,
+            TAIL_RECORDS,
+            work.tails,
+            work.outcome,
+            work.long,
         )
-        for k in np.flatnonzero(outcome != wire.FOLDED).tolist():
-            if outcome[k] == wire.BROKEN:
-                raise StoreError(
-                    "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
-                )
+        if not other:
+            if long and not asked.resumed:
+                self._compact(asked, reply, long)
+            if asked.resumed:
+                self._keep_found(asked, work.outcome[:count])
+            return
+        outcome = work.outcome[:count]
+        for k in np.flatnonzero(outcome == wire.BROKEN).tolist():
+            raise StoreError(
+                "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
+            )
         foreign = [
-            (k, reply.item(int(items[k])), *self._write_back_of(reply, int(items[k])))
+            (k, reply.item(int(work.items[k])), *self._write_back_of(reply, int(work.items[k])))
             for k in np.flatnonzero(outcome == wire.FOREIGN).tolist()
         ]
-        if not asked.resumed:
-            self._compact(asked, reply, items, tails, outcome)
+        if long and not asked.resumed:
+            self._compact(asked, reply, long)
         for k, value, head, length in foreign:
             self._take_in_foreign(asked, k, value, head, length, (event, time), outcome)
         if asked.resumed:
@@ -605,23 +602,26 @@ class RedisStore:
             if int(row[L_ENTITY]) not in found:
                 asked.asked[0, limit] = 0
 
-    def _compact(self, asked: _Asked, reply: Reply, items: Int64s, tails: Int64s, outcome: Int64s) -> None:
-        """Write back what has a long tail, or a snapshot so old that it may soon be forgotten."""
-        features, work = self.features, self._work
-        newest = int(asked.touches.batch.time.max()) if asked.touches.batch.n else 0
-        keeps = features.plan.entities[asked.entities[:, 1], E_RETENTION]
-        bytes_in = tails[:, wire.TAIL_BYTES]
-        long = (tails[:, wire.RECORDS] > TAIL_RECORDS) & (bytes_in > tails[:, wire.SNAPSHOT_BYTES])
-        old = (bytes_in > 0) & (newest - tails[:, wire.SINCE] > keeps)
-        for k in np.flatnonzero((long | old) & (outcome == wire.FOLDED)).tolist():
-            key, e = int(asked.entities[k, 0]), int(asked.entities[k, 1])
-            s = slabs.locate(*work.arrays[1:], key)
-            if s == 0:
-                continue
-            head, length = self._write_back_of(reply, int(items[k]))
-            start = int(reply.offsets[items[k]])
-            tail = reply.data, start + int(tails[k, wire.SNAPSHOT_BYTES]), start + length
-            self._write_back(e, key, head, length, packed(self._plan, work.words, s, e), *tail)
+    def _compact(self, asked: _Asked, reply: Reply, count: int) -> None:
+        """Write back what has a long tail, or an old snapshot. It goes out with what is told next."""
+        work, done = self._work, 0
+        while done < count:
+            out = self._room(1 << 16)
+            first = done
+            done = wire.write_compacts(
+                out, self.features.flat, self.fingerprint, self._prefixes, self._prefix_size, self._mask,
+                self._kinds, self._opening["compact"], self._entities_live, self._claims_there_ms,
+                *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, work.items,
+                work.tails, work.long, first, count, work.snapshot, work.ends,
+            )  # fmt: skip
+            start = 0
+            for k, end in enumerate(work.ends[first:done].tolist(), first):
+                if end > start:
+                    self._link.later(out[start:end].data, int(asked.entities[work.long[k], 0]) & self._mask)
+                start = end
+            if done == first:  # larger than there is room for
+                self._out = np.empty(2 * len(self._out), np.uint8)
+                work.snapshot = np.empty(2 * len(work.snapshot), np.uint8)
 
     def _write_back_of(self, reply: Reply, item: int) -> tuple[bytes, int]:
         """The first bytes of a value, which compact.lua looks for, and how many were read."""
@@ -643,12 +643,12 @@ class RedisStore:
         reservations = (end - at) // wire.RESERVATION + 1
         size = 400 + len(value) + reservations * (self._prefix_size + 64 + wire.HELD_BYTES)
         out = np.empty(size, np.uint8)
-        lives = as_array(bulk(b"%d" % self._lives_ms[e]) + bulk(self._lives[1 if self._mask else 0]))
         end = wire.write_compact(
             out, self.features.flat, self._prefixes, self._prefix_size, part, self._kinds,
-            self._opening["compact"], lives, key, e, as_array(head), length, as_array(value), data, at, end,
+            self._opening["compact"], self._lives_ms[e], self._claims_there_ms, key, e, as_array(head),
+            length, as_array(value), data, at, end,
         )  # fmt: skip
-        self._link.tell(out[:end].data, part)
+        self._link.later(out[:end].data, part)
 
     # -- limits
 
@@ -667,7 +667,8 @@ class RedisStore:
             slots = np.empty((batch.n, self._traces.width), np.int64)
             asked.traces = slots
             where = (features.flat, *work.arrays, touches.keys, batch.time)
-            self._place_buckets(asked)
+            if asked.undone or asked.resumed or asked.forgotten:
+                self._place_buckets(asked)
             if asked.forgotten and asked.undone:
                 wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
                 self._undo(asked)
@@ -679,14 +680,23 @@ class RedisStore:
                     asked.granted[:] = 0
                     self._settle_given(asked, verdict)
                 return 0
-            wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
             if asked.undone:
+                wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
                 self._undo(asked)
-            wire.give_back_all(*where, asked.granted, asked.amounts)
-            asked.granted[:, asked.handed != 0] = 1
+                wire.give_back_all(*where, asked.granted, asked.amounts)
+                asked.granted[:, asked.handed != 0] = 1
+            else:
+                wire.grant_all(
+                    *where,
+                    asked.asked,
+                    asked.handed,
+                    asked.amounts,
+                    asked.mosts,
+                    asked.granted,
+                    asked.buckets,
+                )
             prior, prior_keys = NOTHING_HELD, NO_KEYS
-            if asked.handed.any():
-                assert followed is not None, "what is handed over is held by an event that is followed"
+            if followed is not None and asked.handed.any():
                 prior, prior_keys = self._prior(followed.chain[0])
                 prior[asked.handed == 0] = NONE
             late = batch.late
@@ -714,7 +724,7 @@ class RedisStore:
                 slots,
                 self._traces.at_holds,
             )
-            again = np.zeros_like(asked.granted)
+            again = np.empty_like(asked.granted)
             if self._compare(asked, again):
                 try:
                     self._ask_again(asked, verdict, again)
@@ -728,10 +738,7 @@ class RedisStore:
 
     def _place_buckets(self, asked: _Asked) -> None:
         """Where each event holds what it asks for; what is handed over stays where it is."""
-        own = asked.handed == 0
-        buckets = np.empty_like(asked.buckets)
-        wire.place_buckets(self.features.flat, asked.touches.batch.time, buckets)
-        asked.buckets[:, own] = buckets[:, own]
+        wire.place_buckets(self.features.flat, asked.touches.batch.time, asked.handed, asked.buckets)
 
     def _settle_given(self, asked: _Asked, verdict: Verdict) -> None:
         """Decide by what was granted, and note what is to be given back."""
@@ -751,15 +758,16 @@ class RedisStore:
             asked.traces,
             self._traces.at_holds,
         )
-        self._compare(asked, np.zeros_like(asked.granted))
+        self._compare(asked, np.empty_like(asked.granted))
 
     def _compare(self, asked: _Asked, again: Bytes) -> int:
         """How many reservations are to be made `again`; and what is to be given back."""
         met = list(asked.met)
-        traces = asked.traces
-        traces[met, self._traces.at_holds + 1 :: 2] = NONE
-        count = wire.compare(traces, self._traces.at_holds, asked.granted, again, asked.give_back)
-        asked.give_back[met] = 0  # who decides that event sees to what it holds
+        if met:
+            asked.traces[met, self._traces.at_holds + 1 :: 2] = NONE
+        count = wire.compare(asked.traces, self._traces.at_holds, asked.granted, again, asked.give_back)
+        if met:
+            asked.give_back[met] = 0  # who decides that event sees to what it holds
         return count
 
     def _undo(self, asked: _Asked) -> None:
@@ -956,14 +964,14 @@ class RedisStore:
         offsets = np.concatenate(([0], np.cumsum([len(v) for v in values])[:-1])).astype(np.int64)
         entities = np.array([(key, e, 0, 0) for e, key in moved.spots], np.int64).reshape(-1, 4)
         work = self._work
-        work.begin(self.features, entities, lengths, count + 64)
+        work.begin(count, int(lengths.clip(0).sum()), count + 64)
         tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
-        wire.take_in(
+        other, _ = wire.unfold(
             self.features.flat, self._plans.partial(self._plan), self.tag, self.fingerprint, *work.arrays,
             as_array(b"".join(values)), offsets, lengths, np.arange(count), count, entities, work.row, 0, 0,
-            tails, outcome,
+            NO_KEYS, TAIL_RECORDS, tails, outcome, np.empty(count, np.int64),
         )  # fmt: skip
-        if np.any(outcome != wire.FOLDED):
+        if other:
             raise StoreError("broken", "the state of an entity is broken: rebuild the store")
 
     # -- after the decision
@@ -974,7 +982,9 @@ class RedisStore:
         assert asked is not None, "what is concluded has been settled"
         self._asked = None
         batch = touches.batch
-        rows = [i for i in range(batch.n) if i not in asked.met and i not in asked.left_open]
+        rows: Sequence[int] = range(batch.n)
+        if asked.met or asked.left_open:
+            rows = [i for i in rows if i not in asked.met and i not in asked.left_open]
         if asked.forgotten:  # what it moved is known from when it was decided
             name = self.place.claim_name(b"d", batch.claim[0].tobytes())
             answer = _ENCODER.encode(decisions[0])
@@ -982,8 +992,8 @@ class RedisStore:
             self._link.tell(request, self.place.part_of(batch.claim[0].tobytes()))
             return
         lives = Lives(horizon_ms, self._fresh_ms)
-        held = (asked.traces[:, self._traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
         for i in asked.left_open:
+            held = (asked.traces[:, self._traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
             self._in_doubt.append((rows_of(touches, i), decisions[i : i + 1], held[i : i + 1], lives))
         if rows:
             self._tell_concluded(asked, rows, decisions, lives)
@@ -1000,10 +1010,10 @@ class RedisStore:
         after = self._giving_back(asked, rows) if self._mask and back else None
         self._link.tell_all(*requests, after)
 
-    def _in_order(self, touches: Touches, rows: Sequence[int]) -> list[int]:
+    def _in_order(self, touches: Touches, rows: Sequence[int]) -> Sequence[int]:
         """Events by partition."""
         if not self._mask:
-            return list(rows)
+            return rows
         homes = touches.batch.claim.view(np.int64)[:, 0] & self._mask
         return sorted(rows, key=homes.tolist().__getitem__)
 
@@ -1044,7 +1054,7 @@ class RedisStore:
         """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
         features, touches, batch = self.features, asked.touches, asked.touches.batch
         answers = [_ENCODER.encode(decisions[i]) for i in rows]
-        trace = 64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
+        trace = self._trace_bytes
         back = int(np.count_nonzero(asked.give_back))
         sizes = [len(answer) for answer in answers]
         names = self._prefix_size + 40
@@ -1098,7 +1108,7 @@ class RedisStore:
         """The call of conclude_all.lua for the events `rows` of a batch."""
         features, touches, batch = self.features, asked.touches, asked.touches.batch
         answers = [_ENCODER.encode(decisions[i]) for i in rows]
-        trace = 64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
+        trace = self._trace_bytes
         back = int(np.count_nonzero(asked.give_back))
         ends = np.cumsum([len(answer) for answer in answers])
         names = self._prefix_size + 40
@@ -1210,10 +1220,10 @@ class RedisStore:
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._place_buckets(asked)
         reply = self._link.ask_all(*self._request(asked, asked.asked))
-        items, known = self._values(asked, reply)
+        known, size = self._values(asked, reply)
         if known:
             self._read_marks(asked, reply, True)
-        self._fold(asked, reply, items)
+        self._fold(asked, reply, size)
         rows = [i for i in range(touches.batch.n) if i not in asked.met]
         open_ = [i for i, answer in asked.met.items() if answer == "undecided"]
         if open_ and touches.batch.n == 1:

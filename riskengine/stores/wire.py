@@ -184,13 +184,15 @@ def gather(
 ) -> tuple[int, int]:
     """The distinct entities of a batch: how many, and how many bytes their records take.
 
-    `slots` (2 S, zeros, S a power of two) finds their places; `entities` (K, 4) are key, entity, first and
-    last event of each; `sizes` and `pieces` (K) what is appended to each; `after` (n, E) the next event of
-    the same entity, -1 behind the last.
+    `slots` (2 S, S a power of two) is to find their places; `entities` (K, 4) are key, entity, first and last
+    event of each; `sizes` and `pieces` (K) what is appended to each; `after` (n, E) the next event of the
+    same entity, -1 behind the last.
     """
     count = 0
     total = 0
     mask = (len(slots) >> 1) - 1
+    for at in range(len(slots)):
+        slots[at] = 0
     for i in range(keys.shape[0]):
         for e in range(keys.shape[1]):
             key = keys[i, e]
@@ -387,30 +389,36 @@ def write_observe(
     asked: Bytes,
     amounts: Int64s,
     mosts: Int64s,
-    calls: int,
+    order: Int64s,
+    mask: int,
     groups: Int64s,
     claimants: Int64s,
     numbers: Int64s,
     entities: Int64s,
+    count: int,
     sizes: Int64s,
     pieces: Int64s,
     after: Int64s,
     ends: Int64s,
-) -> None:
-    """Write the calls of observe.lua for a batch (see `share_out`); `ends` gets where each ends.
+) -> int:
+    """Write the calls of observe.lua for a batch; return how many. `ends` gets where each ends.
 
-    `opening`, `shared` (two keys a partition), `epoch` and `lives` (three arguments) are strings of RESP made
+    `order`, `mask`, `groups`, `claimants`, `entities` and `count` are as `share_out` has them. `opening`,
+    `shared` (two keys a partition), `epoch` and `lives` (three arguments) are strings of RESP made
     beforehand; `numbers` (n) is scratch. Claims are entered for `life_s`, with the name of their `batch`.
     """
+    for i in range(len(order)):
+        numbers[i] = 0
+    calls = share_out(entities, count, claims, order, after, mask, numbers, groups, claimants)
     at = 0
     for call in range(calls):
         part = groups[call, PART]
         first, first_claim = groups[call, FIRST_ENTITY], groups[call, FIRST_CLAIM]
         last = groups[call + 1, FIRST_ENTITY]
-        n, count = groups[call + 1, FIRST_CLAIM] - first_claim, last - first
-        at = put_line(out, at, STAR, 13 + 2 * n + 2 * count)
+        n, own = groups[call + 1, FIRST_CLAIM] - first_claim, last - first
+        at = put_line(out, at, STAR, 13 + 2 * n + 2 * own)
         at = put_bytes(out, at, opening, 0, len(opening))
-        at = put_number(out, at, 2 + n + count)
+        at = put_number(out, at, 2 + n + own)
         at = put_bytes(out, at, shared, part * shared_size, shared_size)
         for c in range(n):
             i = claimants[first_claim + c]
@@ -422,7 +430,7 @@ def write_observe(
         at = put_number(out, at, n)
         at = put_number(out, at, groups[call, HOMES])
         at = put_bytes(out, at, lives, 0, len(lives))
-        at = put_line(out, at, DOLLAR, count)
+        at = put_line(out, at, DOLLAR, own)
         for k in range(first, last):
             out[at] = entities[k, 1]
             at += 1
@@ -453,6 +461,7 @@ def write_observe(
                 i = after[i, entities[k, 1]]
             at = put_end(out, at)
         ends[call] = at
+    return calls
 
 
 @jit
@@ -479,19 +488,21 @@ def read_calls(
     groups: Int64s,
     epoch: Bytes,
     values: Int64s,
-) -> tuple[int, bool]:
+) -> tuple[int, bool, int]:
     """Look through the answers of observe.lua: `values` gets the number of each entity's item.
 
-    Returns the first call whose epoch is not the one expected, or -1, and whether a claim was known.
+    Returns the first call whose epoch is not the one expected, or -1; whether a claim was known; and how many
+    bytes all values have.
     """
     met = False
+    size = 0
     for call in range(calls):
         at = firsts[call]
         if lengths[at] != len(epoch):
-            return call, met
+            return call, met, size
         for k in range(len(epoch)):
             if data[offsets[at] + k] != epoch[k]:
-                return call, met
+                return call, met, size
         known = 0
         for k in range(lengths[at + 2]):
             known += data[offsets[at + 2] + k] == 49  # 1
@@ -499,8 +510,67 @@ def read_calls(
         at += 3 + 2 * known
         for k in range(groups[call, FIRST_ENTITY], groups[call + 1, FIRST_ENTITY]):
             values[k] = at
+            size += max(lengths[at], 0)
             at += 1
-    return -1, met
+    return -1, met, size
+
+
+@jit
+def unfold(
+    plan: Int64s,
+    partial: Int64s,
+    tag: int,
+    fingerprint: int,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    data: Bytes,
+    offsets: Int64s,
+    lengths: Int64s,
+    items: Int64s,
+    count: int,
+    entities: Int64s,
+    row: Int64s,
+    stop_event: int,
+    stop_time: int,
+    time: Int64s,
+    records_max: int,
+    tails: Int64s,
+    outcome: Int64s,
+    long: Int64s,
+) -> tuple[bool, int]:
+    """`take_in` to an empty workspace, for events of these times: whether a value was other than FOLDED.
+
+    Returns also of how many values the tail is to be folded for good, whose numbers `long` (K) gets: where it
+    has more than `records_max` records and more bytes than the snapshot, or where the snapshot is so old that
+    it may soon be forgotten.
+    """
+    for at in range(len(table)):
+        table[at] = 0
+    for at in range(len(meta)):
+        meta[at] = 0
+    slabs.lay_out(words, meta)
+    take_in(
+        plan, partial, tag, fingerprint, words, meta, table, old_table, data, offsets, lengths, items, count,
+        entities, row, stop_event, stop_time, tails, outcome,
+    )  # fmt: skip
+    newest = 0
+    for i in range(len(time)):
+        newest = max(newest, time[i])
+    other = False
+    found = 0
+    for k in range(count):
+        if outcome[k] != FOLDED:
+            other = True
+            continue
+        size = tails[k, TAIL_BYTES]
+        keeps = entity_of(plan, entities[k, 1], ledger.E_RETENTION)
+        is_long = tails[k, RECORDS] > records_max and size > tails[k, SNAPSHOT_BYTES]
+        if is_long or (size > 0 and newest - tails[k, SINCE] > keeps):
+            long[found] = k
+            found += 1
+    return other, found
 
 
 @jit
@@ -697,6 +767,35 @@ def book(
 
 
 @jit
+def grant_all(
+    plan: Int64s,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    keys: Int64s,
+    time: Int64s,
+    asked: Bytes,
+    handed: Bytes,
+    amounts: Int64s,
+    mosts: Int64s,
+    granted: Bytes,
+    buckets: Int64s,
+) -> None:
+    """What the log grants a batch, as `place_buckets`, `book_all` and then `give_back_all` say.
+
+    What is `handed` over (L) is granted besides.
+    """
+    place_buckets(plan, time, handed, buckets)
+    book_all(plan, words, meta, table, old_table, keys, time, asked, amounts, mosts, granted)
+    give_back_all(plan, words, meta, table, old_table, keys, time, granted, amounts)
+    for i in range(granted.shape[0]):
+        for limit in range(granted.shape[1]):
+            if handed[limit]:
+                granted[i, limit] = 1
+
+
+@jit
 def book_all(
     plan: Int64s,
     words: Int64s,
@@ -747,10 +846,15 @@ def give_back_all(
 
 
 @jit
-def place_buckets(plan: Int64s, time: Int64s, buckets: Int64s) -> None:
-    """The bucket in which each event holds what it asks of each limit: buckets (n, L)."""
+def place_buckets(plan: Int64s, time: Int64s, handed: Bytes, buckets: Int64s) -> None:
+    """The bucket in which each event holds what it asks of each limit: buckets (n, L).
+
+    What is `handed` over (L) stays where it is.
+    """
     for i in range(buckets.shape[0]):
         for limit in range(buckets.shape[1]):
+            if handed[limit]:
+                continue
             window = cell_of(plan, limit_of(plan, limit, L_CELL), ledger.C_WINDOWS)
             buckets[i, limit] = ledger.bucket_of(plan, window, time[i])
 
@@ -816,7 +920,8 @@ def write_compact(
     part: int,
     kinds: Bytes,
     opening: Bytes,
-    lives: Bytes,
+    life_ms: int,
+    claim_ms: int,
     key: int,
     e: int,
     head: Bytes,
@@ -826,7 +931,7 @@ def write_compact(
     at: int,
     end: int,
 ) -> int:
-    """Write the call of compact.lua; return its bytes. `lives` are two strings of RESP.
+    """Write the call of compact.lua; return its bytes. An undecided claim lives `claim_ms`.
 
     data[at:end] is the tail that was folded: of every reservation granted there goes along what would give it
     back, for where nobody has decided that event yet.
@@ -849,7 +954,8 @@ def write_compact(
     to = put_bulk(out, to, head, 0, len(head))
     to = put_number(out, to, length)
     to = put_bulk(out, to, value, 0, len(value))
-    to = put_bytes(out, to, lives, 0, len(lives))
+    to = put_number(out, to, life_ms)
+    to = put_number(out, to, claim_ms)
     place = at
     while place < end:
         if data[place] == RESERVE and get_raw(data, place + AT_MOST, 8) == GRANTED:
@@ -857,6 +963,69 @@ def write_compact(
             to = put_end(out, put_held(out, to, plan, kinds, key, e, data, place))
         place += HEAD + 8 * int(data[place + 1])
     return to
+
+
+@jit
+def write_compacts(
+    out: Bytes,
+    plan: Int64s,
+    fingerprint: int,
+    prefixes: Bytes,
+    prefix_size: int,
+    mask: int,
+    kinds: Bytes,
+    opening: Bytes,
+    lives_ms: Int64s,
+    claim_ms: int,
+    words: Int64s,
+    meta: Int64s,
+    table: Int64s,
+    old_table: Int64s,
+    entities: Int64s,
+    data: Bytes,
+    offsets: Int64s,
+    lengths: Int64s,
+    items: Int64s,
+    tails: Int64s,
+    long: Int64s,
+    first: int,
+    count: int,
+    room: Bytes,
+    ends: Int64s,
+) -> int:
+    """Write the calls of compact.lua for values long[first:count], as `unfold` found them.
+
+    Returns the first that finds no room any more; `ends` gets where each ends: with the one before, of what
+    stands for nothing. Entities live `lives_ms` (E); `room` is scratch.
+    """
+    at = 0
+    for j in range(first, count):
+        k = long[j]
+        key, e = entities[k, 0], entities[k, 1]
+        s = slabs.locate(meta, table, old_table, key)
+        ends[j] = at
+        if s == 0:
+            continue
+        start, length = offsets[items[k]], lengths[items[k]]
+        tail = start + tails[k, SNAPSHOT_BYTES]
+        reservations = (start + length - tail) // RESERVATION + 1
+        largest = packing.packed_size_max(words, s)
+        if at + 400 + largest + reservations * (prefix_size + 64 + HELD_BYTES) > len(out) or largest > len(
+            room
+        ):
+            return j
+        size = packing.pack(plan, words, s, e, fingerprint, room, 0)
+        snapshots = 1
+        if data[start] == MAGIC_0 and data[start + 1] == MAGIC_1:
+            snapshots += get_raw(data, start + 2, 2)
+        put_raw(room, 2, snapshots, 2)
+        at += write_compact(
+            out[at:], plan, prefixes, prefix_size, key & mask, kinds, opening,
+            lives_ms[e], claim_ms, key, e,
+            data[start : start + packing.HEADER], length, room[:size], data, tail, start + length,
+        )  # fmt: skip
+        ends[j] = at
+    return count
 
 
 @jit

@@ -7,8 +7,8 @@ import numpy as np
 from riskengine import ledger
 from riskengine.features import FeatureSet
 from riskengine.ledger import Int64s
-from riskengine.stores import slabs
-from riskengine.stores.transition import NOTHING, blank
+from riskengine.stores import slabs, wire
+from riskengine.stores.transition import blank
 
 
 class Workspace:
@@ -19,47 +19,48 @@ class Workspace:
         self.meta = np.zeros(slabs.META_SIZE, np.int64)
         self.table = np.zeros(8, np.int64)
         self.old_table = np.zeros(2, np.int64)
-        self.slots = np.zeros(8, np.int64)
         self.row = np.zeros((1, 1), np.int64)
+        self.snapshot = np.empty(1 << 15, np.uint8)  # room to pack one in
+        self._shape = -1, -1
+        self._fixed = self._growth = 0
+        self.prepare(1, 1)
 
     @property
     def arrays(self) -> tuple[Int64s, Int64s, Int64s, Int64s]:
         """What the kernels of slabs.py share."""
         return self.words, self.meta, self.table, self.old_table
 
-    def prepare(self, slots: int) -> None:
-        """Empty the tables that find `slots` keys."""
-        if len(self.slots) != 2 * slots:
-            self.slots, self.table = np.zeros(2 * slots, np.int64), np.zeros(2 * slots, np.int64)
-        else:
-            self.slots[:] = 0
+    def prepare(self, events: int, kinds: int) -> None:
+        """Have room for a batch of so many events, each with an entity of every kind."""
+        if (events, kinds) == self._shape:
+            return
+        self._shape = events, kinds
+        size = events * kinds + 1
+        self.slots = np.zeros(2 * _power(4 * size), np.int64)
+        self.entities = np.empty((size, 4), np.int64)
+        self.after = np.empty((events, kinds), np.int64)
+        self.sizes, self.pieces, self.items, self.outcome, self.long, self.ends = np.empty(
+            (6, size), np.int64
+        )
+        self.tails = np.empty((size, wire.TAIL_SIZE), np.int64)
 
-    def begin(self, features: FeatureSet, entities: Int64s, lengths: Int64s, events: int) -> None:
-        """Know of nothing, with room for values of these lengths and what a batch adds to them."""
-        needed = int(np.maximum(lengths, 0).sum())
+    def serve(self, features: FeatureSet) -> None:
+        """Unfold values of another plan from now on."""
         plan = features.plan.entities
-        fixed = int(
-            (
-                plan[:, ledger.E_FIXED]
-                + plan[:, ledger.E_FIXED_N]
-                + 2 * plan[:, ledger.E_GROWTH]
-                + features.plan.running[:, ledger.T_WORDS]
-            ).max(initial=8)
-        )
-        needed = 4 * (
-            needed
-            + (len(entities) + 16) * (fixed + 64) * 2
-            + events * 2 * int(plan[:, ledger.E_GROWTH].sum())
-        )
+        fixed = plan[:, ledger.E_FIXED] + plan[:, ledger.E_FIXED_N] + 2 * plan[:, ledger.E_GROWTH]
+        self._fixed = int((fixed + features.plan.running[:, ledger.T_WORDS]).max(initial=8))
+        self._growth = int(plan[:, ledger.E_GROWTH].sum())
+        self.row = blank(features)[np.newaxis]
+
+    def begin(self, count: int, size: int, events: int) -> None:
+        """Have room for so many values of `size` bytes together, and for what a batch adds to them."""
+        needed = 4 * (size + (count + 16) * (self._fixed + 64) * 2 + events * 2 * self._growth)
         if len(self.words) < needed:
             self.words = np.zeros(2 * needed, np.int64)
-        slots = 8
-        while slots < 4 * len(entities):
-            slots *= 2
-        if len(self.table) < 2 * slots:
-            self.table = np.zeros(2 * slots, np.int64)
-        self.table[:] = 0
-        self.meta[:] = 0
-        slabs.lay_out(self.words, self.meta)
-        if self.row.shape[1] != features.record_words + len(NOTHING):
-            self.row = blank(features)[np.newaxis]
+        if len(self.table) < 8 * count:
+            self.table = np.zeros(2 * _power(4 * count), np.int64)
+
+
+def _power(least: int) -> int:
+    """The power of two that is at least so large."""
+    return 1 << max(3, (least - 1).bit_length())
