@@ -18,6 +18,7 @@ from riskengine.decision import ALLOW, BY_RISK, DENY, LOWERED, REVIEW, Decision,
 from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule, Table, Window
 from riskengine.event import Schema
 from riskengine.features import FeatureSet, Touches
+from riskengine.hashing import signed
 from riskengine.ledger import L_ENTITY, L_LIVE, L_SEVERITY, L_WHERE
 from riskengine.masking import Masking
 from riskengine.models import Model, Scorer, bind_all
@@ -295,13 +296,3 @@ def _horizon_ms(definition: Definition) -> int:
 def _reach_ms(window: Window) -> int:
     """How long an event may stand in a window: sliding limits count every hold in a bucket they touch."""
     return (PERIOD_MS.get(window.kind) or window.width_ms + window.bucket_ms) + window.delay_ms
-
-
-def signed(key: int) -> int:
-    """A 64-bit key as the stores carry it, in an int64."""
-    return key - (1 << 64) if key >= 1 << 63 else key
-
-
-def unsigned(key: int) -> int:
-    """The 64-bit key that stores carry as an int64."""
-    return key & ((1 << 64) - 1)

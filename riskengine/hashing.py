@@ -23,6 +23,16 @@ R = TypeVar("R")
 MISSING = 0  # no key, no hash: a value that hashes to 0 is given 1
 
 
+def signed(key: int) -> int:
+    """A 64-bit key as the stores carry it, in an int64."""
+    return key - (1 << 64) if key >= 1 << 63 else key
+
+
+def unsigned(key: int) -> int:
+    """The 64-bit key that stores carry as an int64."""
+    return key & ((1 << 64) - 1)
+
+
 def derive_keys(key: bytes, tenant: str) -> Words:
     """The two SipHash keys of a tenant, as uint64[4]: k0, k1 of the first and of the second hash.
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from riskengine.decision import Message, Reason
 from riskengine.definition import Definition, Rule, Spread
+from riskengine.entries import EditEntry
 from riskengine.features import FeatureSet, Touches
+from riskengine.hashing import unsigned
 from riskengine.ledger import DISTINCT, R_CELL, R_OP, R_OUT, R_WINDOW, Int64s
 from riskengine.spreads import links_of
 from riskengine.stores import Links, Spot
@@ -395,3 +397,19 @@ def _with_path(message: Message | None, id: str, path: Trail) -> Message:
     zh = f"{path.list}：{' → '.join(kinds)}（{path.distance} 步，路径 {id}）"
     said = message or Message()
     return Message(f"{said.zh} · {zh}" if said.zh else zh, f"{said.en} - {en}" if said.en else en)
+
+
+def journaled(edits: Iterable[PathEdit], now: int) -> list[EditEntry]:
+    """Paths as a journal keeps them: what an edit came to, or an event."""
+    return [
+        EditEntry(
+            kind="path",
+            op="put" if path is not None else "delete",
+            name=name,
+            entity=entity,
+            key=unsigned(key),
+            value=msgspec.json.encode((id, path)),
+            time_ms=now,
+        )
+        for (name, entity, key), id, path in edits
+    ]

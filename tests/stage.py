@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from riskengine.engine import Engine, Result
+from riskengine.engine import Engine
 from riskengine.errors import EventError
+from riskengine.judge import Result
 from riskengine.stores.memory import MemoryStore
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000

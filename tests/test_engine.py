@@ -21,6 +21,7 @@ from riskengine import Decision, Engine, EventError, PolicyError, RiskEngineErro
 from riskengine.entries import Entry, LabelEntry, PolicyEntry
 from riskengine.errors import Problem
 from riskengine.journal import Journal, JournalError, database, door, unpack_row
+from riskengine.judge import Judge
 
 T0 = 1_794_326_400_000
 HOUR = 3_600_000
@@ -531,7 +532,7 @@ def test_what_was_counted_but_not_answered_is_decided_again_and_counted_once(
 ) -> None:
     with Engine.open(write(), clock=clock) as engine:
         with monkeypatch.context() as broken:
-            broken.setattr(Engine, "_answer", lambda *_: 1 / 0)
+            broken.setattr(Judge, "_answer", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 engine.score(claim("e1"))
         again = engine.score(claim("e1"), features=True)

@@ -168,7 +168,7 @@ class Client:
             except KilledError:  # what it knew and had not sent is gone; a new one begins in its place
                 self.link.told.clear()
                 self.store.claims.clear()
-                self.store._postponed.clear()
+                self.store._doors.postponed.clear()
                 self.store._asked = None
             except BaseException as error:  # the scheduler raises it
                 self.error = error

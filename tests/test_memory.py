@@ -625,7 +625,7 @@ def test_a_state_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) ->
 def test_a_value_of_nobody_is_told_by_its_place(tmp_path: Path) -> None:
     """A sound file with one value that the plan cannot hold: nothing of it is taken in."""
     state = tmp_path / "state"
-    with Stage(tmp_path / "one", policy(features=COUNTED)) as one, one.engine._lock:
+    with Stage(tmp_path / "one", policy(features=COUNTED)) as one:
         one.row(claim("e1"))
         store = memory(one.engine)
         ((key, entity, value),) = [v for v in store.values() if v[1] == "user"]

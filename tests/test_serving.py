@@ -19,9 +19,9 @@ from stage import DAY, HOUR, MINUTE, Stage, claim, payment, policy, write
 from riskengine import Decision, Engine, PolicyError, RiskEngineError, cli, warming
 from riskengine.check import check
 from riskengine.demo.stories import tell
-from riskengine.engine import Result
 from riskengine.files import open_output
 from riskengine.forest import walk
+from riskengine.judge import Judge, Result
 from riskengine.models import REASON_RISK_MIN, REASONS_MAX, Model, models_folders, served_fingerprint
 from riskengine.modeltext import ModelError
 from riskengine.policy import definition_fingerprint, load_definition
@@ -447,7 +447,7 @@ def test_only_a_policy_with_a_model_waits_for_its_kernels(
 ) -> None:
     asked = []
     monkeypatch.setattr(warming, "is_cached", lambda kernel: kernel is not walk)
-    monkeypatch.setattr(Engine, "_rehearse", lambda engine: asked.append(engine.definition.model))
+    monkeypatch.setattr(Judge, "rehearse", lambda judge: asked.append(judge.policy.definition.model))
     for more in ({}, {"model": "m1"}, {"challengers": ["m2"]}):
         opened(rules, **more).engine.close()
     assert asked == ["m1", None]

@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 from riskengine.cli import app
 from riskengine.decision import Decision
 from riskengine.engine import Engine
+from riskengine.judge import Judge
 from riskengine.stores.address import begin
 from riskengine.stores.link import Call
 from riskengine.stores.place import kind_of
 from riskengine.stores.redis import RedisStore
+from riskengine.turns import Turns
 
 REDIS = shutil.which("redis-server")
 
@@ -54,6 +56,25 @@ class SharedSubject(EngineSubject):
         store = apart(url)
         begin(store, policy["policy"])
         self.engine = Engine.open(folder, store=store, clock=lambda: self.now, key=KEY)
+
+
+class InTurnsSubject(SharedSubject):
+    """One whose events come to its doors in turns, as those of many threads would."""
+
+    def __init__(
+        self, folder: Path, policy: Mapping[str, Any], *, tables: Tables | None = None, url: str
+    ) -> None:
+        super().__init__(folder, policy, tables=tables, url=url)
+        self.engine._turns = InTurns(self.engine._turns.judges)
+
+
+class InTurns(Turns):
+    """Hands out one judge after another."""
+
+    def take(self) -> Judge:
+        self.judges.reverse()
+        self._locks.reverse()
+        return super().take()
 
 
 # Where many engines share a store, one that takes a feature out cannot know that all have: its cells stay.
@@ -85,7 +106,7 @@ def test_shared_and_in_process_stores_agree(story: tuple[World, list[Step]], ser
         tempfile.TemporaryDirectory() as three,
         EngineSubject(Path(one), world.policy, tables=world.tables) as in_process,
         SharedSubject(Path(two), world.policy, tables=world.tables, url=server) as in_batches,
-        SharedSubject(Path(three), world.policy, tables=world.tables, url=server) as one_by_one,
+        InTurnsSubject(Path(three), world.policy, tables=world.tables, url=server) as one_by_one,
     ):
         for number, step in enumerate(steps):
             expected = comparable(take(in_process, step))

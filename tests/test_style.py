@@ -30,7 +30,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
      "shipped"),
     ("features", "rules", "modeltext", "forest", "calibration", "card", "stores", "journal", "masking",
      "alerts"),
-    ("sections", "policy", "models", "spreading", "compiled", "served", "warming", "engine"),
+    ("sections", "policy", "models", "spreading", "compiled", "served", "watch",
+     "warming", "judge", "turns", "engine"),
     ("rows", "replay", "rebuild"),
     # consumers of the engine and of replay
     (

@@ -9,7 +9,7 @@ import numpy as np
 
 from riskengine.compiled import Policy
 from riskengine.decision import Decision, name_decisions
-from riskengine.engine import Result
+from riskengine.judge import Result
 
 ACTIONS: Final = {"open": "allow", "closed": "deny", "review": "review"}
 DEADLINE: Final = "degraded:deadline"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, Final
 
-from riskengine.engine import Result
+from riskengine.judge import Result
 from riskengine.service.logs import where
 
 Score = Callable[[list[Any], bool], Sequence[Result]]

@@ -19,9 +19,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from riskengine.decision import Decision
-from riskengine.engine import Engine, Result
+from riskengine.engine import Engine
 from riskengine.entries import AlertEntry
 from riskengine.errors import EventError, RiskEngineError
+from riskengine.judge import Result
 from riskengine.service.alerting import Alerting
 from riskengine.service.gathering import Gatherer
 

@@ -15,8 +15,9 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from riskengine.decision import Decision
-from riskengine.engine import Engine, Result
+from riskengine.engine import Engine
 from riskengine.errors import EventError, RiskEngineError
+from riskengine.judge import Result
 from riskengine.service import contract, problems
 from riskengine.service.bodies import MEDIA_TYPES, Format, format_of, read_batch, read_body
 from riskengine.service.gathering import FullError, Gatherer, Job, Outcome

@@ -111,6 +111,17 @@ class Store(Protocol):
     def waits(self) -> bool:
         """Whether it answers over a network."""
 
+    @property
+    def at_once(self) -> int:
+        """How many batches may be under way at once, each by another of its doors."""
+
+    def another(self) -> Store:
+        """Another door to the same state, for another thread: where more than one is to be had."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether what was decided without it has not been counted yet."""
+
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""
 

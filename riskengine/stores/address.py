@@ -24,6 +24,7 @@ from riskengine.stores.scanning import scan
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 TIMEOUT_MS: Final = 1000  # a service says less
+AT_ONCE: Final = 2  # batches under way: while one waits for the server, another has the processor
 EPOCH_CHARS: Final = 4
 VERSION_MIN: Final = (6, 2)
 SURVEY_MS: Final = 5000
@@ -44,10 +45,11 @@ class Address(msgspec.Struct, frozen=True):
     prefix: str
     timeout_ms: int
     connect_ms: int
+    at_once: int  # batches that an engine may have under way
 
     @classmethod
     def read(cls, url: str) -> Address:
-        """Read a URL: ours are `prefix`, `timeout` and `connect` (ms), the rest is redis-py's."""
+        """Read a URL: ours are `prefix`, `timeout` and `connect` (ms), `at_once`; the rest is redis-py's."""
         try:
             parts = urlsplit(url)
             user, at, hosts = parts.netloc.rpartition("@")
@@ -68,7 +70,7 @@ class Address(msgspec.Struct, frozen=True):
             raise RiskEngineError("one server has one address: several hosts are those of redis+cluster://")
         if cluster and parts.path.strip("/") not in ("", "0"):
             raise RiskEngineError("a cluster has no databases but 0: take the number out, and give a prefix=")
-        ours = {"prefix": "re", "timeout": str(TIMEOUT_MS), "connect": ""}
+        ours = {"prefix": "re", "timeout": str(TIMEOUT_MS), "connect": "", "at_once": str(AT_ONCE)}
         theirs = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
             if name in ours:
@@ -83,9 +85,12 @@ class Address(msgspec.Struct, frozen=True):
         for name in ("timeout", "connect"):
             if not re.fullmatch(r"[1-9][0-9]{0,6}", ours[name]):
                 raise RiskEngineError(f"the store's {name}= is a number of milliseconds, such as {name}=20")
+        if not re.fullmatch(r"[1-9]", ours["at_once"]):
+            raise RiskEngineError("the store's at_once= is how many batches may be under way: 1 to 9")
         query = urlencode(theirs)
         plain = tuple(_spelled(node._replace(query=query, fragment="")) for node in nodes)
-        return cls(plain, bool(cluster), ours["prefix"], int(ours["timeout"]), int(ours["connect"]))
+        timeout, connect, at_once = (int(ours[name]) for name in ("timeout", "connect", "at_once"))
+        return cls(plain, bool(cluster), ours["prefix"], timeout, connect, at_once)
 
     def link(self, timeout_ms: int = 0) -> AnyLink:
         """The way there; its timeout is at least so long. StoreError where no node of a cluster answers."""
@@ -104,7 +109,7 @@ def open_store(url: str, features: FeatureSet, tenant: str) -> RedisStore:
         place = find(link, address, tenant)
         if not place.epoch:
             raise StoreError("epoch", missing_epoch(place))
-        return RedisStore(features, link, place)
+        return RedisStore(features, link, place, address.link, address.at_once)
     except BaseException:
         link.close()
         raise

@@ -188,6 +188,11 @@ class ClusterLink:
         unsent = sum(map(len, self._unsent.values()))
         return unsent + sum(len(node.flight) for node in self._nodes.values())
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was told is still to be sent."""
+        return any(self._unsent.values())
+
     def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
         """Send one request of partition `at` and wait for its reply. StoreError where it fails."""
         return self.ask_all(memoryview(request), (len(request),), np.array([at]))

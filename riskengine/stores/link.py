@@ -46,6 +46,11 @@ class Link:
         """How many requests that were told have not been answered."""
         return len(self._told)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was told is still to be sent."""
+        return len(self._told) > self._sent
+
     def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
         """Send one request and wait for its reply, which is good until the next. StoreError where it fails.
 

@@ -53,7 +53,7 @@ class MemoryStore:
 
     For a batch: `observe`, `settle`, then `sweep`. For one event: `claim` when it is new, `trace` and
     `hand_over` when another follows it, `label` and `release` when more is known. `claims`, `lists` and
-    `tables` are there to be read; rows of `tables` are the engine's to write.
+    `tables` are there to be read.
 
     `size` bytes of address space are reserved, of which only what is used is ever touched; when they are
     full the longest silent entities make room, which `info().evictions` counts. Raises RiskEngineError for
@@ -61,6 +61,8 @@ class MemoryStore:
     """
 
     waits: Final = False
+    at_once: Final = 1
+    is_behind: Final = False
     batch_max: Final = 1024  # more gain nothing, and others wait for the lock
 
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:
@@ -75,6 +77,10 @@ class MemoryStore:
         self._fresh: deque[Claim] = deque()  # those whose decision is kept, and then the others
         self._aged: deque[Claim] = deque()
         self._unswept = 0  # events since the last sweep
+
+    def another(self) -> MemoryStore:
+        """There is but one door: what is kept here has no locks."""
+        raise NotImplementedError
 
     def _begin(self, words: Int64s) -> None:
         """Know of no entity, in fresh memory."""
@@ -501,11 +507,13 @@ class MemoryStore:
 
     def table_put(self, name: str, key: int, row: Row) -> None:
         """Enter or replace a live row."""
-        self.tables.setdefault(name, {})[key] = row
+        self.tables = {**self.tables, name: {**self.tables.get(name, {}), key: row}}
 
     def table_delete(self, name: str, key: int) -> bool:
         """Remove a live row; whether it was there."""
-        return self.tables.get(name, {}).pop(key, None) is not None
+        rows = self.tables.get(name, {})
+        self.tables = {**self.tables, name: {k: row for k, row in rows.items() if k != key}}
+        return key in rows
 
     # -- plans
 
@@ -699,7 +707,7 @@ class MemoryStore:
         for name, entity, key, entry in state.head.lists:
             self.list_put(name, entity, key, entry)
         self.spread([PathEdit(*path) for path in state.head.paths])
-        self.tables.update(state.head.tables)
+        self.tables = {**self.tables, **state.head.tables}
         return n
 
     def close(self) -> None:

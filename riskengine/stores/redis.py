@@ -7,6 +7,7 @@ slabs made of the values that one call answers. See DESIGN.md, ideas 2 and 5, fo
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,6 +116,15 @@ class _Asked:
     traces: Int64s = field(default_factory=lambda: NO_CLAIMS)
 
 
+class _Doors:
+    """What the doors of one engine to the same data share: events decided without the store, by claim."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stores: list[RedisStore] = []
+        self.postponed: dict[bytes, Claim] = {}
+
+
 class RedisStore:
     """State shared through one Redis (6.2 or later) or Valkey server. Not locked: the engine locks.
 
@@ -128,7 +138,16 @@ class RedisStore:
     waits: Final = True
     batch_max: Final = 128  # a script holds up the server for as long as its batch takes
 
-    def __init__(self, features: FeatureSet, link: AnyLink, place: Place) -> None:
+    def __init__(
+        self,
+        features: FeatureSet,
+        link: AnyLink,
+        place: Place,
+        way: Callable[[], AnyLink] | None = None,
+        at_once: int = 1,
+        beside: _Doors | None = None,
+    ) -> None:
+        """`way` makes another link, where there may be more than one batch under way."""
         self.claims: dict[bytes, Claim] = {}  # those of the batch at hand
         self.place = place
         self._link = link
@@ -136,22 +155,38 @@ class RedisStore:
         self._work = Workspace()
         self._out = np.empty(1 << 16, np.uint8)
         self._asked: _Asked | None = None
-        self._postponed: dict[bytes, Claim] = {}  # decided without the store, which does not know of them yet
+        self.at_once = at_once
+        self._way = way
+        self._doors = beside or _Doors()
+        self._doors.stores.append(self)
         self._in_doubt: deque[tuple[Touches, Sequence[Decision], Bytes, Lives]] = deque()
         self._plans = Plans(self._plan_bytes)
-        self._serve(features)
+        self._serve(features, announced=beside is None)
 
-    def _serve(self, features: FeatureSet) -> None:
-        self.features = features
-        self.fingerprint = int.from_bytes(bytes.fromhex(features.fingerprint), "little", signed=True)
-        self.tag = self.fingerprint & 0xFF_FFFF_FFFF
-        self._plan = LaidOut.of(features)
-        self._plans.add(self._plan)
-        plan = features.plan
-        if len(plan.entities) and int(plan.entities[:, E_WIDTH].max()) > wire.WORDS_MAX:
+    def another(self) -> RedisStore:
+        """Another door to the same data, with a connection and room of its own, for another thread."""
+        assert self._way is not None, "only where more than one batch may be under way"
+        return RedisStore(self.features, self._way(), self.place, self._way, self.at_once, self._doors)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether what was decided without the server is still to be told or asked."""
+        return self._link.is_behind or bool(self._in_doubt)
+
+    def _serve(self, features: FeatureSet, announced: bool = True) -> None:
+        """Go by a plan, once it is `announced` to whoever will read what is written by it."""
+        plan, widths = LaidOut.of(features), features.plan.entities[:, E_WIDTH]
+        if len(widths) and int(widths.max()) > wire.WORDS_MAX:
             raise RiskEngineError(
                 f"a record of this policy has more than {wire.WORDS_MAX} words: use fewer fields by entity"
             )
+        if announced:
+            self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), plan.encode())
+        self.features = features
+        self.fingerprint = int.from_bytes(bytes.fromhex(features.fingerprint), "little", signed=True)
+        self.tag = self.fingerprint & 0xFF_FFFF_FFFF
+        self._plan = plan
+        self._plans.add(plan)
         self._traces = Traces(features, 0)
         self._work.serve(features)
         self._scratch = np.zeros(features.scratch_words, np.int64)
@@ -159,9 +194,10 @@ class RedisStore:
             64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
         )
         self._kinds = np.frombuffer(b"".join(kind_of(name) for name in features.entities) + b"\0", np.uint8)
-        self._lives_ms = [2 * int(row[E_RETENTION]) + plan.slack_ms for row in plan.entities]
+        slack_ms = features.plan.slack_ms
+        self._lives_ms = [2 * int(row[E_RETENTION]) + slack_ms for row in features.plan.entities]
         self._entities_live = np.array(self._lives_ms, np.int64)
-        self._fresh_ms = max(plan.slack_ms, 1000)
+        self._fresh_ms = max(slack_ms, 1000)
         place = self.place
         parts = range(len(place.tags))
         self._mask = len(parts) - 1
@@ -180,7 +216,6 @@ class RedisStore:
         self._lives = b"%d" % UNDECIDED_MS, b"%d" % self._elsewhere_ms, entities
         self._claims_there_ms = self._elsewhere_ms if self._mask else UNDECIDED_MS
         self._enter_for(UNDECIDED_MS)
-        self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), self._plan.encode())
 
     def _enter_for(self, life_ms: int) -> None:
         """Enter claims for so long from now on: those concluded with their batch live as long as traces."""
@@ -437,14 +472,19 @@ class RedisStore:
             known = kept.claim_of(self._link, place, claim)
             if known is not None and len(known) > wire.CLAIM_BYTES:
                 return  # the decision itself may be forgotten
-            left = self._link.call("PTTL", names[0], at=home)[0]
-            life = kept.life_ms_of(known or bytes(wire.CLAIM_BYTES))
-            if not isinstance(left, int) or not life - IN_FLIGHT_MS < left <= life:
+            if not self._is_in_flight(claim, known or bytes(wire.CLAIM_BYTES)):
                 for part in self._limit_parts(touches):
                     name = place.claim_name(b"b", claim, part)
                     self._link.call("SET", name, RESUMED, "NX", "PX", UNDECIDED_MS, at=part)
                 return
             time.sleep(LOOK_AGAIN_S)
+
+    def _is_in_flight(self, key: bytes, claim: bytes) -> bool:
+        """Whether an event has come so lately that another door, or engine, is deciding it just now."""
+        name = self.place.claim_name(b"c", key)
+        left = self._link.call("PTTL", name, at=self.place.part_of(key))[0]
+        life = kept.life_ms_of(claim)
+        return isinstance(left, int) and life - IN_FLIGHT_MS < left <= life
 
     def _limit_parts(self, touches: Touches) -> set[int]:
         """The partitions that a lone event reserves in, and gives back in."""
@@ -1174,12 +1214,13 @@ class RedisStore:
         self._keep(touches)
 
     def _keep(self, touches: Touches) -> None:
-        """Know the claims of a batch until the store does."""
+        """Know the claims of a batch, at each of our doors, until the store does."""
         keys = touches.batch.claim.tobytes()
-        for i in range(touches.batch.n):
-            key = keys[16 * i : 16 * i + 16]
-            if key in self.claims:
-                self._postponed[key] = self.claims[key]
+        with self._doors.lock:
+            for at in range(0, len(keys), 16):
+                key = keys[at : at + 16]
+                if key in self.claims:
+                    self._doors.postponed[key] = self.claims[key]
 
     def _later(self, requests: _Requests) -> None:
         for request, part in requests.each():
@@ -1263,10 +1304,13 @@ class RedisStore:
         if life_ms > 1000 * self._claims_live_s or life_ms <= 1000 * (self._claims_live_s - 1):
             self._enter_for(life_ms)
         self.claims.clear()
-        if self._link.waiting or self._in_doubt:
-            self.claims.update(self._postponed)
-        else:
-            self._postponed.clear()
+        doors = self._doors
+        if doors.postponed:
+            with doors.lock:
+                if any(store.is_behind for store in doors.stores):
+                    self.claims.update(doors.postponed)
+                else:
+                    doors.postponed.clear()
 
     # -- what comes after an event
 
@@ -1285,9 +1329,15 @@ class RedisStore:
     def _recall(self, key: bytes) -> Known | None:
         """What is kept of a decided event."""
         part = self.place.part_of(key)
-        claim = kept.claim_of(self._link, self.place, key)
-        if claim is None or len(claim) <= wire.CLAIM_BYTES:
-            return None
+        while True:
+            claim = kept.claim_of(self._link, self.place, key)
+            if claim is None:
+                return None
+            if len(claim) > wire.CLAIM_BYTES:
+                break
+            if not self._is_in_flight(key, claim):
+                return None
+            time.sleep(LOOK_AGAIN_S)
         settled = self._link.call("GET", self.place.claim_name(b"r", key), at=part)[0]
         return Known.read(claim, key, settled, self._plans)
 
@@ -1445,7 +1495,7 @@ class RedisStore:
 
     def reload(self, features: FeatureSet) -> None:
         """Serve another plan. Cells of equal definition keep what they know."""
-        self._serve(features)
+        self._serve(features, announced=self is self._doors.stores[0])
         self._edits.lists.reload(features)
 
     # -- looking in, out and back
