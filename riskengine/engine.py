@@ -378,7 +378,7 @@ class Engine:
         return there
 
     def _found(self, id: str) -> Name | None:
-        self._store.look_at_lists()
+        self._store.look_at_edits()
         return self._store.lists.find(id)
 
     def _unlist(self, name: Name) -> bool:
@@ -477,8 +477,11 @@ class Engine:
         with self._open():
             table = self._table(name)
             number = signed(self._table_key(table, key))
-            rows = self._policy.resident.get(name) or self._store.tables.get(name, {})
-            row = rows.get(number)
+            if table.rows is not None:
+                row = self._policy.resident[name].get(number)
+            else:
+                self._store.look_at_edits()
+                row = self._store.tables.get(name, {}).get(number)
             return None if row is None else dict(row)
 
     def table_delete(self, name: str, key: str, author: str | None = None) -> bool:

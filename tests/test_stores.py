@@ -237,6 +237,7 @@ def test_what_others_list_and_tabulate_is_seen_at_once(server: str, tmp_path: Pa
     ):
         assert one.engine.score(claim("e1", campaign_id="c1")).action == "allow"
         two.engine.table_put("campaigns", "c1", {"ends": T0 - 1})
+        assert one.engine.table_get("campaigns", "c1") == {"ends": T0 - 1}, "before any event"
         assert one.engine.score(claim("e2", campaign_id="c1")).action == "review"
         two.engine.list_put("blocked", "user", "u1")
         assert one.engine.score(claim("e3", campaign_id="c1")).action == "deny"

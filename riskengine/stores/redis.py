@@ -1469,7 +1469,7 @@ class RedisStore:
         """Entries of lists as far as they are known here."""
         return self._edits.lists
 
-    def look_at_lists(self) -> None:
+    def look_at_edits(self) -> None:
         """Learn of the edits that others have made."""
         self._edits.look()
 
