@@ -94,7 +94,12 @@ class Engine:
         stores = [store]
         while len(stores) < store.at_once:
             stores.append(store.another())
-        self._turns = Turns([Judge(serving, each, journal, clock, self._watch) for each in stores])
+        # A shared store knows what its journal has lost; here nothing does, but that something may be.
+        forgetful = journal is not None and journal.was_cut_off and not journal.is_sync and not store.waits
+        lost_until = clock() if forgetful else 0
+        self._turns = Turns(
+            [Judge(serving, each, journal, clock, self._watch, lost_until) for each in stores]
+        )
         self._store = store  # the first judge's, for what is no scoring
 
     @classmethod

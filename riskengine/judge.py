@@ -51,13 +51,21 @@ class Judge:
     """Judges batches by one store, one batch at a time. Not locked: the engine that has it locks."""
 
     def __init__(
-        self, serving: Serving, store: Store, journal: Journal | None, clock: Callable[[], int], watch: Watch
+        self,
+        serving: Serving,
+        store: Store,
+        journal: Journal | None,
+        clock: Callable[[], int],
+        watch: Watch,
+        lost_until: int,
     ) -> None:
+        """`lost_until` (ms): events of before may have been decided, and lost with their journal's end."""
         self.store = store
         self.errors: Counter[str] = Counter()  # by StoreError.kind: batches judged without the store
         self._journal = journal
         self._clock = clock
         self._watch = watch
+        self._lost_until = lost_until
         self._serial = 0  # of the batch being judged
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._unfollowed: deque[Touch] = deque(maxlen=TOUCHES_MAX)  # of the listed, while the store was away
@@ -521,9 +529,22 @@ class Judge:
             common = ("degraded:journal", *common)
         if batch.follows is not None and followed is None:
             common = ("follows:unknown", *common)
-        if not any_late:
+        if not any_late and not (self._lost_until and counted):
             return [common] * batch.n
-        return [("late", *common) if late else common for late in batch.late.tolist()]
+        lost_until = self._lost_until if counted else 0
+        if (
+            lost_until
+            and self._clock()
+            > lost_until + self.policy.definition.lateness_ms + self.policy.definition.skew_ms
+        ):
+            self._lost_until = 0  # what comes from then on is late, and looked up in the journal
+        flags = []
+        for at, stamped, late in zip(
+            batch.time.tolist(), batch.stamped.tolist(), batch.late.tolist(), strict=True
+        ):
+            flag = common if stamped or at >= lost_until else ("redecided", *common)
+            flags.append(("late", *flag) if late else flag)
+        return flags
 
     def _answer(
         self,
