@@ -182,6 +182,7 @@ class Judge:
                     again.append(i)
             entered.append(claim)
         undecided: list[int] = []  # as the store says, when asked
+        journaled: list[int] = []  # the engine that journaled them never told the store
         for part, counted in _parts(batch, new, again, undecided):
             rows = None if part is None else np.array(part, np.int64)
             own = batch if rows is None else batch.take(rows)
@@ -207,10 +208,8 @@ class Judge:
                         known = results[i] = self._journaled(batch.ids[i], entered[i].content)
                     if known is None:
                         undecided.append(i)
-                    elif isinstance(known, Decision):  # the engine that journaled it never told the store
-                        del store.claims[keys[16 * i : 16 * i + 16]]
-                        own = batch.take(np.array([i]))
-                        self.restore(own, np.array([arrived[i]], np.int64), [known])
+                    elif isinstance(known, Decision):
+                        journaled.append(i)
                 elif answer == "conflict":
                     del store.claims[keys[16 * i : 16 * i + 16]]
                     results[i] = _conflict()
@@ -224,6 +223,11 @@ class Judge:
             result if result is not None else _decided(claim)
             for result, claim in zip(results, entered, strict=True)
         ]
+        for i in journaled:  # last, as a store forgets the batch with each
+            store.claims.pop(keys[16 * i : 16 * i + 16], None)
+            known = results[i]
+            assert isinstance(known, Decision), "it was found in the journal"
+            self.restore(batch.take(np.array([i])), np.array([arrived[i]], np.int64), [known])
         if batch.n:
             self._sweep(now if isinstance(now, int) else int(now[-1]), batch.n)
         return answers
