@@ -91,7 +91,7 @@ class Judge:
     def rehearse(self) -> None:
         """Go through the motions with no event at all, so that the kernels are compiled before one comes."""
         policy = self.policy
-        with warming.store_elsewhere():
+        with warming.store_elsewhere(self.store.waits):
             batch, _ = policy.schema.parse((), 0)
             room = _Room.make(policy, 0, False)
             found = policy.features.touches(batch, batch.time, policy.tables({}), room.planned)

@@ -280,7 +280,7 @@ class RedisStore:
         """What each event wants of limits; of the event that is followed, what can be is taken over first."""
         asked, batch = self._blank(touches), touches.batch
         if followed is not None:
-            asked.follows = np.frombuffer(followed.claim, np.int64).reshape(1, 2)
+            asked.follows = np.array([np.frombuffer(followed.claim, np.int64)])
         self._want(asked, NOTHING_HELD, NO_KEYS)
         if followed is not None and not batch.late[0] and followed.chain[0].holds:
             self._take_over(asked, followed)
