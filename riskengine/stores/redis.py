@@ -155,6 +155,7 @@ class RedisStore:
         self._work = Workspace()
         self._out = np.empty(1 << 16, np.uint8)
         self._asked: _Asked | None = None
+        self._folded: list[tuple[bytes, int]] = []  # values to be written back, and their partitions
         self.at_once = at_once
         self._way = way
         self._doors = beside or _Doors()
@@ -242,6 +243,8 @@ class RedisStore:
         try:
             if self._in_doubt:
                 self._clear_up()
+            if self._folded:  # by a batch of which nothing was to be concluded
+                self._tell_folded()
             if not counted:
                 self._stand_in(touches)
             asked = self._ask(touches, followed)
@@ -643,7 +646,7 @@ class RedisStore:
                 asked.asked[0, limit] = 0
 
     def _compact(self, asked: _Asked, reply: Reply, count: int) -> None:
-        """Write back what has a long tail, or an old snapshot. It goes out with what is told next."""
+        """Write back what has a long tail, or an old snapshot, when the batch is concluded."""
         work, done = self._work, 0
         while done < count:
             out = self._room(1 << 16)
@@ -657,7 +660,8 @@ class RedisStore:
             start = 0
             for k, end in enumerate(work.ends[first:done].tolist(), first):
                 if end > start:
-                    self._link.later(out[start:end].data, int(asked.entities[work.long[k], 0]) & self._mask)
+                    part = int(asked.entities[work.long[k], 0]) & self._mask
+                    self._folded.append((out[start:end].tobytes(), part))
                 start = end
             if done == first:  # larger than there is room for
                 self._out = np.empty(2 * len(self._out), np.uint8)
@@ -688,7 +692,7 @@ class RedisStore:
             self._opening["compact"], self._lives_ms[e], self._claims_there_ms, key, e, as_array(head),
             length, as_array(value), data, at, end,
         )  # fmt: skip
-        self._link.later(out[:end].data, part)
+        self._folded.append((out[:end].tobytes(), part))
 
     # -- limits
 
@@ -1042,6 +1046,7 @@ class RedisStore:
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> None:
         rows = self._in_order(asked.touches, rows)
+        self._tell_folded()
         if asked.batch is not ALONE and not asked.resumed and not asked.left_open:
             self._link.tell(self._concluding_all(asked, rows, decisions, lives))
             return
@@ -1049,6 +1054,11 @@ class RedisStore:
         back = asked.give_back.any() and not asked.gave_back
         after = self._giving_back(asked, rows) if self._mask and back else None
         self._link.tell_all(*requests, after)
+
+    def _tell_folded(self) -> None:
+        for request, part in self._folded:
+            self._link.later(request, part)
+        self._folded.clear()
 
     def _in_order(self, touches: Touches, rows: Sequence[int]) -> Sequence[int]:
         """Events by partition."""
