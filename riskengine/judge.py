@@ -51,21 +51,13 @@ class Judge:
     """Judges batches by one store, one batch at a time. Not locked: the engine that has it locks."""
 
     def __init__(
-        self,
-        serving: Serving,
-        store: Store,
-        journal: Journal | None,
-        clock: Callable[[], int],
-        watch: Watch,
-        lost_until: int,
+        self, serving: Serving, store: Store, journal: Journal | None, clock: Callable[[], int], watch: Watch
     ) -> None:
-        """`lost_until` (ms): events of before may have been decided, and lost with their journal's end."""
         self.store = store
         self.errors: Counter[str] = Counter()  # by StoreError.kind: batches judged without the store
         self._journal = journal
         self._clock = clock
         self._watch = watch
-        self._lost_until = lost_until
         self._serial = 0  # of the batch being judged
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._unfollowed: deque[Touch] = deque(maxlen=TOUCHES_MAX)  # of the listed, while the store was away
@@ -91,7 +83,7 @@ class Judge:
     def rehearse(self) -> None:
         """Go through the motions with no event at all, so that the kernels are compiled before one comes."""
         policy = self.policy
-        with warming.store_elsewhere(self.store.waits):
+        with warming.store_elsewhere():
             batch, _ = policy.schema.parse((), 0)
             room = _Room.make(policy, 0, False)
             found = policy.features.touches(batch, batch.time, policy.tables({}), room.planned)
@@ -153,7 +145,8 @@ class Judge:
         keys = batch.claim.tobytes()
         contents = batch.content.tobytes()
         arrived = [now] * batch.n if isinstance(now, int) else now.tolist()
-        if batch.follows is None and self._journal is None and not store.waits:
+        sure = self._journal is None or b"\1" not in batch.late.tobytes()  # late ones may be journaled
+        if batch.follows is None and sure and not store.waits:
             names = [keys[at : at + 16] for at in range(0, 16 * batch.n, 16)]
             if len(set(names)) == batch.n and claims.keys().isdisjoint(names):
                 return self._decide_new(batch, names, contents, arrived, now, features)
@@ -182,7 +175,6 @@ class Judge:
                     again.append(i)
             entered.append(claim)
         undecided: list[int] = []  # as the store says, when asked
-        journaled: list[int] = []  # the engine that journaled them never told the store
         for part, counted in _parts(batch, new, again, undecided):
             rows = None if part is None else np.array(part, np.int64)
             own = batch if rows is None else batch.take(rows)
@@ -208,8 +200,10 @@ class Judge:
                         known = results[i] = self._journaled(batch.ids[i], entered[i].content)
                     if known is None:
                         undecided.append(i)
-                    elif isinstance(known, Decision):
-                        journaled.append(i)
+                    elif isinstance(known, Decision):  # the engine that journaled it never told the store
+                        del store.claims[keys[16 * i : 16 * i + 16]]
+                        own = batch.take(np.array([i]))
+                        self.restore(own, np.array([arrived[i]], np.int64), [known])
                 elif answer == "conflict":
                     del store.claims[keys[16 * i : 16 * i + 16]]
                     results[i] = _conflict()
@@ -223,11 +217,6 @@ class Judge:
             result if result is not None else _decided(claim)
             for result, claim in zip(results, entered, strict=True)
         ]
-        for i in journaled:  # last, as a store forgets the batch with each
-            store.claims.pop(keys[16 * i : 16 * i + 16], None)
-            known = results[i]
-            assert isinstance(known, Decision), "it was found in the journal"
-            self.restore(batch.take(np.array([i])), np.array([arrived[i]], np.int64), [known])
         if batch.n:
             self._sweep(now if isinstance(now, int) else int(now[-1]), batch.n)
         return answers
@@ -533,22 +522,9 @@ class Judge:
             common = ("degraded:journal", *common)
         if batch.follows is not None and followed is None:
             common = ("follows:unknown", *common)
-        if not any_late and not (self._lost_until and counted):
+        if not any_late:
             return [common] * batch.n
-        lost_until = self._lost_until if counted else 0
-        if (
-            lost_until
-            and self._clock()
-            > lost_until + self.policy.definition.lateness_ms + self.policy.definition.skew_ms
-        ):
-            self._lost_until = 0  # what comes from then on is late, and looked up in the journal
-        flags = []
-        for at, stamped, late in zip(
-            batch.time.tolist(), batch.stamped.tolist(), batch.late.tolist(), strict=True
-        ):
-            flag = common if stamped or at >= lost_until else ("redecided", *common)
-            flags.append(("late", *flag) if late else flag)
-        return flags
+        return [("late", *common) if late else common for late in batch.late.tolist()]
 
     def _answer(
         self,

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from naive import journal_event, journal_row
 from strategies import STARTS, Score, streams, worlds
 from test_parity import KEY, write_policy
 
 from riskengine import Engine
+from riskengine.compiled import Policy
 from riskengine.decision import Decision
+from riskengine.features import Touches
 from riskengine.journal.blocks import _whole_characters, unpack_row
 from riskengine.served import Served, read_trace
 
@@ -29,12 +32,7 @@ class Collector:
     sealer = None
     is_away = False
 
-    def __init__(self) -> None:
-        self.served: list[tuple[Served, Any, Sequence[Decision]]] = []
-
-    def append_later(self, served: Served) -> None:
-        self.served.append((served, served._found, list(served._decisions)))
-
+    def append_later(self, served: Served) -> None: ...
     def wait_for_room(self) -> None: ...
     def settle(self) -> None: ...
     def close(self) -> None: ...
@@ -56,26 +54,37 @@ def test_what_the_kernel_writes_is_what_the_twin_says(
     folder = tmp_path_factory.mktemp("blocks")
     write_policy(folder, world.policy, world.tables)
     now = [0]
-    with Engine.open(folder, clock=lambda: now[0], key=KEY) as engine:
-        collector = Collector()
-        engine._journal = collector  # type: ignore[assignment]  # it has the methods that scoring calls
+    told: list[tuple[Served, Touches, Sequence[Decision]]] = []
+
+    def serve(policy: Policy, found: Touches, decisions: Sequence[Decision], *more: Any) -> Served:
+        told.append((Served(policy, found, decisions, *more), found, list(decisions)))
+        return told[-1][0]
+
+    with (
+        Engine.open(folder, clock=lambda: now[0], key=KEY) as engine,
+        patch("riskengine.judge.Served", serve),
+    ):
+        engine._journal = engine._turns.judges[0]._journal = Collector()  # type: ignore[assignment]  # all that scoring calls
         for step in steps:
             if isinstance(step, Score):
                 now[0] = step.now
                 events = [{**event, "odd": "x", "more": 7} for event in step.events]
                 engine.score_many(events + list(step.events[:1]))
         policy = engine.policy
-        for served, (batch, strings), decisions in collector.served:
+        assume(told)
+        for served, found, decisions in told:
+            batch, strings = found.batch, found.strings
+            cells = found.cells.take(policy.row_columns, 0)
             kept = served.entries()
             assert [entry.event_id for entry in kept] == list(served.event_ids)
             for i, (entry, decision) in enumerate(zip(kept, decisions, strict=True)):
                 assert msgspec.json.decode(entry.decision, type=Decision) == decision
                 assert dict(entry.event) == journal_event(policy, batch, i)
-                assert repr(unpack_row(entry.row)) == repr(journal_row(policy, served._cells, strings, i))
+                assert repr(unpack_row(entry.row)) == repr(journal_row(policy, cells, strings, i))
                 moved = read_trace(entry.trace)
                 marks = zip(policy.entity_marks, batch.keys[i].tolist(), strict=True)
                 assert moved.keys == {mark: key for mark, key in marks if key}
-                assert moved.masks == served._masks[i].tolist()
+                assert moved.masks == found.masks[i].tolist()
                 assert moved.layout == entry.features == policy.features.fingerprint
                 assert entry.content == batch.content[i].tobytes()
                 assert (entry.policy, entry.flags) == (policy.fingerprint, decision.flags)

@@ -51,15 +51,17 @@ class Block(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Record(NamedTuple):
-    """A decided event that came alone: with others that have the same head it makes one block."""
+    """Events that were decided together: with others that have the same head they make one block."""
 
     head: bytes
     body: bytes
-    at_ms: int
+    ends: list[int]  # in it, of each
+    at_ms: int  # when the first was judged, ...
+    until_ms: int  # ... and the last
 
 
 class Pending(Protocol):
-    """Decided events that become a block when the writer comes to them (served.py)."""
+    """Decided events that wait for the writer (served.py)."""
 
     @property
     def event_ids(self) -> Sequence[str]:
@@ -67,7 +69,7 @@ class Pending(Protocol):
 
     @property
     def record(self) -> Record | None:
-        """Where it is one event, and written by now: what there is to join to others."""
+        """What there is to join to others; None where they are to be a block of their own."""
 
     def block(self) -> Block:
         """The block, of as many events and in the order of `event_ids`; the same from any thread."""
@@ -108,14 +110,12 @@ def pack_head(names: Sequence[str], types: Sequence[str]) -> bytes:
     return msgspec.msgpack.encode(Head(tuple(names), tuple(types)))
 
 
-def pack(head: bytes, arrays: Arrays) -> bytes:
-    """The body of a block of decided events."""
+def pack(arrays: Arrays) -> tuple[bytes, list[int]]:
+    """The records of a batch, and where each ends."""
     offsets = np.zeros(len(arrays.type_index) + 1, np.uint32)
     out = np.empty(room_for(arrays), np.uint8)
     used = writing(arrays, out, offsets, partial)()
-    return b"".join(
-        (_PLACES.pack(len(offsets) - 1, len(head)), head, offsets.tobytes(), out[:used].tobytes())
-    )
+    return out[:used].tobytes(), offsets[1:].tolist()
 
 
 def room_for(arrays: Arrays) -> int:
@@ -141,14 +141,16 @@ def writing(arrays: Arrays, out: Bytes, offsets: NDArray[np.uint32], hold: Holde
 
 
 def join(ids: Sequence[str], records: Sequence[Record]) -> Block:
-    """A block of events that came alone, all with one head."""
+    """A block of records that all have one head."""
     head = records[0].head
-    ends = np.cumsum([0, *[len(record.body) for record in records]], dtype=np.uint32)
-    body = b"".join(
-        (_PLACES.pack(len(records), len(head)), head, ends.tobytes(), *[record.body for record in records])
-    )
-    times = [record.at_ms for record in records]
-    return Block(list(ids), min(times), max(times), body)
+    places = [0]
+    for record in records:
+        start = places[-1]
+        places += [start + end for end in record.ends]
+    parts = [_PLACES.pack(len(ids), len(head)), head, np.array(places, np.uint32).tobytes()]
+    body = b"".join([*parts, *[record.body for record in records]])
+    at_ms = min([record.at_ms for record in records])
+    return Block(list(ids), at_ms, max([record.until_ms for record in records]), body)
 
 
 def pack_entries(entries: Sequence[Entry]) -> Block:
