@@ -108,11 +108,8 @@ def test_the_second_process_compiles_what_decisions_and_labels_need_of_a_store(
             return kernel(*arguments)
 
         monkeypatch.setattr(slabs, name, noted)
-    warming.main(False)
+    warming.main()
     assert called == ["observe", "settle", "amend"]
-    called.clear()
-    warming.main(True)
-    assert called == ["observe", "settle"], "labels go by other ways there"
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])

@@ -12,7 +12,6 @@ import typer
 from riskengine.cli.compiling import compiling_told
 from riskengine.cli.exits import FINDINGS, GOOD
 from riskengine.cli.folders import RulesOption, rules_folder
-from riskengine.cli.sources import journal_url
 from riskengine.cli.terminal import bar, count, say, show_json
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def replay(
     input_: Annotated[
         str,
         typer.Option(
-            "--in", metavar="SOURCE", help="Events: .jsonl or .parquet; or a journal: its URL, or its file."
+            "--in", metavar="FILE", help="Events: .jsonl or .parquet; or a journal, as sqlite:///FILE."
         ),
     ],
     output: Annotated[str, typer.Option("--out", metavar="FILE", help="Rows: .parquet.")],
@@ -61,8 +60,7 @@ def replay(
         raise typer.BadParameter(f"rows are written as Parquet: name {output} .parquet", param_hint="--out")
     if os.path.exists(input_) and os.path.exists(output) and os.path.samefile(input_, output):
         raise typer.BadParameter(f"--out is the same file as --in: {output}")
-    journal = journal_url(input_, "--in")
-    if labels is not None and journal is not None:
+    if labels is not None and input_.startswith("sqlite:"):
         raise typer.BadParameter("a journal has its labels in it: leave --labels out")
     folder = rules_folder(rules)
     with compiling_told():
@@ -75,8 +73,8 @@ def replay(
         def opened(policy: Policy) -> RowsFile:
             return RowsFile(output, policy, by or ())
 
-        if journal is not None:
-            _from_journal(definition, journal, opened, as_json)
+        if input_.startswith("sqlite:"):
+            _from_journal(definition, input_, opened, as_json)
             return
         from riskengine import replay as replaying
 

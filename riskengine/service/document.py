@@ -12,7 +12,6 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 
 from riskengine.decision import Decision
 from riskengine.service import shapes
@@ -42,7 +41,7 @@ _EVENT: Final = {
     },
     "additionalProperties": True,
 }
-EVENT_SENT: Final = {
+_EXAMPLE: Final = {
     "event_id": "e1",
     "type": "coupon_claim",
     "user_id": "u1",
@@ -51,7 +50,7 @@ EVENT_SENT: Final = {
     "coupon_type": "ten-off",
     "amount": 10,
 }
-DECIDED: Final = {
+_DECIDED: Final = {
     "event_id": "e1",
     "decision_id": "5d0c6ab29f9c5a9e3b1f0e7c2d4a6b80",
     "action": "deny",
@@ -133,19 +132,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
             for status, answer in list(route["responses"].items()):
                 if status == "422" and "application/json" in answer.get("content", {}):
                     del route["responses"][status]  # FastAPI's own, which nothing here sends
-    for known in app.routes:  # FastAPI leaves out of examples what is null in them
-        if isinstance(known, APIRoute) and known.include_in_schema:
-            for method in known.methods or ():
-                route = found["paths"][known.path_format][method.lower()]
-                route |= known.openapi_extra or {}
-                for status, answer in known.responses.items():
-                    route["responses"][str(status)]["content"] = answer["content"]
     batch = {"type": "array", "maxItems": 1_000, "items": _ref("Event")}
     item = {"anyOf": [_ref("Decision"), _ref("ProblemDetails")]}
     found["paths"] = {
         "/v1/score": {
             "post": _scoring(
-                "Decide one event", _ref("Event"), _ref("Decision"), EVENT_SENT, DECIDED, 409, 422
+                "Decide one event", _ref("Event"), _ref("Decision"), _EXAMPLE, _DECIDED, 409, 422
             )
         },
         "/v1/score/batch": {
@@ -153,8 +145,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 "Decide up to 1,000 events, as one by one; a bad one gets a problem in its place",
                 batch,
                 {"type": "array", "items": item},
-                [EVENT_SENT],
-                [DECIDED],
+                [_EXAMPLE],
+                [_DECIDED],
             )
         },
         **found["paths"],

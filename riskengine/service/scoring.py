@@ -107,7 +107,9 @@ class Scoring:
             request = _Request(self, events, features, until, asked.format, respond, now)
             if all_events is not None:
                 request.batch, request.poisoned = all_events, poisoned
-            if events:
+            if all_events is None:
+                gatherer.enter(request)
+            elif events:
                 gatherer.submit(request)
             else:
                 request.finish((), 0.0)

@@ -58,7 +58,7 @@ def run(
     with Engine.open(
         policies.definition, store=settings.store, journal=settings.journal_url, origin=origin
     ) as engine:
-        rehearse(engine.definition, engine.scratch)
+        rehearse(engine.definition)
         if resume is not None:
             resume(engine)
         serve(engine, settings, access, policies, listening, lambda: ready(policies.definition.name), shared)
@@ -74,6 +74,7 @@ def build(
         settings.queue_events,
         metrics.batch,
         lambda: engine.waits,
+        engine.at_once,
     )
     alerting = Alerting(engine, settings)
     metrics.watch(gatherer, alerting)

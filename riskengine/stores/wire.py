@@ -281,7 +281,10 @@ def put_piece(
 @jit
 def put_head(out: Bytes, at: int, kind: int, size: int, cell: int, tag: int) -> int:
     """Write a record's first eight bytes."""
-    return put_raw(out, at, kind | size << 8 | cell << 16 | tag << 24, 8)
+    out[at] = kind
+    out[at + 1] = size
+    out[at + 2] = cell
+    return put_raw(out, at + 3, tag, 5)
 
 
 @jit
@@ -669,24 +672,22 @@ def take_in_one(
     if tails[k, SINCE] == NONE and at < end:
         tails[k, SINCE] = get_raw(data, at + HEAD, 8)
     first = entity_of(plan, e, E_RECORD)
-    record = pointer(row, first)
     while at < end:
-        head = get_raw(data, at, 8)
-        kind, size, number = head & 0xFF, head >> 8 & 0xFF, head >> 16 & 0xFF
+        size = int(data[at + 1])
         time = get_raw(data, at + HEAD, 8)
         event = get_raw(data, at + HEAD + 8, 8)
-        if stop_event != 0 and event == stop_event and time == stop_time and kind < RELEASE:
+        if stop_event != 0 and event == stop_event and time == stop_time and data[at] < RELEASE:
             return STOPPED
-        if kind == RECORD:
+        if data[at] == RECORD:
             for j in range(size):
-                record[j] = get_raw(data, at + HEAD + 8 * j, 8)
-            by = plan if number == 0 else pointer(partial, (number - 1) * partial.shape[1])
+                row[0, first + j] = get_raw(data, at + HEAD + 8 * j, 8)
+            by = plan if data[at + 2] == 0 else pointer(partial, (int(data[at + 2]) - 1) * partial.shape[1])
             s = slabs.fold(by, words, meta, table, old_table, key, s, e, pointer(row, 0))
-        elif kind != VOID:
-            cell = entity_of(plan, e, E_CELLS) + number
+        elif data[at] != VOID:
+            cell = entity_of(plan, e, E_CELLS) + int(data[at + 2])
             amount = get_raw(data, at + HEAD + 16, 8)
             last = get_raw(data, at + HEAD + 24, 8)
-            if kind == RESERVE:
+            if data[at] == RESERVE:
                 if book(plan, words, meta, table, old_table, e, cell, key, time, amount, last):
                     put_raw(data, at + AT_MOST, GRANTED, 8)
             else:
@@ -709,27 +710,26 @@ def survey(
         own += get_raw(data, at + 8, 8) == fingerprint
         at += packing.HEADER + get_raw(data, at + 4, 4)
     foreign = sections > 0 and own == 0
-    width = entity_of(plan, e, E_WIDTH)
     while at < end:
-        if at + HEAD > end:
+        if at + HEAD > end or at + HEAD + 8 * int(data[at + 1]) > end:
             return BROKEN
-        head = get_raw(data, at, 8)
-        kind, size, number = head & 0xFF, head >> 8 & 0xFF, head >> 16 & 0xFF
-        if at + HEAD + 8 * size > end:
-            return BROKEN
-        if head >> 24 & 0xFF_FFFF_FFFF != tag:
+        if get_raw(data, at + 3, 5) != tag:
             foreign = True
-        elif kind == RECORD or kind == VOID:
-            if size != width or (kind == RECORD and number > partials):
+        elif data[at] == RECORD or data[at] == VOID:
+            if data[at + 1] != entity_of(plan, e, E_WIDTH):
                 return BROKEN
-        elif kind == RESERVE or kind == RELEASE:
-            if size != (5 if kind == RESERVE else 4) or number >= entity_of(plan, e, ledger.E_CELLS_N):
+            if data[at] == RECORD and data[at + 2] > partials:
                 return BROKEN
-            if cell_of(plan, entity_of(plan, e, E_CELLS) + number, ledger.C_KIND) != HOLDS:
+        elif data[at] == RESERVE or data[at] == RELEASE:
+            cell = int(data[at + 2])
+            size = 5 if data[at] == RESERVE else 4
+            if data[at + 1] != size or cell >= entity_of(plan, e, ledger.E_CELLS_N):
+                return BROKEN
+            if cell_of(plan, entity_of(plan, e, E_CELLS) + cell, ledger.C_KIND) != HOLDS:
                 return BROKEN
         else:
             return BROKEN
-        at += HEAD + 8 * size
+        at += HEAD + 8 * int(data[at + 1])
     if at != end:
         return BROKEN
     return FOREIGN if foreign else FOLDED
