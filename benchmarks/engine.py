@@ -102,16 +102,16 @@ def keys_an_event(events: Events, rules: Path) -> float:
     return float(np.count_nonzero(batch.keys)) / batch.n
 
 
-def with_model(folder: Path) -> Path:
-    """The rules with a model beside them, which they name."""
+def with_model(folder: Path, source: Path = RULES) -> Path:
+    """Rules with a model beside them, which they name, trained on what the first policy knows or another."""
     rules = folder / "rules"
-    shutil.copytree(RULES, rules)
+    shutil.copytree(source, rules)
     settings = rules / "policy.yaml"
     said = settings.read_text(encoding="utf-8")
     settings.write_text(re.sub("^model: .*$", f"model: {MODEL}", said, flags=re.MULTILINE), encoding="utf-8")
     definition = load_definition(rules)
     names = [feature.name for feature in definition.features.values() if feature.type in MODEL_TYPES]
-    decisions = in_batches(traffic(TRAINED_ON, seed=8), features=True)[0]
+    decisions = in_batches(traffic(TRAINED_ON, seed=8), source, features=True)[0]
     rows = np.array([row_of(decision, names) for decision in decisions])
     draw = np.random.default_rng(0)
     heights = np.log1p(np.abs(np.nan_to_num(rows)))

@@ -328,7 +328,10 @@ class Client:
         return self._run(self._asker.label(event_id, label, time, source))
 
     def release(self, event_id: str) -> bool:
-        """Give back what an event holds of limits; whether it held anything."""
+        """Give back what an event holds of limits; whether it held anything.
+
+        False, too, where a first try gave it back and its answer was lost on the way.
+        """
         return self._run(self._asker.release(event_id))
 
     def list_put(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from riskengine import event as parsing
 from riskengine import features as planning
-from riskengine import hashing, sharing, warming
+from riskengine import hashing, motions, sharing, warming
 from riskengine.compiled import Policy
 from riskengine.decision import Decision
 from riskengine.definition import LABELS, Definition, Label, Table
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from riskengine.journal import Journal
+    from riskengine.stores.scratch import Scratch
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -94,7 +95,12 @@ class Engine:
         stores = [store]
         while len(stores) < store.at_once:
             stores.append(store.another())
-        self._turns = Turns([Judge(serving, each, journal, clock, self._watch) for each in stores])
+        # A shared store knows what its journal has lost; here nothing does, but that something may be.
+        forgetful = journal is not None and journal.was_cut_off and not journal.is_sync and not store.waits
+        lost_until = clock() if forgetful else 0
+        self._turns = Turns(
+            [Judge(serving, each, journal, clock, self._watch, lost_until) for each in stores]
+        )
         self._store = store  # the first judge's, for what is no scoring
 
     @classmethod
@@ -144,9 +150,16 @@ class Engine:
         if opened is not None:
             opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
             engine._watch.resume(engine._clock())
-        if warming.is_cold(policy):
-            with engine._open() as judge:
-                judge.rehearse()
+        if warming.is_cold(policy, state.waits):
+            scratch = engine.scratch() if isinstance(store, str) else None
+            if scratch is None:
+                with engine._open() as judge:
+                    judge.rehearse()
+            else:
+                with cls.open(
+                    policy.definition, scratch.store, clock=lambda: motions.NOW, key=chosen, model=model
+                ) as other:
+                    motions.go_through(other, policy.definition, scratch)
         return engine
 
     def __enter__(self) -> Self:
@@ -177,6 +190,15 @@ class Engine:
         """Which life of a shared store's data counts now; None in memory."""
         place = getattr(self._store, "place", None)
         return None if place is None else str(place.epoch.decode())
+
+    def scratch(self) -> Scratch | None:
+        """What a store can be rehearsed on that is shared as this one's is; None where it is in memory."""
+        place = getattr(self._store, "place", None)
+        if place is None:
+            return None
+        from riskengine.stores.scratch import Scratch  # and with it redis-py, as for a shared store
+
+        return Scratch(place.tags)
 
     @property
     def journal(self) -> Journal | None:
@@ -383,7 +405,7 @@ class Engine:
         return there
 
     def _found(self, id: str) -> Name | None:
-        self._store.look_at_lists()
+        self._store.look_at_edits()
         return self._store.lists.find(id)
 
     def _unlist(self, name: Name) -> bool:
@@ -482,8 +504,11 @@ class Engine:
         with self._open():
             table = self._table(name)
             number = signed(self._table_key(table, key))
-            rows = self._policy.resident.get(name) or self._store.tables.get(name, {})
-            row = rows.get(number)
+            if table.rows is not None:
+                row = self._policy.resident[name].get(number)
+            else:
+                self._store.look_at_edits()
+                row = self._store.tables.get(name, {}).get(number)
             return None if row is None else dict(row)
 
     def table_delete(self, name: str, key: str, author: str | None = None) -> bool:

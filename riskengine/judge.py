@@ -51,13 +51,21 @@ class Judge:
     """Judges batches by one store, one batch at a time. Not locked: the engine that has it locks."""
 
     def __init__(
-        self, serving: Serving, store: Store, journal: Journal | None, clock: Callable[[], int], watch: Watch
+        self,
+        serving: Serving,
+        store: Store,
+        journal: Journal | None,
+        clock: Callable[[], int],
+        watch: Watch,
+        lost_until: int,
     ) -> None:
+        """`lost_until` (ms): events of before may have been decided, and lost with their journal's end."""
         self.store = store
         self.errors: Counter[str] = Counter()  # by StoreError.kind: batches judged without the store
         self._journal = journal
         self._clock = clock
         self._watch = watch
+        self._lost_until = lost_until
         self._serial = 0  # of the batch being judged
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._unfollowed: deque[Touch] = deque(maxlen=TOUCHES_MAX)  # of the listed, while the store was away
@@ -83,7 +91,7 @@ class Judge:
     def rehearse(self) -> None:
         """Go through the motions with no event at all, so that the kernels are compiled before one comes."""
         policy = self.policy
-        with warming.store_elsewhere():
+        with warming.store_elsewhere(self.store.waits):
             batch, _ = policy.schema.parse((), 0)
             room = _Room.make(policy, 0, False)
             found = policy.features.touches(batch, batch.time, policy.tables({}), room.planned)
@@ -175,6 +183,7 @@ class Judge:
                     again.append(i)
             entered.append(claim)
         undecided: list[int] = []  # as the store says, when asked
+        journaled: list[int] = []  # the engine that journaled them never told the store
         for part, counted in _parts(batch, new, again, undecided):
             rows = None if part is None else np.array(part, np.int64)
             own = batch if rows is None else batch.take(rows)
@@ -200,10 +209,8 @@ class Judge:
                         known = results[i] = self._journaled(batch.ids[i], entered[i].content)
                     if known is None:
                         undecided.append(i)
-                    elif isinstance(known, Decision):  # the engine that journaled it never told the store
-                        del store.claims[keys[16 * i : 16 * i + 16]]
-                        own = batch.take(np.array([i]))
-                        self.restore(own, np.array([arrived[i]], np.int64), [known])
+                    elif isinstance(known, Decision):
+                        journaled.append(i)
                 elif answer == "conflict":
                     del store.claims[keys[16 * i : 16 * i + 16]]
                     results[i] = _conflict()
@@ -217,6 +224,11 @@ class Judge:
             result if result is not None else _decided(claim)
             for result, claim in zip(results, entered, strict=True)
         ]
+        for i in journaled:  # last, as a store forgets the batch with each
+            store.claims.pop(keys[16 * i : 16 * i + 16], None)
+            known = results[i]
+            assert isinstance(known, Decision), "it was found in the journal"
+            self.restore(batch.take(np.array([i])), np.array([arrived[i]], np.int64), [known])
         if batch.n:
             self._sweep(now if isinstance(now, int) else int(now[-1]), batch.n)
         return answers
@@ -522,9 +534,22 @@ class Judge:
             common = ("degraded:journal", *common)
         if batch.follows is not None and followed is None:
             common = ("follows:unknown", *common)
-        if not any_late:
+        if not any_late and not (self._lost_until and counted):
             return [common] * batch.n
-        return [("late", *common) if late else common for late in batch.late.tolist()]
+        lost_until = self._lost_until if counted else 0
+        if (
+            lost_until
+            and self._clock()
+            > lost_until + self.policy.definition.lateness_ms + self.policy.definition.skew_ms
+        ):
+            self._lost_until = 0  # what comes from then on is late, and looked up in the journal
+        flags = []
+        for at, stamped, late in zip(
+            batch.time.tolist(), batch.stamped.tolist(), batch.late.tolist(), strict=True
+        ):
+            flag = common if stamped or at >= lost_until else ("redecided", *common)
+            flags.append(("late", *flag) if late else flag)
+        return flags
 
     def _answer(
         self,

@@ -148,6 +148,36 @@ def _typed_viewed(typing: Any, array: Any, at: Any, kind: Any) -> Any:
     return _pointer_to(kind.dtype)(array, types.int64, kind), generate
 
 
+def _word_in(data: Any, at: int) -> int:
+    """Eight bytes of an array of bytes from data[at] on as an int64, the lowest first, wherever they stand.
+
+    Put together byte by byte they take ten times as long: LLVM does not see through the sign.
+    """
+    return int.from_bytes(data[at : at + 8].tobytes(), "little", signed=True)
+
+
+def _typed_word_in(typing: Any, data: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.gep(_first(context, builder, signature, arguments), [arguments[1]])
+        return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
+
+    return types.int64(data, types.int64), generate
+
+
+def _set_word_in(data: Any, at: int, word: int) -> None:
+    """Write an int64 as eight bytes, as `word_in` reads them."""
+    data[at : at + 8] = np.array([word], "<i8").view(np.uint8)
+
+
+def _typed_set_word_in(typing: Any, data: Any, at: Any, word: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.gep(_first(context, builder, signature, arguments), [arguments[1]])
+        builder.store(arguments[2], builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.int64), generate
+
+
 def _constant(array: Any, at: int) -> int:
     """array[at] of whole numbers that nobody writes to while kernels run: one load may serve many."""
     value: int = array[at]
@@ -247,6 +277,8 @@ constant = _intrinsic(_constant, _typed_constant)
 stack = _intrinsic(_stack, _typed_stack, prefer_literal=True)
 prefetch = _intrinsic(_prefetch, _typed_prefetch)
 below = _intrinsic(_below, _typed_below)
+word_in = _intrinsic(_word_in, _typed_word_in)
+set_word_in = _intrinsic(_set_word_in, _typed_set_word_in)
 
 
 class _PartCode(cast(Any, JITCodeLibrary)):  # type: ignore[misc]  # it has no types

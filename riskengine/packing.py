@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from riskengine import ledger
 from riskengine.cells import FIRST, GREATEST, HOLDS, LEAST, TIMELINE
-from riskengine.kernel import jit, pointer
+from riskengine.kernel import jit, pointer, set_word_in, word_in
 from riskengine.ledger import (
     C_AT,
     C_COLUMNS,
@@ -66,6 +66,9 @@ def put_varint(out: Bytes, at: int, value: int) -> int:
 def put_raw(out: Bytes, at: int, value: int, size: int) -> int:
     """Write the low `size` bytes of a word, little-endian."""
     v = int(value)
+    if size == 8:
+        set_word_in(out, at, v)
+        return at + 8
     for k in range(size):
         out[at + k] = (v >> (8 * k)) & 0xFF
     return at + size
@@ -74,12 +77,11 @@ def put_raw(out: Bytes, at: int, value: int, size: int) -> int:
 @jit
 def get_raw(data: Bytes, at: int, size: int) -> int:
     """Read a word of `size` bytes; one of 8 is signed."""
-    value = 0
-    for k in range(min(size, 7)):
-        value |= int(data[at + k]) << (8 * k)
     if size == 8:
-        top = int(data[at + 7])
-        value |= (top - 256 if top >= 128 else top) << 56
+        return word_in(data, at)
+    value = 0
+    for k in range(size):
+        value |= int(data[at + k]) << (8 * k)
     return value
 
 

@@ -1,7 +1,7 @@
 """The first run on a machine compiles the kernels; on two cores, those of the store in a process of its own.
 
 They go to the cache on disk (kernel.py says where), and are loaded from there. `python -m riskengine.warming`
-is that process.
+is that process; followed by `shared` it is one for a shared store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from riskengine.event import Batch
 from riskengine.features import Strings, Touches
 from riskengine.kernel import is_cached
 from riskengine.policy import load_definition
-from riskengine.stores import slabs
+from riskengine.stores import slabs, wire
 from riskengine.stores.memory import NO_KEYS, NOTHING_HELD, SIZE_MIN, MemoryStore
 
 POLICY: Final = """
@@ -36,14 +36,16 @@ features: {visits: {count: visit, by: user, over: 1d}}
 """
 
 
-def is_cold(policy: Policy) -> bool:
+def is_cold(policy: Policy, shared: bool) -> bool:
     """Whether kernels will have to be compiled. Only a policy with a model needs those of models."""
     walks = policy.champion is not None or bool(policy.challengers)
-    return not is_cached(slabs.settle) or (walks and not is_cached(forest.walk))
+    if not is_cached(slabs.settle) or (walks and not is_cached(forest.walk)):
+        return True
+    return shared and not is_cached(wire.write_compact)  # the last that a rehearsal comes to
 
 
 @contextmanager
-def store_elsewhere() -> Iterator[None]:
+def store_elsewhere(shared: bool) -> Iterator[None]:
     """Have the store's kernels compiled by another process while inside, where there is a core for it.
 
     That it fails is no failure: they are compiled here then, when they are first called.
@@ -51,7 +53,7 @@ def store_elsewhere() -> Iterator[None]:
     helper = None
     if sys.executable and (os.cpu_count() or 1) > 1:
         helper = subprocess.Popen(
-            [sys.executable, "-m", "riskengine.warming"],
+            [sys.executable, "-m", "riskengine.warming", *(["shared"] if shared else [])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -66,12 +68,19 @@ def store_elsewhere() -> Iterator[None]:
             helper.wait()
 
 
-def main() -> None:
+def main(shared: bool) -> None:
     """Let a store observe, settle and amend nothing at all."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "policy.yaml").write_text(POLICY, encoding="utf-8")
         policy = Policy.compile(load_definition(folder), bytes(16))
     touches = nothing(policy)
+    if shared:
+        from riskengine.stores.scratch import Scratch
+
+        other = Scratch((b"",)).store(policy.features)
+        other.observe(touches)
+        other.settle(touches, Verdict.room(0, len(policy.features.limit_names)))
+        return
     store = MemoryStore(policy.features, SIZE_MIN)
     store.observe(touches)
     store.settle(touches, Verdict.room(0, len(policy.features.limit_names)))
@@ -94,4 +103,4 @@ def nothing(policy: Policy) -> Touches:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] == ["shared"])

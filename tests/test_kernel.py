@@ -108,8 +108,11 @@ def test_the_second_process_compiles_what_decisions_and_labels_need_of_a_store(
             return kernel(*arguments)
 
         monkeypatch.setattr(slabs, name, noted)
-    warming.main()
+    warming.main(False)
     assert called == ["observe", "settle", "amend"]
+    called.clear()
+    warming.main(True)
+    assert called == ["observe", "settle"], "labels go by other ways there"
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import postgres
 import pyarrow.parquet as pq
 import pytest
 from stage import DAY, HOUR, KEY, MINUTE, T0, claim, payment, policy, write
@@ -177,7 +178,31 @@ def test_what_was_served_live_is_replayed_from_its_journal_bit_for_bit(
         for name, value in features.items():
             if name != "of_phone":
                 assert rows[event_id][name] == value, (event_id, name)
-    assert run(["replay", "--in", url, "--out", out, "--rules", str(folder)]) == 0
+    for source in (url, url.removeprefix("sqlite:///")):
+        assert run(["replay", "--in", source, "--out", out, "--rules", str(folder)]) == 0
+
+
+def test_a_journal_in_postgresql_is_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    folder, out = write(tmp_path / "policy", POLICY), tmp_path / "rows.parquet"
+    events = traffic(12, 50)
+    with postgres.running() as server:
+        with Engine.open(folder, journal=server.url, clock=lambda: events[-1]["time"]) as engine:
+            engine.score_many(events)
+        assert run(["replay", "--in", server.url, "--out", str(out), "--rules", str(folder)]) == 0
+    assert pq.read_table(out)["event_id"].to_pylist() == [event["event_id"] for event in events]
+
+
+def test_what_is_neither_a_journal_nor_events_is_not_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "note.txt").write_text("hello")
+    for source, told in (
+        (tmp_path / "note.txt", "neither a journal nor"),
+        (tmp_path / "gone", "there is no"),
+    ):
+        assert run(["replay", "--in", str(source), "--out", str(tmp_path / "rows.parquet")]) == 2
+        assert told in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_later_events_and_labels_change_no_earlier_row(tmp_path: Path) -> None:

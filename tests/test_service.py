@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 from stage import policy, write
@@ -407,6 +408,15 @@ def test_openapi_has_every_route_and_the_page_needs_no_network(server: Served) -
     schemas = described["components"]["schemas"]
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(described)))
     assert named <= schemas.keys()
+    for path, methods in described["paths"].items():
+        for method, route in methods.items():
+            for status, told in (*route["responses"].items(), ("sent", route.get("requestBody", {}))):
+                for kind, content in told.get("content", {}).items():
+                    if "json" in kind:  # whoever writes a client begins with an example that is right
+                        place = f"{method} {path} {status}"
+                        assert "example" in content, place
+                        whole = {**content["schema"], "components": described["components"]}
+                        jsonschema.validate(content["example"], whole)
     page = server.ask("GET", "/docs").body.decode()
     assert "<script" not in page
     assert re.findall(r"(?:src|href)='(?!openapi\.json)([^'#]*)", page) == []

@@ -21,7 +21,7 @@ from riskengine.spreads import links_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "rules"
-POLICIES = [RULES, *(ROOT / "benchmarks" / name / "rules" for name in ("handbook", "first"))]
+POLICIES = [RULES, *(ROOT / "benchmarks" / name / "rules" for name in ("handbook", "first", "six"))]
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,30 @@ def test_an_event_whose_engine_died_before_it_decided_counts_once(server: str, t
         assert two.engine.score(claim("e3", 2000, device_id="d1")).action == "allow"
 
 
+def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(
+    server: str, tmp_path: Path
+) -> None:
+    features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    one = {"one": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 1, "then": "deny"}}
+    store, journal = apart(server), f"sqlite:///{tmp_path / 'journal.db'}"
+    begin(store, "stage")
+    events = [claim(f"e{n}", n, device_id="d1") for n in range(4)]
+    sections = policy(features=features, limits=one)
+    with Stage(tmp_path / "one", sections, store=store, journal=journal) as dying:
+        opened = dying.engine._store
+        assert isinstance(opened, RedisStore)
+        opened.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed before it told
+        said = dying.engine.score_many(events)
+    with Stage(tmp_path / "two", sections, store=store, journal=journal) as after:
+        new = claim("new", 10, device_id="d2")
+        assert after.engine.score_many([*events, new])[:4] == said
+        assert after.engine.score_many(events) == said
+        assert after.row(claim("last", 20))["claims"] == 6
+        assert after.actions([claim("late", 30, device_id="d1")]) == ["deny"]
+        assert after.engine.release("e0")
+        assert after.actions([claim("free", 40, device_id="d1")]) == ["allow"]
+
+
 def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(
     server: str, tmp_path: Path
 ) -> None:
@@ -237,6 +261,7 @@ def test_what_others_list_and_tabulate_is_seen_at_once(server: str, tmp_path: Pa
     ):
         assert one.engine.score(claim("e1", campaign_id="c1")).action == "allow"
         two.engine.table_put("campaigns", "c1", {"ends": T0 - 1})
+        assert one.engine.table_get("campaigns", "c1") == {"ends": T0 - 1}, "before any event"
         assert one.engine.score(claim("e2", campaign_id="c1")).action == "review"
         two.engine.list_put("blocked", "user", "u1")
         assert one.engine.score(claim("e3", campaign_id="c1")).action == "deny"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Annotated
 
@@ -11,10 +10,8 @@ import typer
 from riskengine.cli.compiling import compiling_told
 from riskengine.cli.exits import FINDINGS, GOOD
 from riskengine.cli.folders import RulesOption, rules_folder
+from riskengine.cli.sources import journal_url
 from riskengine.cli.terminal import bar, count, say, show_json
-
-SQLITE = b"SQLite format 3\0"
-HISTORY = (".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 
 
 def rebuild(
@@ -49,7 +46,7 @@ def rebuild(
     name them all. A journal is counted as it was decided. Events of files are judged again, by the policy
     and its model. A sidecar on the memory store does this by itself when it starts.
     """
-    journals = [journal for source in from_ if (journal := _journal(source)) is not None]
+    journals = [journal for source in from_ if (journal := journal_url(source, "--from")) is not None]
     if journals and len(journals) < len(from_):
         raise typer.BadParameter("journals and files of events do not go together", param_hint="--from")
     if journals and labels is not None:
@@ -105,20 +102,3 @@ def rebuild(
         f"{time.perf_counter() - began:.1f} s: the new counters serve"
     )
     raise typer.Exit(FINDINGS if refused.count else GOOD)
-
-
-def _journal(source: str) -> str | None:
-    """The URL of a journal; None for a file of events."""
-    if "://" in source:
-        return source
-    if source != "-" and not os.path.exists(source):
-        raise typer.BadParameter(f"there is no {source}", param_hint="--from")
-    if source == "-" or source.lower().endswith(HISTORY):
-        return None
-    with open(source, "rb") as file:
-        if file.read(len(SQLITE)) == SQLITE:
-            return f"sqlite:///{source}"
-    raise typer.BadParameter(
-        f"{source} is neither a journal nor events: expected a journal (sqlite:///FILE), .jsonl or .parquet",
-        param_hint="--from",
-    )

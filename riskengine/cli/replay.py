@@ -12,6 +12,7 @@ import typer
 from riskengine.cli.compiling import compiling_told
 from riskengine.cli.exits import FINDINGS, GOOD
 from riskengine.cli.folders import RulesOption, rules_folder
+from riskengine.cli.sources import journal_url
 from riskengine.cli.terminal import bar, count, say, show_json
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def replay(
     input_: Annotated[
         str,
         typer.Option(
-            "--in", metavar="FILE", help="Events: .jsonl or .parquet; or a journal, as sqlite:///FILE."
+            "--in", metavar="SOURCE", help="Events: .jsonl or .parquet; or a journal: its URL, or its file."
         ),
     ],
     output: Annotated[str, typer.Option("--out", metavar="FILE", help="Rows: .parquet.")],
@@ -60,7 +61,8 @@ def replay(
         raise typer.BadParameter(f"rows are written as Parquet: name {output} .parquet", param_hint="--out")
     if os.path.exists(input_) and os.path.exists(output) and os.path.samefile(input_, output):
         raise typer.BadParameter(f"--out is the same file as --in: {output}")
-    if labels is not None and input_.startswith("sqlite:"):
+    journal = journal_url(input_, "--in")
+    if labels is not None and journal is not None:
         raise typer.BadParameter("a journal has its labels in it: leave --labels out")
     folder = rules_folder(rules)
     with compiling_told():
@@ -73,8 +75,8 @@ def replay(
         def opened(policy: Policy) -> RowsFile:
             return RowsFile(output, policy, by or ())
 
-        if input_.startswith("sqlite:"):
-            _from_journal(definition, input_, opened, as_json)
+        if journal is not None:
+            _from_journal(definition, journal, opened, as_json)
             return
         from riskengine import replay as replaying
 

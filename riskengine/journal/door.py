@@ -87,6 +87,7 @@ class Journal:
     def __init__(self, address: Address | None, queue_entries: int = QUEUE_ENTRIES) -> None:
         """Use `Journal.open`."""
         self.sealer: Sealer | None = None
+        self.was_cut_off = False  # a process that wrote it here, on this machine, was killed before
         self._address = address
         self._queue_entries = queue_entries
         self._pid = os.getpid()
@@ -131,7 +132,8 @@ class Journal:
         journal._database = Database.open(address, create)
         if create:
             try:
-                journal._waiting.extend(Spool.left_behind(address.spool))
+                left, journal.was_cut_off = Spool.left_behind(address.spool)
+                journal._waiting.extend(left)
                 journal._spool = Spool.claim(address.spool)
             except SpoolError as error:
                 journal._database.close()
@@ -299,7 +301,7 @@ class Journal:
         self._writer.join()
         left = self._appended - self._committed - self._queued
         for spool in {*self._waiting, *([self._spool] if self._spool is not None else [])}:
-            spool.close()
+            spool.close(keep=self.was_cut_off and not self._appended)  # for who goes on: we only looked
         if left > 0:
             _log.warning(
                 "%d entries wait in %s: the next to open the journal %s takes them in",

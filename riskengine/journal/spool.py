@@ -77,9 +77,12 @@ class Spool:
         return self.end == _HEAD
 
     @classmethod
-    def left_behind(cls, prefix: str) -> list[Spool]:
-        """Files of processes that are no more, with something in them."""
-        found = []
+    def left_behind(cls, prefix: str) -> tuple[list[Spool], bool]:
+        """Files of processes that are no more, with something in them; whether there were any at all.
+
+        A process that ends in peace leaves none, unless something waits in it.
+        """
+        found, any_left = [], False
         for slot in range(SLOTS):
             try:
                 descriptor = os.open(f"{prefix}.{slot}", os.O_RDWR | os.O_CLOEXEC)
@@ -91,11 +94,12 @@ class Spool:
             except (OSError, SpoolError):  # a living process has it, or it is something else
                 os.close(descriptor)
                 continue
+            any_left = True
             if spool.is_empty:
                 spool.remove()
             else:
                 found.append(spool)
-        return found
+        return found, any_left
 
     def append(self, items: Sequence[Item], sync: bool) -> int:
         """Write items as one record; where it begins. Raises SpoolError, and leaves the file as it was."""
@@ -136,9 +140,9 @@ class Spool:
                 os.ftruncate(self._descriptor, RESERVED_BYTES)
         self._begin()
 
-    def close(self) -> None:
-        """Let go of the file; one with nothing in it is removed."""
-        if self.is_empty:
+    def close(self, keep: bool = False) -> None:
+        """Let go of the file; one with nothing in it is removed, unless it is to be kept as a sign."""
+        if self.is_empty and not keep:
             self.remove()
         else:
             os.close(self._descriptor)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from riskengine.decision import Decision
 from riskengine.service import shapes
@@ -41,7 +42,7 @@ _EVENT: Final = {
     },
     "additionalProperties": True,
 }
-_EXAMPLE: Final = {
+EVENT_SENT: Final = {
     "event_id": "e1",
     "type": "coupon_claim",
     "user_id": "u1",
@@ -50,7 +51,7 @@ _EXAMPLE: Final = {
     "coupon_type": "ten-off",
     "amount": 10,
 }
-_DECIDED: Final = {
+DECIDED: Final = {
     "event_id": "e1",
     "decision_id": "5d0c6ab29f9c5a9e3b1f0e7c2d4a6b80",
     "action": "deny",
@@ -132,12 +133,19 @@ def describe(app: FastAPI) -> dict[str, Any]:
             for status, answer in list(route["responses"].items()):
                 if status == "422" and "application/json" in answer.get("content", {}):
                     del route["responses"][status]  # FastAPI's own, which nothing here sends
+    for known in app.routes:  # FastAPI leaves out of examples what is null in them
+        if isinstance(known, APIRoute) and known.include_in_schema:
+            for method in known.methods or ():
+                route = found["paths"][known.path_format][method.lower()]
+                route |= known.openapi_extra or {}
+                for status, answer in known.responses.items():
+                    route["responses"][str(status)]["content"] = answer["content"]
     batch = {"type": "array", "maxItems": 1_000, "items": _ref("Event")}
     item = {"anyOf": [_ref("Decision"), _ref("ProblemDetails")]}
     found["paths"] = {
         "/v1/score": {
             "post": _scoring(
-                "Decide one event", _ref("Event"), _ref("Decision"), _EXAMPLE, _DECIDED, 409, 422
+                "Decide one event", _ref("Event"), _ref("Decision"), EVENT_SENT, DECIDED, 409, 422
             )
         },
         "/v1/score/batch": {
@@ -145,8 +153,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 "Decide up to 1,000 events, as one by one; a bad one gets a problem in its place",
                 batch,
                 {"type": "array", "items": item},
-                [_EXAMPLE],
-                [_DECIDED],
+                [EVENT_SENT],
+                [DECIDED],
             )
         },
         **found["paths"],

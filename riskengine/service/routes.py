@@ -65,6 +65,28 @@ _ORIGIN: Final = {
         }
     ],
 }  # fmt: skip
+_RECORDED: Final = {
+    "decision": document.DECIDED,
+    "event": {**document.EVENT_SENT, "user_id": "#31f8f505fd3e7b89", "device_id": "#63186f4c6e77f302"},
+    "labels": [{"event_id": "e1", "label": "fraud", "time": 1_794_362_400_000, "source": "chargeback"}],
+}
+_POLICY: Final[dict[str, Any]] = {
+    "policy": "campaign-protection", "fingerprint": "7f1b0c9d2e3a4b5c", "activation": None,
+    "events": ["coupon_claim"], "features": ["device_claims_today"],
+    "limits": [
+        {
+            "name": "one-coupon-a-device", "on": ["coupon_claim"], "then": "deny", "mode": "live",
+            "risk": 0.0, "owner": "growth-risk",
+        }
+    ],
+    "rules": [
+        {
+            "name": "device-farm", "on": ["coupon_claim"], "then": "challenge", "mode": "live",
+            "risk": 0.6, "owner": "growth-risk",
+        }
+    ],
+}  # fmt: skip
+_READY: Final = {"ready": True, "checks": {"store": "12,044 entities", "journal": "0 entries wait"}}
 _ROW: Final = {"daily_budget": 5_000}
 _FILES: Final = {"policy.yaml": "policy: campaign-protection\n...", "coupon.test.yaml": "start: ..."}
 _ACTIVATION: Final[dict[str, Any]] = {
@@ -153,7 +175,9 @@ def _follow_up(app: FastAPI, engine: Engine) -> None:
         """Give back what an event holds of limits: its order was cancelled."""
         return _reply(Released(event_id, engine.release(event_id)))
 
-    @app.get("/v1/decisions/{event_id:path}", **operation(None, Recorded, 404, 409, 422, 503))
+    @app.get(
+        "/v1/decisions/{event_id:path}", **operation(None, Recorded, 404, 409, 422, 503, answers=_RECORDED)
+    )
     def recorded(event_id: str) -> Response:
         """What the journal holds of an event: its decision, the event (masked), its labels."""
         if engine.journal is None:
@@ -291,7 +315,7 @@ def _live_table(engine: Engine, name: str) -> None:
 
 
 def _policy(app: FastAPI, engine: Engine, policies: Policies) -> None:
-    @app.get("/v1/policy", **operation(None, PolicyShown, 422))
+    @app.get("/v1/policy", **operation(None, PolicyShown, 422, answers=_POLICY))
     def show(files: Annotated[Literal["true", "false"], Query()] = "false") -> Response:
         """The policy that is serving, how it came to that, and with `?files=true` what its files say."""
         policy, act = engine.policy, policies.current
@@ -468,12 +492,12 @@ def _alerts(app: FastAPI, engine: Engine) -> None:
 
 
 def _operating(app: FastAPI, sidecar: Sidecar) -> None:
-    @app.get("/livez", **operation(None, Readiness))
+    @app.get("/livez", **operation(None, Readiness, answers={"ready": True}))
     async def livez() -> Response:
         """Whether the process answers at all."""
         return _reply(Readiness(True))
 
-    @app.get("/readyz", **operation(None, Readiness, 503))
+    @app.get("/readyz", **operation(None, Readiness, 503, answers=_READY))
     def readyz(verbose: Annotated[str | None, Query()] = None) -> Response:
         """Whether traffic should come here. With `?verbose`, how each part fares, a line each."""
         checks = sidecar.checks()

@@ -58,7 +58,7 @@ def run(
     with Engine.open(
         policies.definition, store=settings.store, journal=settings.journal_url, origin=origin
     ) as engine:
-        rehearse(engine.definition)
+        rehearse(engine.definition, engine.scratch)
         if resume is not None:
             resume(engine)
         serve(engine, settings, access, policies, listening, lambda: ready(policies.definition.name), shared)

@@ -184,7 +184,7 @@ class Store(Protocol):
     def list_delete(self, name: str, entity: str, key: int) -> bool:
         """Remove an entry; whether it was there."""
 
-    def look_at_lists(self) -> None:
+    def look_at_edits(self) -> None:
         """Learn of the edits that others have made."""
 
     def spread(self, edits: Sequence[PathEdit]) -> None:

@@ -490,7 +490,7 @@ class MemoryStore:
         """Remove an entry; whether it was there."""
         return self.lists.delete((name, entity, key))
 
-    def look_at_lists(self) -> None:
+    def look_at_edits(self) -> None:
         """Nobody else edits them."""
 
     def spread(self, edits: Sequence[PathEdit]) -> None:

@@ -12,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -66,7 +68,7 @@ from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
 from riskengine.stores.resp import Bytes, as_array, bulk, command
 from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces
 from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
-from riskengine.stores.workspace import Workspace
+from riskengine.stores.workspace import Room, Workspace
 
 MARGIN_MS: Final = 60_000  # that clocks may differ by
 TAIL_RECORDS: Final = 64
@@ -90,6 +92,7 @@ class _Asked:
     """What a batch asked of Redis, kept from `observe` to `conclude`."""
 
     touches: Touches
+    room: Room  # what is made of it is good until the next batch
     asked: Bytes  # (n, L)
     amounts: Int64s
     mosts: Int64s
@@ -97,11 +100,11 @@ class _Asked:
     give_back: Bytes
     buckets: Int64s
     handed: Bytes  # (L)
+    claims: Int64s  # (n, 2)
+    contents: Int64s
     met: Met
     entities: Int64s = field(default_factory=lambda: NO_ENTITIES)  # (K, 4), by partition
     calls: int = 0  # of observe.lua: one, or on a cluster one a partition
-    groups: Int64s = field(default_factory=lambda: NO_CLAIMS)  # what is in each: see wire.share_out
-    claimants: Int64s = field(default_factory=lambda: NO_KEYS)
     resumed: bool = False  # an event that was entered before, and not decided
     gave_back: bool = False  # and that has given back what it reserved
     left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
@@ -155,6 +158,7 @@ class RedisStore:
         self._work = Workspace()
         self._out = np.empty(1 << 16, np.uint8)
         self._asked: _Asked | None = None
+        self._folded: list[tuple[bytes, int]] = []  # values to be written back, and their partitions
         self.at_once = at_once
         self._way = way
         self._doors = beside or _Doors()
@@ -188,7 +192,6 @@ class RedisStore:
         self._plan = plan
         self._plans.add(plan)
         self._traces = Traces(features, 0)
-        self._work.serve(features)
         self._scratch = np.zeros(features.scratch_words, np.int64)
         self._trace_bytes = (
             64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
@@ -201,6 +204,7 @@ class RedisStore:
         place = self.place
         parts = range(len(place.tags))
         self._mask = len(parts) - 1
+        self._work.serve(features, len(parts))
         self._prefixes = as_array(b"".join(place.within(part) for part in parts))
         self._prefix_size = len(place.within(0))
         scripts = self._link.names
@@ -242,6 +246,8 @@ class RedisStore:
         try:
             if self._in_doubt:
                 self._clear_up()
+            if self._folded:  # by a batch of which nothing was to be concluded
+                self._tell_folded()
             if not counted:
                 self._stand_in(touches)
             asked = self._ask(touches, followed)
@@ -280,18 +286,20 @@ class RedisStore:
         """What each event wants of limits; of the event that is followed, what can be is taken over first."""
         asked, batch = self._blank(touches), touches.batch
         if followed is not None:
-            asked.follows = np.frombuffer(followed.claim, np.int64).reshape(1, 2)
+            asked.follows = np.array([np.frombuffer(followed.claim, np.int64)])
         self._want(asked, NOTHING_HELD, NO_KEYS)
         if followed is not None and not batch.late[0] and followed.chain[0].holds:
             self._take_over(asked, followed)
         return asked
 
     def _blank(self, touches: Touches) -> _Asked:
-        shape = touches.batch.n, len(self.features.limit_names)
-        amounts, mosts, buckets = np.zeros((3, *shape), np.int64)
-        asked, granted, give_back = np.zeros((3, *shape), np.uint8)
-        handed = np.zeros(shape[1], np.uint8)
-        return _Asked(touches, asked, amounts, mosts, granted, give_back, buckets, handed, NONE_MET)
+        batch = touches.batch
+        room = self._work.room(batch.n)
+        claims, contents = batch.claim.view(np.int64), batch.content.view(np.int64)
+        return _Asked(
+            touches, room, room.asked, room.amounts, room.mosts, room.granted, room.give_back, room.buckets,
+            room.handed, claims, contents, NONE_MET,
+        )  # fmt: skip
 
     def _want(self, asked: _Asked, prior: Int64s, prior_keys: Int64s) -> None:
         touches = asked.touches
@@ -310,32 +318,33 @@ class RedisStore:
 
     def _request(self, asked: _Asked, booked: Bytes) -> _Requests:
         """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
-        touches, features, work = asked.touches, self.features, self._work
-        batch, size = touches.batch, touches.keys.size
-        work.prepare(*touches.keys.shape)
-        entities, sizes, pieces, after = work.entities, work.sizes, work.pieces, work.after
+        touches, features, room, claims = asked.touches, self.features, asked.room, asked.claims
+        batch = touches.batch
+        entities, sizes, pieces, order = room.entities, room.sizes, room.pieces, room.order
         count, total = wire.gather(
-            features.flat, touches.keys, touches.records, booked, work.slots, entities, sizes, pieces, after
+            features.flat,
+            touches.keys,
+            touches.records,
+            booked,
+            room.slots,
+            entities,
+            sizes,
+            pieces,
+            room.after,
         )
-        claims = batch.claim.view(np.int64)
-        order = np.arange(batch.n)
         if self._mask:
             order = np.argsort(claims[:, 0] & self._mask, kind="stable")
             places = np.argsort(entities[:count, 0] & self._mask, kind="stable")
             entities, sizes, pieces = entities[places], sizes[places], pieces[places]
         asked.entities = entities[:count]
-        most = min(self._mask, count + batch.n) + 1
-        asked.groups = groups = np.empty((most + 1, wire.GROUP_SIZE), np.int64)
-        asked.claimants = claimants = np.empty(batch.n + (size if self._mask else 0), np.int64)
         lives = self._lives_said
         asked.claims_live_s = self._claims_live_s
         if batch.n > 1 and not self._mask:
-            asked.batch = np.empty(wire.KEY_CHARS, np.uint8)
+            asked.batch = room.batch
             wire.put_word(asked.batch, 0, int.from_bytes(secrets.token_bytes(8), "little", signed=True))
         names = self._prefix_size + 40
-        needed = most * (400 + len(lives)) + len(claimants) * (names + 80) + count * (names + 40)
-        out = self._room(needed + total + 4 * size)
-        ends = np.empty(most, np.int64)
+        needed = len(room.groups) * (400 + len(lives)) + len(room.claimants) * (names + 80)
+        out = self._room(needed + count * (names + 40) + total + 4 * touches.keys.size)
         asked.calls = calls = wire.write_observe(
             out,
             features.flat,
@@ -350,7 +359,7 @@ class RedisStore:
             lives,
             asked.claims_live_s,
             asked.batch,
-            batch.content.view(np.int64),
+            asked.contents,
             batch.time,
             claims,
             touches.records,
@@ -359,23 +368,24 @@ class RedisStore:
             asked.mosts,
             order,
             self._mask,
-            groups,
-            claimants,
-            np.empty(batch.n, np.int64),
+            room.groups,
+            room.claimants,
+            room.numbers,
             entities,
             count,
             sizes,
             pieces,
-            after,
-            ends,
+            room.after,
+            room.ends,
         )
-        return _Requests(out[: ends[calls - 1]].data, ends[:calls].tolist(), groups[:calls, wire.PART])
+        ends = room.ends[:calls].tolist()
+        return _Requests(out[: ends[-1]].data, ends, room.groups[:calls, wire.PART])
 
     def _values(self, asked: _Asked, reply: Reply) -> tuple[bool, int]:
         """Look at the epoch that every answer begins with: whether a claim was met, and the values' bytes."""
         wrong, met, size = wire.read_calls(
-            reply.data, reply.offsets, reply.lengths, reply.firsts, asked.calls, asked.groups,
-            self._plain_epoch, self._work.items,
+            reply.data, reply.offsets, reply.lengths, reply.firsts, asked.calls, asked.room.groups,
+            self._plain_epoch, asked.room.items,
         )  # fmt: skip
         if wrong >= 0:
             raise self._other_life(reply.item(int(reply.firsts[wrong])))
@@ -406,13 +416,13 @@ class RedisStore:
         batch = asked.touches.batch
         told: dict[int, tuple[Item, Item]] = {}  # claim and decision, where an event's own partition knows it
         for call in range(asked.calls):
-            part, first, homes = asked.groups[call, : wire.FIRST_ENTITY].tolist()
+            part, first, homes = asked.room.groups[call, : wire.FIRST_ENTITY].tolist()
             at = int(reply.firsts[call]) + 2
             marks = reply.item(at)
             assert isinstance(marks, bytes), "observe.lua answers marks as a string"
             for c, mark in enumerate(marks):
                 if mark == ord("1"):
-                    i = int(asked.claimants[first + c])
+                    i = int(asked.room.claimants[first + c])
                     asked.known.add((i, part))
                     if c < homes:
                         told[i] = reply.item(at + 1), reply.item(at + 2)
@@ -555,7 +565,7 @@ class RedisStore:
             reply.data,
             reply.offsets,
             reply.lengths,
-            work.items,
+            asked.room.items,
             count,
             asked.entities,
             work.row,
@@ -563,23 +573,23 @@ class RedisStore:
             time,
             touches.batch.time,
             TAIL_RECORDS,
-            work.tails,
-            work.outcome,
-            work.long,
+            asked.room.tails,
+            asked.room.outcome,
+            asked.room.long,
         )
         if not other:
             if long and not asked.resumed:
                 self._compact(asked, reply, long)
             if asked.resumed:
-                self._keep_found(asked, work.outcome[:count])
+                self._keep_found(asked, asked.room.outcome[:count])
             return
-        outcome = work.outcome[:count]
+        outcome = asked.room.outcome[:count]
         for k in np.flatnonzero(outcome == wire.BROKEN).tolist():
             raise StoreError(
                 "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
             )
         foreign = [
-            (k, reply.item(int(work.items[k])), *self._write_back_of(reply, int(work.items[k])))
+            (k, reply.item(int(asked.room.items[k])), *self._write_back_of(reply, int(asked.room.items[k])))
             for k in np.flatnonzero(outcome == wire.FOREIGN).tolist()
         ]
         if long and not asked.resumed:
@@ -643,7 +653,7 @@ class RedisStore:
                 asked.asked[0, limit] = 0
 
     def _compact(self, asked: _Asked, reply: Reply, count: int) -> None:
-        """Write back what has a long tail, or an old snapshot. It goes out with what is told next."""
+        """Write back what has a long tail, or an old snapshot, when the batch is concluded."""
         work, done = self._work, 0
         while done < count:
             out = self._room(1 << 16)
@@ -651,13 +661,14 @@ class RedisStore:
             done = wire.write_compacts(
                 out, self.features.flat, self.fingerprint, self._prefixes, self._prefix_size, self._mask,
                 self._kinds, self._opening["compact"], self._entities_live, self._claims_there_ms,
-                *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, work.items,
-                work.tails, work.long, first, count, work.snapshot, work.ends,
+                *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, asked.room.items,
+                asked.room.tails, asked.room.long, first, count, work.snapshot, asked.room.ends,
             )  # fmt: skip
             start = 0
-            for k, end in enumerate(work.ends[first:done].tolist(), first):
+            for k, end in enumerate(asked.room.ends[first:done].tolist(), first):
                 if end > start:
-                    self._link.later(out[start:end].data, int(asked.entities[work.long[k], 0]) & self._mask)
+                    part = int(asked.entities[asked.room.long[k], 0]) & self._mask
+                    self._folded.append((out[start:end].tobytes(), part))
                 start = end
             if done == first:  # larger than there is room for
                 self._out = np.empty(2 * len(self._out), np.uint8)
@@ -688,7 +699,7 @@ class RedisStore:
             self._opening["compact"], self._lives_ms[e], self._claims_there_ms, key, e, as_array(head),
             length, as_array(value), data, at, end,
         )  # fmt: skip
-        self._link.later(out[:end].data, part)
+        self._folded.append((out[:end].tobytes(), part))
 
     # -- limits
 
@@ -764,7 +775,7 @@ class RedisStore:
                 slots,
                 self._traces.at_holds,
             )
-            again = np.empty_like(asked.granted)
+            again = asked.room.again
             if self._compare(asked, again):
                 try:
                     self._ask_again(asked, verdict, again)
@@ -798,7 +809,7 @@ class RedisStore:
             asked.traces,
             self._traces.at_holds,
         )
-        self._compare(asked, np.empty_like(asked.granted))
+        self._compare(asked, asked.room.again)
 
     def _compare(self, asked: _Asked, again: Bytes) -> int:
         """How many reservations are to be made `again`; and what is to be given back."""
@@ -832,8 +843,7 @@ class RedisStore:
             entities = names[i, part]
             claim = self.place.claim_name(b"c", batch.claim[i].tobytes(), part)
             value = np.empty(wire.CLAIM_BYTES, np.uint8)
-            contents = batch.content.view(np.int64)
-            wire.put_claim(value, 0, contents, batch.time, asked.claims_live_s, asked.batch, i)
+            wire.put_claim(value, 0, asked.contents, batch.time, asked.claims_live_s, asked.batch, i)
             sha = self._link.names["undo"]
             request = command(("EVALSHA", sha, 1 + len(entities), claim, *entities, value.tobytes(), *words))
             self._link.tell(request, part)
@@ -1042,13 +1052,18 @@ class RedisStore:
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> None:
         rows = self._in_order(asked.touches, rows)
+        self._tell_folded()
         if asked.batch is not ALONE and not asked.resumed and not asked.left_open:
             self._link.tell(self._concluding_all(asked, rows, decisions, lives))
             return
         requests = self._concluding(asked, rows, decisions, lives)
-        back = asked.give_back.any() and not asked.gave_back
-        after = self._giving_back(asked, rows) if self._mask and back else None
-        self._link.tell_all(*requests, after)
+        back = self._mask and not asked.gave_back and asked.give_back.any()
+        self._link.tell_all(*requests, self._giving_back(asked, rows) if back else None)
+
+    def _tell_folded(self) -> None:
+        for request, part in self._folded:
+            self._link.later(request, part)
+        self._folded.clear()
 
     def _in_order(self, touches: Touches, rows: Sequence[int]) -> Sequence[int]:
         """Events by partition."""
@@ -1092,21 +1107,16 @@ class RedisStore:
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> _Requests:
         """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
-        features, touches, batch = self.features, asked.touches, asked.touches.batch
-        answers = [_ENCODER.encode(decisions[i]) for i in rows]
-        trace = self._trace_bytes
-        back = int(np.count_nonzero(asked.give_back))
-        sizes = [len(answer) for answer in answers]
-        names = self._prefix_size + 40
-        most = min(self._mask + 1, len(rows))
-        out = self._room(most * 400 + len(rows) * (names + trace + 112) + sum(sizes) + back * (names + 96))
-        ends, parts = np.empty(most, np.int64), np.empty(most, np.int64)
-        times = as_array(
-            bulk(b"%d" % lives.horizon_ms) + bulk(b"%d" % lives.fresh_ms) + bulk(b"%d" % asked.resumed)
+        touches, batch, room = asked.touches, asked.touches.batch, asked.room
+        answers, at = self._encoded(decisions, rows)
+        trace, n, names = self._trace_bytes, len(rows), self._prefix_size + 40
+        back = asked.give_back.size
+        out = self._room(
+            len(room.parts) * 400 + n * (names + trace + 112) + len(answers) + back * (names + 96)
         )
         calls = wire.write_conclude(
             out,
-            features.flat,
+            self.features.flat,
             self.tag,
             self.fingerprint,
             self._traces.labelled,
@@ -1117,12 +1127,12 @@ class RedisStore:
             self._epoch_keys,
             self._epoch_size,
             self._epoch,
-            times,
+            _times(lives.horizon_ms, lives.fresh_ms, asked.resumed),
             ALONE,
-            np.array(rows, np.int64),
+            self._numbers(asked, rows),
             self._mask,
-            batch.claim.view(np.int64),
-            batch.content.view(np.int64),
+            asked.claims,
+            asked.contents,
             batch.time,
             batch.event_hash.view(np.int64),
             touches.keys,
@@ -1134,32 +1144,30 @@ class RedisStore:
             asked.give_back,
             asked.amounts,
             asked.buckets,
-            as_array(b"".join(answers)),
-            np.cumsum(sizes),
-            np.empty(trace, np.uint8),
-            ends,
-            parts,
+            answers,
+            at,
+            self._work.room_for_traces(trace),
+            room.ends,
+            room.parts,
         )
-        return _Requests(out[: ends[calls - 1]].data, ends[:calls].tolist(), parts[:calls])
+        ends = room.ends[:calls].tolist()
+        return _Requests(out[: ends[-1]].data, ends, room.parts[:calls])
 
     def _concluding_all(
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> memoryview:
         """The call of conclude_all.lua for the events `rows` of a batch."""
-        features, touches, batch = self.features, asked.touches, asked.touches.batch
-        answers = [_ENCODER.encode(decisions[i]) for i in rows]
-        trace = self._trace_bytes
-        back = int(np.count_nonzero(asked.give_back))
-        ends = np.cumsum([len(answer) for answer in answers])
-        names = self._prefix_size + 40
-        traces = batch.n * (trace + 4)
-        out = self._room(1000 + len(rows) * (names + 2) + 2 * traces + int(ends[-1]) + back * (names + 96))
+        touches, batch = asked.touches, asked.touches.batch
+        answers, at = self._encoded(decisions, rows)
+        names, traces = self._prefix_size + 40, batch.n * (self._trace_bytes + 4)
+        back = asked.give_back.size
+        out = self._room(1000 + len(rows) * (names + 2) + 2 * traces + len(answers) + back * (names + 96))
         live = not 0 <= 1000 * asked.claims_live_s - lives.horizon_ms < 1000
         # No claim outlives its traces, or it would look undecided: they are counted in seconds there.
-        times = bulk(b"%d" % (lives.horizon_ms + 1000)) + bulk(b"%d" % lives.fresh_ms) + bulk(b"%d" % live)
+        times = _times(lives.horizon_ms + 1000, lives.fresh_ms, live)
         end = wire.write_conclude_all(
             out,
-            features.flat,
+            self.features.flat,
             self.tag,
             self.fingerprint,
             self._traces.labelled,
@@ -1169,10 +1177,10 @@ class RedisStore:
             self._opening["conclude_all"],
             self._epoch_keys,
             self._epoch,
-            as_array(times),
+            times,
             asked.batch,
-            np.array(rows, np.int64),
-            batch.claim.view(np.int64),
+            self._numbers(asked, rows),
+            asked.claims,
             batch.event_hash.view(np.int64),
             batch.time,
             touches.keys,
@@ -1184,11 +1192,21 @@ class RedisStore:
             asked.give_back,
             asked.amounts,
             asked.buckets,
-            as_array(b"".join(answers)),
-            ends,
-            np.empty(traces + 8, np.uint8),
+            answers,
+            at,
+            self._work.room_for_traces(traces + 8),
         )
         return out[:end].data
+
+    def _encoded(self, decisions: Sequence[Decision], rows: Sequence[int]) -> tuple[Bytes, Int64s]:
+        """Decisions one behind the other, and where each ends."""
+        answers = [_ENCODER.encode(decisions[i]) for i in rows]
+        if len(answers) == 1:
+            return as_array(answers[0]), np.array([len(answers[0])])
+        return as_array(b"".join(answers)), np.array(list(accumulate(map(len, answers))))
+
+    def _numbers(self, asked: _Asked, rows: Sequence[int]) -> Int64s:
+        return asked.room.order if isinstance(rows, range) else np.array(rows, np.int64)
 
     def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
         """Keep what was decided without the store, to be counted when it is back: what it is told then.
@@ -1469,7 +1487,7 @@ class RedisStore:
         """Entries of lists as far as they are known here."""
         return self._edits.lists
 
-    def look_at_lists(self) -> None:
+    def look_at_edits(self) -> None:
         """Learn of the edits that others have made."""
         self._edits.look()
 
@@ -1564,6 +1582,12 @@ class RedisStore:
         """Hang up."""
         self.claims.clear()
         self._link.close()
+
+
+@lru_cache(maxsize=16)
+def _times(first_ms: int, second_ms: int, flag: bool) -> Bytes:
+    """Three arguments of conclude.lua and conclude_all.lua."""
+    return as_array(bulk(b"%d" % first_ms) + bulk(b"%d" % second_ms) + bulk(b"%d" % flag))
 
 
 class _Entry(NamedTuple):

@@ -281,10 +281,7 @@ def put_piece(
 @jit
 def put_head(out: Bytes, at: int, kind: int, size: int, cell: int, tag: int) -> int:
     """Write a record's first eight bytes."""
-    out[at] = kind
-    out[at + 1] = size
-    out[at + 2] = cell
-    return put_raw(out, at + 3, tag, 5)
+    return put_raw(out, at, kind | size << 8 | cell << 16 | tag << 24, 8)
 
 
 @jit
@@ -672,22 +669,24 @@ def take_in_one(
     if tails[k, SINCE] == NONE and at < end:
         tails[k, SINCE] = get_raw(data, at + HEAD, 8)
     first = entity_of(plan, e, E_RECORD)
+    record = pointer(row, first)
     while at < end:
-        size = int(data[at + 1])
+        head = get_raw(data, at, 8)
+        kind, size, number = head & 0xFF, head >> 8 & 0xFF, head >> 16 & 0xFF
         time = get_raw(data, at + HEAD, 8)
         event = get_raw(data, at + HEAD + 8, 8)
-        if stop_event != 0 and event == stop_event and time == stop_time and data[at] < RELEASE:
+        if stop_event != 0 and event == stop_event and time == stop_time and kind < RELEASE:
             return STOPPED
-        if data[at] == RECORD:
+        if kind == RECORD:
             for j in range(size):
-                row[0, first + j] = get_raw(data, at + HEAD + 8 * j, 8)
-            by = plan if data[at + 2] == 0 else pointer(partial, (int(data[at + 2]) - 1) * partial.shape[1])
+                record[j] = get_raw(data, at + HEAD + 8 * j, 8)
+            by = plan if number == 0 else pointer(partial, (number - 1) * partial.shape[1])
             s = slabs.fold(by, words, meta, table, old_table, key, s, e, pointer(row, 0))
-        elif data[at] != VOID:
-            cell = entity_of(plan, e, E_CELLS) + int(data[at + 2])
+        elif kind != VOID:
+            cell = entity_of(plan, e, E_CELLS) + number
             amount = get_raw(data, at + HEAD + 16, 8)
             last = get_raw(data, at + HEAD + 24, 8)
-            if data[at] == RESERVE:
+            if kind == RESERVE:
                 if book(plan, words, meta, table, old_table, e, cell, key, time, amount, last):
                     put_raw(data, at + AT_MOST, GRANTED, 8)
             else:
@@ -710,26 +709,27 @@ def survey(
         own += get_raw(data, at + 8, 8) == fingerprint
         at += packing.HEADER + get_raw(data, at + 4, 4)
     foreign = sections > 0 and own == 0
+    width = entity_of(plan, e, E_WIDTH)
     while at < end:
-        if at + HEAD > end or at + HEAD + 8 * int(data[at + 1]) > end:
+        if at + HEAD > end:
             return BROKEN
-        if get_raw(data, at + 3, 5) != tag:
+        head = get_raw(data, at, 8)
+        kind, size, number = head & 0xFF, head >> 8 & 0xFF, head >> 16 & 0xFF
+        if at + HEAD + 8 * size > end:
+            return BROKEN
+        if head >> 24 & 0xFF_FFFF_FFFF != tag:
             foreign = True
-        elif data[at] == RECORD or data[at] == VOID:
-            if data[at + 1] != entity_of(plan, e, E_WIDTH):
+        elif kind == RECORD or kind == VOID:
+            if size != width or (kind == RECORD and number > partials):
                 return BROKEN
-            if data[at] == RECORD and data[at + 2] > partials:
+        elif kind == RESERVE or kind == RELEASE:
+            if size != (5 if kind == RESERVE else 4) or number >= entity_of(plan, e, ledger.E_CELLS_N):
                 return BROKEN
-        elif data[at] == RESERVE or data[at] == RELEASE:
-            cell = int(data[at + 2])
-            size = 5 if data[at] == RESERVE else 4
-            if data[at + 1] != size or cell >= entity_of(plan, e, ledger.E_CELLS_N):
-                return BROKEN
-            if cell_of(plan, entity_of(plan, e, E_CELLS) + cell, ledger.C_KIND) != HOLDS:
+            if cell_of(plan, entity_of(plan, e, E_CELLS) + number, ledger.C_KIND) != HOLDS:
                 return BROKEN
         else:
             return BROKEN
-        at += HEAD + 8 * int(data[at + 1])
+        at += HEAD + 8 * size
     if at != end:
         return BROKEN
     return FOREIGN if foreign else FOLDED
