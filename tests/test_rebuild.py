@@ -143,7 +143,9 @@ def test_a_store_that_was_emptied_is_rebuilt_from_its_journal(
                 store, stage.engine.definition, [stage.engine.journal], done, clock=lambda: stage.now
             )
             assert (done.events, done.releases, done.unknown) == (21, 1, 0)
-            stage.engine.score(payment("p0", 20 * MINUTE))  # finds that there is another epoch
+            assert stage.engine.score(payment("p0", 20 * MINUTE)).flags == (), (
+                "it finds the new epoch by itself"
+            )
             assert stage.engine.score(claim("e1", MINUTE, device_id="d1")) == first
             assert stage.row(claim("e20", 21 * MINUTE))["claims"] == 22
             assert stage.engine.score(claim("e21", 22 * MINUTE, device_id="d1")).action == "deny"
@@ -155,7 +157,7 @@ def test_a_store_that_was_emptied_is_rebuilt_from_its_journal(
             words = "--store", store, "--from", journal, "--rules", str(tmp_path / "policy")
             code, told = command(*words, "--json")
             assert (code, json.loads(told)["events"]) == (0, 27)
-            stage.engine.score(payment("p1", 20 * MINUTE))
+            assert stage.engine.score(payment("p1", 20 * MINUTE)).flags == ()
             assert stage.row(claim("e25", 23 * MINUTE))["claims"] == 27
             ours = (shared.place.data, shared.place.epoch_key)
             assert [name for name in client.scan_iter() if not name.startswith(ours)] == [], (

@@ -222,6 +222,8 @@ def survey(url: str, tenant: str) -> Survey:
         for call, names in scan(link, place.data) if place.epoch else ():
             for name in names:
                 kind = KINDS.get(name[letter_at : letter_at + 1].decode(), "other")
+                if name[letter_at:].startswith(b"plan."):
+                    kind = "plans"
                 if kind in EVENTS and not place.is_at_home(name):
                     kind = "copies"  # of claims, on a cluster
                 counts[kind] = counts.get(kind, 0) + 1

@@ -243,6 +243,7 @@ class RedisStore:
 
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """The one wait: claim events, append records, fold what is known, and read each event's row."""
+        place = self.place
         try:
             if self._in_doubt:
                 self._clear_up()
@@ -261,6 +262,8 @@ class RedisStore:
                 self._find_granted(asked)
             self._edits.catch_up(edits)
         except StoreError:
+            if self.place is not place:  # the store was rebuilt, and serves
+                return self.observe(touches, counted, followed)
             self._edits.lists.look_up(touches)  # as far as we know them
             raise
         except BaseException:
@@ -392,7 +395,7 @@ class RedisStore:
         return met, size
 
     def _other_life(self, epoch: Item) -> StoreError:
-        """The error where data has another epoch than expected; the next batch goes by that."""
+        """The error where data has another epoch than expected; from here on we go by that."""
         error = StoreError("epoch", missing_epoch(self.place))
         if self._mask:  # of one partition; the first one says what is
             epoch = self._link.call("GET", self.place.epoch_key)[0]
