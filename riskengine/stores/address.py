@@ -27,6 +27,7 @@ TIMEOUT_MS: Final = 1000  # a service says less
 AT_ONCE: Final = 2  # batches under way: while one waits for the server, another has the processor
 EPOCH_CHARS: Final = 4
 VERSION_MIN: Final = (6, 2)
+OPENING_MS: Final = 5000
 SURVEY_MS: Final = 5000
 SAMPLE: Final = 500  # keys of each kind that are weighed
 # By the letter of their names; of a batch decisions are together in one key, and so are traces.
@@ -92,24 +93,35 @@ class Address(msgspec.Struct, frozen=True):
         timeout, connect, at_once = (int(ours[name]) for name in ("timeout", "connect", "at_once"))
         return cls(plain, bool(cluster), ours["prefix"], timeout, connect, at_once)
 
-    def link(self, timeout_ms: int = 0) -> AnyLink:
-        """The way there; its timeout is at least so long. StoreError where no node of a cluster answers."""
-        timeout_ms = max(timeout_ms, self.timeout_ms)
+    def link(self, patience_ms: int = 0) -> AnyLink:
+        """The way there; each wait is at least so long. StoreError where no node of a cluster answers."""
+        timeout_ms, connect_ms = max(patience_ms, self.timeout_ms), max(patience_ms, self.connect_ms)
         if self.cluster:
-            return ClusterLink(self.urls, timeout_ms, self.connect_ms)
-        return Link(self.urls[0], timeout_ms, self.connect_ms)
+            return ClusterLink(self.urls, timeout_ms, connect_ms)
+        return Link(self.urls[0], timeout_ms, connect_ms)
+
+    def hurried(self) -> AnyLink:
+        """A link that was made with patience, and has no more of it than the URL says."""
+        link = self.link(OPENING_MS)
+        link.hurry(self.timeout_ms, self.connect_ms)
+        return link
 
 
 def open_store(url: str, features: FeatureSet, tenant: str) -> RedisStore:
-    """Open the shared store at a URL. Raises RiskEngineError for a URL, a server or data that will not do."""
+    """Open the shared store at a URL. Raises RiskEngineError for a URL, a server or data that will not do.
+
+    Nobody waits for a decision yet: its deadlines hold from when it is open.
+    """
     address = Address.read(url)
-    link = address.link()
+    link = address.link(OPENING_MS)
     try:
         check_server(link)
         place = find(link, address, tenant)
         if not place.epoch:
             raise StoreError("epoch", missing_epoch(place))
-        return RedisStore(features, link, place, address.link, address.at_once)
+        store = RedisStore(features, link, place, address.hurried, address.at_once)
+        link.hurry(address.timeout_ms, address.connect_ms)
+        return store
     except BaseException:
         link.close()
         raise
@@ -121,7 +133,7 @@ def begin(url: str, tenant: str) -> Place:
     Of a cluster the first partition is begun last: where that has an epoch and others do not, data was lost.
     """
     address = Address.read(url)
-    link = address.link()
+    link = address.link(OPENING_MS)
     try:
         check_server(link)
         place = find(link, address, tenant)

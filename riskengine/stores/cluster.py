@@ -182,6 +182,12 @@ class ClusterLink:
         self._unsent_bytes = 0
         self._gathered = _Gathered()
 
+    def hurry(self, timeout_ms: int, connect_ms: int) -> None:
+        """Wait no longer than this from now on."""
+        self.timeout_s, self._connect_s = timeout_ms / 1000, connect_ms / 1000
+        for node in self._nodes.values():
+            node.line.connect_s = self._connect_s
+
     @property
     def waiting(self) -> int:
         """How many requests that were told have not been answered."""

@@ -136,7 +136,7 @@ class Line:
     def __init__(self, url: str, connect_s: float) -> None:
         self.url = url
         self.reply = Reply()
-        self._connect_s = connect_s
+        self.connect_s = connect_s
         self._connection: Any = None
         self._socket: socket.socket | None = None
         self._from = 0  # where in the buffer the next reply begins
@@ -149,7 +149,7 @@ class Line:
 
     def load(self) -> None:
         """Let the server know our scripts."""
-        deadline = time.monotonic() + self._connect_s
+        deadline = time.monotonic() + self.connect_s
         for code in scripts().values():
             self.send(resp.command(("SCRIPT", "LOAD", code)), deadline)
             self.receive(deadline)
@@ -172,8 +172,8 @@ class Line:
         try:
             pool = redis.ConnectionPool.from_url(
                 self.url,
-                socket_connect_timeout=self._connect_s,
-                socket_timeout=self._connect_s,
+                socket_connect_timeout=self.connect_s,
+                socket_timeout=self.connect_s,
                 protocol=2,
             )
             self._connection = pool.make_connection()

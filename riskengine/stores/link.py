@@ -41,6 +41,11 @@ class Link:
         self._told_bytes = 0
         self._sent = 0  # how many of these went out over this connection
 
+    def hurry(self, timeout_ms: int, connect_ms: int) -> None:
+        """Wait no longer than this from now on."""
+        self.timeout_s = timeout_ms / 1000
+        self._line.connect_s = connect_ms / 1000
+
     @property
     def waiting(self) -> int:
         """How many requests that were told have not been answered."""
