@@ -2,12 +2,12 @@
 
 Targets are of a policy of which every event touches six entities (`six/`); `pack_*` are of the shipped one.
 The server writes its file every second. Before anything is timed, its decisions are those of the in-process
-store. One engine waits while its server works, so both their times add up. The peer does what is usually done
-for sliding windows in Redis: for each entity of an event a sorted set, to which redis-py's pipeline adds,
-from which it removes what is too old, and in which it counts a window. The wheel's server takes its memory
-from the C library, which costs a script that writes 1.3 to 2 times the processor time; servers are shipped
-with jemalloc, which is put in its place here where the machine has it. RISKENGINE_REDIS_EVENTS sets how many
-events the hot entity gets (1,000,000 for a state that is full).
+store. Two threads score: while one waits for the server, the other has the processor. The peer does what is
+usually done for sliding windows in Redis: for each entity of an event a sorted set, to which redis-py's
+pipeline adds, from which it removes what is too old, and in which it counts a window. The wheel's server
+takes its memory from the C library, which costs a script that writes 1.3 to 2 times the processor time;
+servers are shipped with jemalloc, which is put in its place here where the machine has it.
+RISKENGINE_REDIS_EVENTS sets how many events the hot entity gets (1,000,000 for a state that is full).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import socket
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +54,8 @@ HOT_EVENTS: Final = int(os.environ.get("RISKENGINE_REDIS_EVENTS", "24000"))
 CHECKED: Final = 2_000
 LONE: Final = 1_500
 BATCH: Final = 64
+THREADS: Final = 2
+AT_ONCE: Final = 1e9  # events a second: all are there
 ROUNDS: Final = 2
 PEER_EVENTS: Final = 3_000
 PACED_S: Final = 3.0
@@ -106,18 +110,18 @@ def _busy(rules: Path, url: str, pid: int, events: Events) -> dict[str, Any]:
     rounds = []
     for _ in range(ROUNDS):
         with _engine(rules, url) as engine:
-            store = _store(engine)
-            _scored(engine, events[: EVENTS // 3])
-            spent = _timed(store, ("observe", "settle", "conclude"))
-            on_the_way = _timed(_line(store), ("send", "_fill"))
+            stores = _stores(engine)
+            _busied(engine, events[: EVENTS // 3])
+            spent = _timed(stores, ("observe", "settle", "conclude"))
+            on_the_way = _timed(map(_line, stores), ("send", "_fill"))
             rest = events[EVENTS // 3 :]
-            worked, own, began = _cpu_s(pid), time.thread_time(), time.perf_counter()
-            _scored(engine, rest)
+            worked, own, began = _cpu_s(pid), time.process_time(), time.perf_counter()
+            _busied(engine, rest)
             seconds = time.perf_counter() - began
-            own = time.thread_time() - own
+            own = time.process_time() - own
             rounds.append((len(rest) / seconds, own, _cpu_s(pid) - worked, sum(spent), sum(on_the_way)))
             keys = _keys_an_event(engine, rest)
-            size = _mean_size(store)
+            size = _mean_size(stores[0])
     n = len(events) - EVENTS // 3
     rate, own, server, in_store, sockets = (statistics.median(found) for found in zip(*rounds, strict=True))
     server_us = 1e6 * server / n
@@ -133,10 +137,11 @@ def _busy(rules: Path, url: str, pid: int, events: Events) -> dict[str, Any]:
     }
 
 
-def _store(engine: Engine) -> RedisStore:
-    store = engine._store
-    assert isinstance(store, RedisStore)
-    return store
+def _stores(engine: Engine) -> list[RedisStore]:
+    """Each way that the engine has to its store."""
+    stores = [judge.store for judge in engine._turns.judges]
+    assert len(stores) == THREADS
+    return [store for store in stores if isinstance(store, RedisStore)]
 
 
 def _line(store: RedisStore) -> Line:
@@ -145,11 +150,12 @@ def _line(store: RedisStore) -> Line:
     return link._line
 
 
-def _timed(owner: object, names: Sequence[str]) -> list[float]:
+def _timed(owners: Iterable[object], names: Sequence[str]) -> list[float]:
     """The CPU seconds that each call of these methods takes from now on: waiting is none."""
     spent: list[float] = []
-    for name in names:
-        setattr(owner, name, _clocked(getattr(owner, name), spent))
+    for owner in owners:
+        for name in names:
+            setattr(owner, name, _clocked(getattr(owner, name), spent))
     return spent
 
 
@@ -204,21 +210,9 @@ def _paced(rules: Path, url: str, events: Events, rate: float) -> dict[str, Any]
     """p99 of waits, where events come at a fixed rate and those that wait are one batch."""
     found: dict[str, Any] = {}
     for name, stream in (("", events), ("_compacting", _at_few(events))):
-        waits: list[float] = []
         with _engine(rules, url) as engine:
-            _scored(engine, stream[:BATCH])
-            rest = stream[BATCH : BATCH + int(PACED_S * rate)]
-            began, done = time.perf_counter(), 0
-            while done < len(rest):
-                due = int((time.perf_counter() - began) * rate)
-                ready = rest[done : min(due, done + BATCH)]
-                if not ready:
-                    time.sleep(0.0002)
-                    continue
-                engine.score_many(list(ready), now=_clock(ready))
-                now = time.perf_counter() - began
-                waits += [now - (done + k) / rate for k in range(len(ready))]
-                done += len(ready)
+            _busied(engine, stream[: THREADS * BATCH])
+            waits = _busied(engine, stream[THREADS * BATCH :][: int(PACED_S * rate)], rate)
         waits.sort()
         found[f"p99_ms_at_70_percent{name}"] = 1e3 * waits[int(0.99 * len(waits))]
     return found
@@ -232,7 +226,7 @@ def _hot(rules: Path, url: str, events: Events) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         opened = {name: stack.enter_context(engine) for name, engine in engines.items()}
         for name, engine in opened.items():  # unmeasured
-            _scored(engine, [{**event, "event_id": f"{name}-{i}"} for i, event in enumerate(events[:1000])])
+            _busied(engine, [{**event, "event_id": f"{name}-{i}"} for i, event in enumerate(events[:1000])])
         for turn in range(max(1, HOT_EVENTS // len(events))):
             for name, engine in opened.items():
                 many = MERCHANTS if name == "cold" else 1
@@ -246,9 +240,9 @@ def _hot(rules: Path, url: str, events: Events) -> dict[str, Any]:
                     for i, event in enumerate(events)
                 ]
                 began = time.perf_counter()
-                _scored(engine, stream)
+                _busied(engine, stream)
                 taken[name].append(time.perf_counter() - began)
-        store = _store(opened["hot"])
+        store = _stores(opened["hot"])[0]
         e = store.features.entities.index("merchant")
         key = opened["hot"].policy.schema.entity_key("merchant", "hot0")
         value = store._link.call("GET", store.place.entity_name(store.features.entities[e], key))[0]
@@ -306,10 +300,10 @@ def _sharded(rules: Path, core: int, shards: int, events: Events) -> dict[str, A
         url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port, _ in servers)
         with _engine(rules, url) as engine:
             half = len(events) // 2
-            _scored(engine, events[: half // 2])
+            _busied(engine, events[: half // 2])
             before = [_cpu_s(pid) for pid in pids]
             began = time.perf_counter()
-            _scored(engine, events[half // 2 : half])
+            _busied(engine, events[half // 2 : half])
             rate = (half - half // 2) / (time.perf_counter() - began)
             worked = [
                 1e6 * (_cpu_s(pid) - was) / (half - half // 2) for pid, was in zip(pids, before, strict=True)
@@ -342,6 +336,52 @@ def _scored(engine: Engine, events: Events) -> list[Decision]:
         part = list(events[at : at + BATCH])
         decisions += engine.score_many(part, now=_clock(part))
     return decisions
+
+
+class _Coming:
+    """Events that come so many a second, for several threads to take; and how long each has waited."""
+
+    def __init__(self, events: Events, rate: float) -> None:
+        self.waits: list[float] = []
+        self._events, self._rate = events, rate
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._began = time.perf_counter()
+
+    def take(self) -> tuple[int, list[dict[str, Any]]] | None:
+        """A batch of those that have come, and the number of its first; None when all are taken."""
+        while True:
+            with self._lock:
+                first = self._taken
+                if first == len(self._events):
+                    return None
+                due = min((time.perf_counter() - self._began) * self._rate, len(self._events))
+                ready = self._events[first : min(int(due), first + BATCH)]
+                self._taken += len(ready)
+            if ready:
+                return first, list(ready)
+            time.sleep(0.0002)
+
+    def done(self, first: int, n: int) -> None:
+        """Events are decided."""
+        now = time.perf_counter() - self._began
+        self.waits.extend(now - (first + k) / self._rate for k in range(n))
+
+
+def _busied(engine: Engine, events: Events, rate: float = AT_ONCE) -> list[float]:
+    """Score events by several threads, as they come; return how many seconds each waited."""
+    coming = _Coming(events, rate)
+
+    def work() -> None:
+        while (taken := coming.take()) is not None:
+            first, part = taken
+            engine.score_many(part, now=_clock(part))
+            coming.done(first, len(part))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for worker in [pool.submit(work) for _ in range(THREADS)]:
+            worker.result()
+    return coming.waits
 
 
 def _at_few(events: Events) -> Events:

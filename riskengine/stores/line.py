@@ -139,6 +139,7 @@ class Line:
         self.connect_s = connect_s
         self._connection: Any = None
         self._socket: socket.socket | None = None
+        self._patience_s = 0.0  # how long the connection waits
         self._from = 0  # where in the buffer the next reply begins
         self._to = 0  # and where what has come ends
 
@@ -192,6 +193,7 @@ class Line:
         except ValueError as error:
             raise RiskEngineError(f"the store's URL cannot be used: {_short(error)}") from None
         self._socket = self._connection._sock
+        self._patience_s = 0.0
         assert self._socket is not None, "a connection that is open has a socket"
         self.load()
         return self._socket
@@ -200,7 +202,7 @@ class Line:
         """Send requests, which may be several. StoreError where they cannot all be sent."""
         link = self.open()
         try:
-            link.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._bound(link, deadline)
             link.sendall(request)
         except OSError as error:
             self.close()
@@ -243,6 +245,16 @@ class Line:
         reply.replies = replies
         return reply
 
+    def _bound(self, link: socket.socket, deadline: float) -> None:
+        """Let the next call of a connection wait until then, give or take a millisecond.
+
+        To say so is a call of the system: what was said before often does.
+        """
+        left = max(deadline - time.monotonic(), 0.001)
+        if abs(left - self._patience_s) > 0.001:
+            link.settimeout(left)
+            self._patience_s = left
+
     def _fill(self, at: int, done: int, deadline: float) -> int:
         """Read what has come into the buffer, making room for it; return where `at` is now."""
         reply = self.reply
@@ -262,7 +274,7 @@ class Line:
             at -= start
             self._from, self._to = 0, left
         assert self._socket is not None, "nobody waits at a connection that is closed"
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+        self._bound(self._socket, deadline)
         count = self._socket.recv_into(reply.data[self._to :].data)
         if count == 0:
             raise ConnectionResetError("it hung up")

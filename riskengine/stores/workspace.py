@@ -54,7 +54,8 @@ class Workspace:
     def __init__(self) -> None:
         self.words = np.zeros(1 << 16, np.int64)
         self.meta = np.zeros(slabs.META_SIZE, np.int64)
-        self.table = np.zeros(8, np.int64)
+        self._tables: dict[int, Int64s] = {}
+        self.table = self._table(1)
         self.old_table = np.zeros(2, np.int64)
         self.row = np.zeros((1, 1), np.int64)
         self.snapshot = np.empty(1 << 15, np.uint8)  # room to pack one in
@@ -99,8 +100,15 @@ class Workspace:
         needed = 4 * (size + (count + 16) * (self._fixed + 64) * 2 + events * 2 * self._growth)
         if len(self.words) < needed:
             self.words = np.zeros(2 * needed, np.int64)
-        if len(self.table) < 8 * count:
-            self.table = np.zeros(2 * _power(4 * count), np.int64)
+        self.table = self._table(count)
+
+    def _table(self, count: int) -> Int64s:
+        """One that finds so many keys, and no larger: it is emptied for each batch."""
+        slots = _power(4 * count)
+        table = self._tables.get(slots)
+        if table is None:
+            table = self._tables[slots] = np.zeros(2 * slots, np.int64)
+        return table
 
 
 def _power(least: int) -> int:
