@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from clusters import cluster
 from servers import apart, valkey
 from stage import KEY, T0, Stage, claim, memory, payment, policy
 from typer.testing import CliRunner
 
 from riskengine.cli import app
+from riskengine.stores import StoreError
 from riskengine.stores.address import begin
 from riskengine.stores.redis import RedisStore
+from riskengine.stores.undecided import GIVE_BACK, STOP
 from riskengine.stores.wire import CLAIM_BYTES
 
 SECTIONS = policy(
@@ -36,10 +41,32 @@ SECTIONS = policy(
 PROBE = payment("probe", 50_000, 7, device_id="d0", channel="app")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with valkey() as url:
-        yield url
+@pytest.fixture(scope="module", params=["valkey", "cluster"])
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a Valkey, and of a cluster."""
+    with ExitStack() as stack:
+        if request.param == "cluster":
+            yield stack.enter_context(cluster(replicas=False)).url
+        else:
+            yield stack.enter_context(valkey())
+
+
+def nodes(server: str) -> list[Any]:
+    """Every server that keeps a part of the data."""
+    if not server.startswith("redis+cluster"):
+        return [redis.Redis.from_url(server)]
+    with redis.RedisCluster.from_url(f"redis://{server.rpartition('/')[2].partition(',')[0]}") as found:
+        masters = [(node.host, node.port) for node in found.get_primaries()]
+    return [redis.Redis(host, port) for host, port in masters]
+
+
+def time_passes(server: str, store: str, ms: int = 700_000) -> None:
+    """As if events that were entered and not decided had come so long ago."""
+    for client in nodes(server):
+        with client:
+            for name in client.scan_iter(match=f"{prefix_of(store)}:*c*"):
+                if client.strlen(name) == CLAIM_BYTES and client.pttl(name) > 6 * 86_400_000:
+                    client.pexpire(name, 7 * 86_400_000 - ms)
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +135,25 @@ def test_a_state_goes_from_store_to_store(source: str, target: str, server: str,
         assert known(two) == known(one)
 
 
+def test_a_state_comes_back_as_it_went(server: str, tmp_path: Path) -> None:
+    """From one server to another (or a cluster), from there into memory, and back to the first."""
+    with ExitStack() as stack, valkey() as other:
+        stores = [apart(other), apart(server), "memory://", apart(other)]
+        stages = []
+        for n, store in enumerate(stores):
+            if not store.startswith("memory"):
+                begin(store, "stage")
+            stages.append(stack.enter_context(Stage(tmp_path / str(n), SECTIONS, store=store)))
+        live(stages[0])
+        for n in range(70):  # so that one is folded, and has a tail
+            stages[0].row(claim(f"more{n}", 13_000 + n, user_id="u1", device_id=f"more{n}"))
+        for n, (one, two) in enumerate(pairwise(stages)):
+            file = tmp_path / f"state{n}"
+            assert one.engine.export_state(file) == two.engine.import_state(file) == 77
+        first, *others = [known(stage) for stage in stages]
+        assert others == [first] * 3
+
+
 def test_a_state_that_is_none_is_refused(server: str, tmp_path: Path) -> None:
     store = apart(server)
     begin(store, "stage")
@@ -168,11 +214,10 @@ def test_what_a_crash_left_open_is_listed_and_given_back(
     store = apart(server)
     begin(store, "stage")
     where = "--store", store, "--rules", str(tmp_path / "one"), "--json"
-    with Stage(tmp_path / "one", SECTIONS, store=store) as one, redis.Redis.from_url(server) as client:
+    with Stage(tmp_path / "one", SECTIONS, store=store) as one:
         died(one, claim("e1", device_id="d1"))
         assert command("holds", *where) == (0, "[]\n"), "it may be decided yet"
-        for name in client.scan_iter(match=f"{prefix_of(store)}:*:c*"):
-            client.pexpire(name, 7 * 86_400_000 - 700_000)  # as if 700 s had passed
+        time_passes(server, store)
         assert one.engine.score(claim("e2", 1, device_id="d1")).action == "allow"
         for n in range(200):  # folded over and over: it is known all the same
             one.engine.score(claim(f"more{n}", 2, device_id="d1"))
@@ -190,24 +235,64 @@ def test_what_a_crash_left_open_is_listed_and_given_back(
         assert one.engine.score(claim("e5", 5, device_id="d1")).action == "deny"
 
 
+def test_what_is_given_back_by_half_is_given_back_in_full_the_next_time(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator's process dies behind each of its calls: nothing is given back twice, nor forgotten."""
+    store = apart(server)
+    begin(store, "stage")
+    where = "--store", store, "--rules", str(tmp_path / "one"), "--json"
+    limits = {
+        f"two-a-{entity}": {"count": "coupon_claim", "by": entity, "over": "30d", "max": 2, "then": "deny"}
+        for entity in ("device", "campaign", "user")
+    }
+    with Stage(tmp_path / "one", {**SECTIONS, "limits": limits}, store=store) as one:
+        link = type(one.engine._store._link)  # type: ignore[attr-defined]  # a shared store has one
+        for n in range(5):
+            own: dict[str, Any] = {"user_id": f"v{n}", "device_id": f"v{n}", "campaign_id": f"v{n}"}
+            died(one, claim(f"e{n}", **own))
+            time_passes(server, store)
+            with monkeypatch.context() as patch:
+                patch.setattr(link, "call", breaking(link.call, n))
+                command("holds", *where, "--release")
+            said = json.loads(command("holds", *where, "--release")[1])
+            assert {listed["outcome"] for listed in said} <= {"given back"}
+            assert said or n > 0, "it was stopped, and gave nothing back"
+            assert command("holds", *where) == (0, "[]\n")
+            actions = [one.engine.score(claim(f"after{n}-{i}", 1 + i, **own)).action for i in range(3)]
+            assert actions == ["allow", "allow", "deny"]
+            assert one.engine.score(claim(f"e{n}", **own)).action == "deny"
+
+
+def breaking(call: Any, after: int) -> Any:
+    """`Link.call`, cut off behind so many calls that give something back."""
+    done = 0
+
+    def cut(link: Any, *words: Any, at: int = 0) -> Any:
+        nonlocal done
+        answer = call(link, *words, at=at)
+        if words[:2] in (("EVAL", STOP), ("EVAL", GIVE_BACK)):
+            done += 1
+            if done > after:
+                raise StoreError("away", "the line was cut")
+        return answer
+
+    return cut
+
+
 def test_what_was_journaled_is_settled_by_its_decision(server: str, tmp_path: Path) -> None:
     """Whether the journal is asked by an operator, or by the engine to which the event comes again."""
     store = apart(server)
     begin(store, "stage")
     journal = f"sqlite:///{tmp_path / 'journal.db'}"
     where = "--store", store, "--rules", str(tmp_path / "one"), "--journal", journal, "--json"
-    with (
-        Stage(tmp_path / "one", SECTIONS, store=store, journal=journal) as one,
-        redis.Redis.from_url(server) as client,
-    ):
+    with Stage(tmp_path / "one", SECTIONS, store=store, journal=journal) as one:
         for event_id, device in (("e1", "d1"), ("e2", "d2")):
             died(one, claim(event_id, device_id=device))
         decision = one.engine.score(claim("e2", device_id="d2"))
         assert decision.flags == (), "it is what the journal says"
         assert one.engine.release("e2"), "and the store knows what it holds"
-        for name in client.scan_iter(match=f"{prefix_of(store)}:*:c*"):
-            if client.strlen(name) == CLAIM_BYTES:
-                client.pexpire(name, 7 * 86_400_000 - 700_000)
+        time_passes(server, store)
         code, told = command("holds", *where)
         (listed,) = json.loads(told)
         assert (code, listed["outcome"]) == (0, "settled by its decision")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +13,9 @@ from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.place import Place, kind_of, missing_epoch, read_word
 from riskengine.stores.plans import LaidOut, Plans
-from riskengine.stores.scanning import scan
+from riskengine.stores.scanning import TOGETHER, by_part
 from riskengine.stores.statefile import StateFile, Value
 
-TOGETHER: Final = 200
 # Put values (ARGV from the second on, each with ms that it lives) at keys (from the second on).
 PUT: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -32,18 +30,19 @@ return 1
 
 def values(link: AnyLink, place: Place, plan: LaidOut, plans: Plans) -> Iterator[Value]:
     """Every entity that a plan has, as (key, entity, packed value). Raises StoreError for a broken one."""
-    for entity, part in product(plan.entities, range(len(place.tags))):
-        start = place.within(part) + b"e" + kind_of(entity)
-        for _, names in scan(link, start):
-            for name, value in zip(names, link.call("MGET", *names, at=part), strict=True):
-                if not isinstance(value, bytes):  # it went meanwhile
-                    continue
-                try:
-                    section = plans.folded(value, entity, plan)
-                except ValueError as error:
-                    raise StoreError("broken", f"the state of a {entity} is broken: {error}") from None
-                if section:
-                    yield read_word(name[len(start) :]), entity, section
+    kinds = {kind_of(entity): entity for entity in plan.entities}
+    start = len(place.within(0)) + 1
+    for part, names in by_part(link, place, b"e"):
+        for name, value in zip(names, link.call("MGET", *names, at=part), strict=True):
+            entity = kinds.get(name[start : start + 2])
+            if entity is None or not isinstance(value, bytes):  # another policy's, or it went meanwhile
+                continue
+            try:
+                section = plans.folded(value, entity, plan)
+            except ValueError as error:
+                raise StoreError("broken", f"the state of a {entity} is broken: {error}") from None
+            if section:
+                yield read_word(name[start + 2 :]), entity, section
 
 
 def put(

@@ -7,6 +7,9 @@ from typing import Final
 
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.link import Call
+from riskengine.stores.place import Place
+
+TOGETHER: Final = 200  # names of one partition
 
 # Answers are flat arrays here, and SCAN's is not.
 SCAN: Final = """
@@ -32,6 +35,23 @@ def scan(link: AnyLink, start: bytes) -> Iterator[tuple[Call, list[bytes]]]:
                 yield call, names
             if cursor == b"0":
                 break
+
+
+def by_part(link: AnyLink, place: Place, letter: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """Keys of one kind, by the letter of it, some of one partition at a time: they can be named together."""
+    at, size = len(place.data), len(place.tags[0])
+    parts = {tag: part for part, tag in enumerate(place.tags)}
+    waiting: dict[int, list[bytes]] = {}
+    for _, names in scan(link, place.data + (b"{??}" if size else b"") + letter):
+        for name in names:
+            part = parts.get(name[at : at + size])
+            if part is None:
+                continue
+            some = waiting.setdefault(part, [])
+            some.append(name)
+            if len(some) == TOGETHER:
+                yield part, waiting.pop(part)
+    yield from waiting.items()
 
 
 def remove(call: Call, names: Iterable[bytes]) -> None:

@@ -5,26 +5,25 @@ A retry decides them. Where none comes, an operator lists them and gives back wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet
 from riskengine.ledger import E_CELLS, L_CELL, L_ENTITY
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.holds import Hold, held_of, holds_in
+from riskengine.stores.line import Item
 from riskengine.stores.place import Place, kind_of, missing_epoch, read_word
 from riskengine.stores.plans import LaidOut, Plans
-from riskengine.stores.scanning import scan
+from riskengine.stores.scanning import by_part
 
 UNDECIDED_MS: Final = 7 * 86_400_000
 BY_DENIAL: Final = b"denied"  # as conclude.lua looks for it
 RESUMED: Final = b"resumed"
-VALUES_TOGETHER: Final = 200
 
-# Of claims (KEYS), those that nobody decided for so long (ARGV: ms of age): number, value, age in ms, what
-# was given back or reserved before a decision, what was folded of what they hold.
+# Of claims (KEYS) of one partition, those that nobody decided for so long (ARGV: ms of age), or that were
+# stopped and not given back in full: number, value, age in ms.
 OPEN: Final = """
 local found = {}
 for i, name in ipairs(KEYS) do
@@ -33,11 +32,13 @@ for i, name in ipairs(KEYS) do
     local a, b, c, d = string.byte(claim, 25, 28)
     local age = 1000 * (a + 256 * (b + 256 * (c + 256 * d))) - redis.call('PTTL', name)
     local start, event = string.sub(name, 1, -24), string.sub(name, -22)
-    if age >= tonumber(ARGV[1]) and redis.call('EXISTS', start .. 't' .. string.sub(claim, 31)) == 0
-      and not redis.call('GET', start .. 'd' .. event) then
-      local values = redis.call('MGET', start .. 'b' .. event, start .. 'h' .. event)
-      for _, value in ipairs({i, claim, age, values[1] or '', values[2] or ''}) do
-        found[#found + 1] = value
+    if age >= tonumber(ARGV[1]) and redis.call('EXISTS', start .. 't' .. string.sub(claim, 31)) == 0 then
+      local decision = redis.call('GET', start .. 'd' .. event)
+      local mark = redis.call('GET', start .. 'b' .. event)
+      if not decision or decision == '' and not (mark and string.sub(mark, 1, 6) == 'denied') then
+        for _, value in ipairs({i, claim, age}) do
+          found[#found + 1] = value
+        end
       end
     end
   end
@@ -45,28 +46,42 @@ end
 return found
 """
 
-# Give back what an undecided event (KEYS: epoch, claim, decision, mark, entities) holds: ARGV are the epoch,
-# the mark, ms that it lives, and a record for each entity. An empty decision stops an engine that lives on,
-# whose batch is not decided together any more: its name is taken from the claim.
-GIVE_UP: Final = """
+# Stop whoever may still decide an event (KEYS: epoch, claim, decision, mark; ARGV: epoch, ms): an empty
+# decision keeps an engine that lives on from it, whose batch is not decided together any more: its name is
+# taken from the claim. Answers 0 where it was decided, or given back, before.
+STOP: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return -1
 end
-local mark = redis.call('GET', KEYS[4])
 local claim = redis.call('GET', KEYS[2])
-if not claim or #claim ~= 41 or redis.call('EXISTS', KEYS[3]) == 1
+local decision = redis.call('GET', KEYS[3])
+local mark = redis.call('GET', KEYS[4])
+if not claim or #claim ~= 41 or decision and decision ~= ''
   or redis.call('EXISTS', string.sub(KEYS[2], 1, -24) .. 't' .. string.sub(claim, 31)) == 1
   or mark and string.sub(mark, 1, 6) == 'denied' then
   return 0
 end
-for i = 5, #KEYS do
+redis.call('SET', KEYS[3], '', 'PX', ARGV[2])
+redis.call('SETRANGE', KEYS[2], 30, '!!!!!!!!!!!')
+return 1
+"""
+
+# Give back what an event that was stopped holds in one partition (KEYS: epoch, mark, entities), once: ARGV
+# are the epoch, the mark, ms that it lives, and a record for each entity.
+GIVE_BACK: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return -1
+end
+local mark = redis.call('GET', KEYS[2])
+if mark and string.sub(mark, 1, 6) == 'denied' then
+  return 0
+end
+for i = 3, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 1 then
-    redis.call('APPEND', KEYS[i], ARGV[i - 1])
+    redis.call('APPEND', KEYS[i], ARGV[i + 1])
   end
 end
-redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[3])
-redis.call('SET', KEYS[3], '', 'PX', ARGV[3])
-redis.call('SETRANGE', KEYS[2], 30, '!!!!!!!!!!!')
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 
@@ -95,73 +110,102 @@ def undecided(
 ) -> list[Undecided]:
     """Events that came at least so long ago and were not decided, in the order of their time.
 
-    From here on no engine can reserve or give back anything for them before it decides.
+    From here on no engine can reserve or give back anything for them before it decides. On a cluster what
+    they hold is known for as long as a late event counts: later, what has been folded is nobody's.
     """
     found: dict[bytes, tuple[int, int]] = {}
-    holds: dict[bytes, dict[tuple[str, int, int], Hold]] = {}
-    settled: set[bytes] = set()
-    if len(place.tags) > 1:
-        raise RiskEngineError(
-            "what a crash left open is not listed on a cluster yet: it is settled where the event comes again"
-        )
-    for call, names in scan(link, place.data + b"c"):
-        items = call("EVAL", OPEN, len(names), *names, older_ms)
-        for i, value, age, mark, kept in _fives(items):
-            assert isinstance(i, int), "numbers of claims"
-            assert isinstance(value, bytes), "what has a length is a string"
-            assert isinstance(age, int), "an age is a number"
-            name = names[i - 1]
-            claim = _claim_of(name)
-            found[claim] = int.from_bytes(value[16:24], "little", signed=True), age
-            own = holds[claim] = {}
-            if isinstance(mark, bytes) and mark.startswith(BY_DENIAL):
-                settled.add(claim)
-            elif not mark:
-                link.call("SET", place.claim_name(b"b", claim), RESUMED, "NX", "PX", UNDECIDED_MS)
-            for hold in held_of(kept, plans, plan):
-                own[hold.entity, hold.key, hold.cell] = hold
-    if found:
-        limited = {features.entities[int(row[L_ENTITY])] for row in features.plan.limits}
-        for entity in sorted(limited):
-            for hold in _held_by_all(link, place, entity, plan, plans):
-                if hold.claim in found:
-                    holds[hold.claim][hold.entity, hold.key, hold.cell] = hold
-    for claim in settled:
-        holds[claim].clear()
+    parts: dict[bytes, set[int]] = {}
+    for part, names in by_part(link, place, b"c"):
+        own = [name for name in names if place.is_at_home(name)]
+        if own:
+            items = link.call("EVAL", OPEN, len(own), *own, older_ms, at=part)
+            for i, value, age in zip(*[iter(items)] * 3, strict=True):
+                assert isinstance(i, int), "numbers of claims"
+                assert isinstance(value, bytes), "what has a length is a string"
+                assert isinstance(age, int), "an age is a number"
+                claim = _claim_of(own[i - 1])
+                found[claim] = int.from_bytes(value[16:24], "little", signed=True), age
+                parts[claim] = {part}
+    if found and len(place.tags) > 1:
+        for part, names in by_part(link, place, b"c"):
+            for claim in map(_claim_of, names):
+                if claim in found:
+                    parts[claim].add(part)
+    spots = [(claim, part) for claim in found for part in sorted(parts[claim])]
+    settled = {spot for spot in spots if _stand_in(link, place, *spot).startswith(BY_DENIAL)}
+    holds: dict[bytes, dict[tuple[str, int, int], Hold]] = {claim: {} for claim in found}
+    for hold in _held_by_all(link, place, features, plan, plans) if found else ():
+        if hold.claim in found:
+            holds[hold.claim][hold.entity, hold.key, hold.cell] = hold
+    for claim, part in spots:  # what is folded meanwhile is kept before it is gone from the tail
+        kept = link.call("GET", place.claim_name(b"h", claim, part), at=part)[0]
+        for hold in held_of(kept, plans, plan):
+            holds[claim][hold.entity, hold.key, hold.cell] = hold
     return sorted(
-        (Undecided(claim, time, age, tuple(holds[claim].values())) for claim, (time, age) in found.items()),
+        (
+            Undecided(
+                claim, time, age,
+                tuple(h for h in holds[claim].values() if (claim, place.part_of(h.key)) not in settled),
+            )
+            for claim, (time, age) in found.items()
+        ),
         key=lambda one: (one.time, one.claim),
-    )
+    )  # fmt: skip
 
 
 def give_up(link: AnyLink, place: Place, one: Undecided) -> bool:
     """Give back what an undecided event holds; False where it was decided meanwhile.
 
-    When it comes again it is decided anew, with nothing held and its limits refused.
+    When it comes again it is decided anew, with nothing held and its limits refused. What is interrupted is
+    listed again, and goes on where it stood.
     """
+    home = place.part_of(one.claim)
     names = [place.claim_name(letter, one.claim) for letter in (b"c", b"d", b"b")]
-    entities = [place.entity_name(hold.entity, hold.key) for hold in one.holds]
     answer = link.call(
-        "EVAL", GIVE_UP, 4 + len(entities), place.epoch_key, *names, *entities, place.epoch, BY_DENIAL,
-        UNDECIDED_MS, *(hold.release for hold in one.holds),
+        "EVAL", STOP, 4, place.epoch_name(home), *names, place.epoch, UNDECIDED_MS, at=home
     )[0]  # fmt: skip
+    if not _done(answer, place):
+        return False
+    parts = {place.part_of(hold.key) for hold in one.holds} - {home}
+    for part in (*sorted(parts), home):  # the last says that it is all
+        own = [hold for hold in one.holds if place.part_of(hold.key) == part]
+        entities = [place.entity_name(hold.entity, hold.key) for hold in own]
+        mark = place.claim_name(b"b", one.claim, part)
+        answer = link.call(
+            "EVAL", GIVE_BACK, 2 + len(own), place.epoch_name(part), mark, *entities, place.epoch, BY_DENIAL,
+            UNDECIDED_MS, *(hold.release for hold in own), at=part,
+        )[0]  # fmt: skip
+        _done(answer, place)
+    return True
+
+
+def _done(answer: Item, place: Place) -> bool:
     if answer == -1:
         raise StoreError("epoch", missing_epoch(place))
     return answer == 1
 
 
-def _held_by_all(link: AnyLink, place: Place, entity: str, plan: LaidOut, plans: Plans) -> Iterator[Hold]:
-    """What stands granted in the tails of all entities of a kind."""
-    start = place.data + b"e" + kind_of(entity)
-    for call, names in scan(link, start):
-        for at in range(0, len(names), VALUES_TOGETHER):
-            some = names[at : at + VALUES_TOGETHER]
-            for name, value in zip(some, call("MGET", *some), strict=True):
-                yield from holds_in(value, entity, read_word(name[len(start) :]), plans, plan)
+def _stand_in(link: AnyLink, place: Place, claim: bytes, part: int) -> bytes:
+    """Stop who decides an event from reserving anew in a partition; return the mark that is there then."""
+    name = place.claim_name(b"b", claim, part)
+    link.call("SET", name, RESUMED, "NX", "PX", UNDECIDED_MS, at=part)
+    mark = link.call("GET", name, at=part)[0]
+    return mark if isinstance(mark, bytes) else b""
 
 
-def _fives(items: Sequence[bytes | int | None]) -> Iterator[Sequence[bytes | int | None]]:
-    return (items[at : at + 5] for at in range(0, len(items), 5))
+def _held_by_all(
+    link: AnyLink, place: Place, features: FeatureSet, plan: LaidOut, plans: Plans
+) -> Iterator[Hold]:
+    """What stands granted in the tails of all entities that limits go by."""
+    limited = {features.entities[int(row[L_ENTITY])] for row in features.plan.limits}
+    kinds = {kind_of(entity): entity for entity in limited}
+    start = len(place.within(0)) + 1
+    for part, all_names in by_part(link, place, b"e"):
+        names = [name for name in all_names if name[start : start + 2] in kinds]
+        values = link.call("MGET", *names, at=part) if names else []
+        for name, value in zip(names, values, strict=True):
+            entity = kinds[name[start : start + 2]]
+            yield from holds_in(value, entity, read_word(name[start + 2 :]), plans, plan)
 
 
 def _claim_of(name: bytes) -> bytes:
