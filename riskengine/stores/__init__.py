@@ -73,7 +73,11 @@ class Lives(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """Sizes and losses, for operators. `bytes` is what entities take, the key table included."""
+    """Sizes and losses, for operators. `bytes` is what entities take, the key table included.
+
+    `failovers` is how often this engine saw a replica take the place of a master of its cluster: what had not
+    reached the replica is lost.
+    """
 
     entities: int
     bytes: int
@@ -82,6 +86,7 @@ class Info:
     expired: int
     lost: int
     claims: int
+    failovers: int = 0
 
 
 class Store(Protocol):

@@ -68,6 +68,7 @@ class Topology:
     def __init__(self, urls: Sequence[str], connect_s: float) -> None:
         self.owners: list[str] = []  # by partition; replaced as a whole
         self.masters: tuple[str, ...] = ()
+        self.failovers = 0  # masters that serve nothing any more of what they served
         self._slots = [slot_of(tag[1:-1]) for tag in tags()]
         self._seeds = list(dict.fromkeys(map(_address, urls)))
         self._template = urls[0]
@@ -144,7 +145,8 @@ class Topology:
         if len(by_slot) < len(set(self._slots)):
             raise StoreError("away", "the cluster is not whole: some of its slots are served by nobody")
         self.owners = [by_slot[slot] for slot in self._slots]
-        self.masters = tuple(dict.fromkeys(self.owners))
+        before, self.masters = self.masters, tuple(dict.fromkeys(self.owners))
+        self.failovers += len(set(before) - set(self.masters))
         self._known = tuple(dict.fromkeys(known))
 
 
@@ -187,6 +189,11 @@ class ClusterLink:
         self.timeout_s, self._connect_s = timeout_ms / 1000, connect_ms / 1000
         for node in self._nodes.values():
             node.line.connect_s = self._connect_s
+
+    @property
+    def failovers(self) -> int:
+        """How often a replica has taken the place of a master, as far as was seen."""
+        return self.topology.failovers
 
     @property
     def waiting(self) -> int:

@@ -35,6 +35,7 @@ class Link:
         self.refused: str | None = None  # what the server said last of something that was told
         self.unsure = False  # whether the last request may have been served, though its reply never came
         self.dropped = 0  # of what was told, as there was too much of it
+        self.failovers = 0  # of a lone server nobody takes the place
         self._line = Line(url, connect_ms / 1000)
         self._breaker = Breaker()
         self._told: deque[bytes] = deque()  # not answered yet

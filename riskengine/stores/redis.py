@@ -1382,6 +1382,10 @@ class RedisStore:
             len(claim) > wire.CLAIM_BYTES or claim[:16] != touches.batch.content[0].tobytes()
         ):
             return  # decided already, or another event: `observe` finds out
+        if claim is not None:  # it was entered before, which takes over first, or not at all
+            mark = self.place.claim_name(b"r", followed.claim)
+            if self._link.call("GET", mark, at=self.place.part_of(followed.claim))[0] != own:
+                return
         prior, prior_keys = self._prior(trace)
         self._want(asked, prior, prior_keys)
         handed = asked.asked[0] == wire.HANDED
@@ -1548,6 +1552,7 @@ class RedisStore:
             expired=0,
             lost=self._link.dropped,
             claims=0,
+            failovers=self._link.failovers,
         )
 
     def look(self, touches: Touches) -> Int64s:

@@ -39,7 +39,7 @@ class Scratch:
         self.names = script_names()
         self.refused: str | None = None
         self.unsure = False
-        self.dropped = 0
+        self.dropped = self.failovers = 0
         self.waiting = 0
         self.place = Place("scratch:", EPOCH, tags=tags)
         self._values: dict[bytes, bytes] = {self.place.epoch_name(part): EPOCH for part in range(len(tags))}
