@@ -20,7 +20,7 @@ from riskengine.cells import CELLS_MAX
 from riskengine.compiled import Policy
 from riskengine.footprint import ENTITY_BYTES_MAX, counters, state_bytes
 from riskengine.policy import load_definition
-from riskengine.sections import ENTITIES_MAX
+from riskengine.sections.naming import ENTITIES_MAX
 
 T0 = 1_794_326_400_123
 AMOUNT_MAX = 2**43 / 100

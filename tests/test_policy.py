@@ -24,7 +24,7 @@ from riskengine.policy import (
     load_definition,
     parse_duration,
 )
-from riskengine.sections import bucket_width_ms
+from riskengine.sections.features import bucket_width_ms
 
 # Nearly everything the format has.
 WHOLE = (SNAPSHOTS / "whole" / "policy.yaml").read_text(encoding="utf-8")

@@ -45,8 +45,8 @@ class Sidecar:
             found["journal"] = True, "none"
         else:
             status = engine.journal.status
-            writes = status["failure"] is None
-            found["journal"] = writes, f"{status['queued']:,} entries to write" if writes else "failing"
+            writes, queued = status["failure"] is None, status["queued"]
+            found["journal"] = writes, f"{queued:,} to write" if writes else "failing"
         definition = engine.definition
         models = [name for name in (definition.model, *definition.challengers) if name is not None]
         found["model"] = True, ", ".join(models) or "none"
