@@ -681,6 +681,11 @@ def take_in_one(
             for j in range(size):
                 record[j] = get_raw(data, at + HEAD + 8 * j, 8)
             by = plan if number == 0 else pointer(partial, (number - 1) * partial.shape[1])
+            if s == 0:  # with room for all that follows, which would move it again and again
+                growth = min(entity_of(plan, e, ledger.E_GROWTH), 4 * (size + 1))
+                s = slabs.create(
+                    plan, words, meta, table, old_table, key, e, growth * ((end - at) // (HEAD + 8 * size))
+                )
             s = slabs.fold(by, words, meta, table, old_table, key, s, e, pointer(row, 0))
         elif kind != VOID:
             cell = entity_of(plan, e, E_CELLS) + number
