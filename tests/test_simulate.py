@@ -122,6 +122,49 @@ def test_abuse_looks_as_it_does_in_the_field() -> None:
     assert 0.1 < 1 - len(of[HONEST]) / len(traffic.told) < 0.35
 
 
+def test_honest_shops_look_like_dishonest_ones() -> None:
+    """What a rule against collusion must live with: one price, goods on sale, and regulars."""
+    traffic = simulate(seed=11, days=3, users=8_000)
+    bought = [one.event for one in traffic.told if one.kind == HONEST and one.event["type"] == "payment"]
+    prices, shops = defaultdict(set), defaultdict(list)
+    for event in bought:
+        prices[event["merchant_id"]].add(round(event["amount"] + event["discount"], 2))
+        shops[event["user_id"]].append(event["merchant_id"])
+    sold = Counter(event["merchant_id"] for event in bought)
+    assert sum(sold[shop] > 10 and len(sums) == 1 for shop, sums in prices.items()) >= 5
+    on_sale = [event for event in bought if event["list_price"] > 2 * (event["amount"] + event["discount"])]
+    assert 0.01 < len(on_sale) / len(bought) < 0.1
+    regulars = [user for user, visited in shops.items() if len(visited) >= 4 and len(set(visited)) == 1]
+    assert len(regulars) > 20
+    back = [one.event for one in traffic.told if one.kind == HONEST and one.event["type"] == "refund"]
+    assert {event.get("funder") for event in back} == {None, "platform", "store"}
+
+
+def test_careful_shops_hide_what_clumsy_ones_show() -> None:
+    scenario = load_from("mix: {colluding-shop: 20}\n")
+    orders: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for one in simulate(seed=11, users=5_000, scenario=scenario).told:
+        if one.kind == "colluding-shop" and one.event["type"] == "payment":
+            orders[one.event["merchant_id"]].append(one.event)
+    looked = {shop: min(event["pages_viewed"] for event in events) for shop, events in orders.items()}
+    assert {pages > 1 for pages in looked.values()} == {True, False}
+    for shop, events in orders.items():
+        listed = {event["list_price"] for event in events}
+        assert (listed == {99.0}) == (looked[shop] > 1)
+
+
+def test_slow_and_low_goes_on_for_days_with_one_door() -> None:
+    told = [one for one in simulate(seed=11, days=6, users=5_000).told if one.kind == "slow-and-low"]
+    crews = defaultdict(list)
+    for one in told:
+        crews[one.event["address"]].append(one.event)
+    for events in crews.values():
+        assert len({event["time"] // DAY_MS for event in events}) >= 5
+        assert len({event["device_id"] for event in events}) == 2
+        assert len({event["user_id"] for event in events}) == len(events)
+    assert len(crews) == 4
+
+
 def test_who_is_refused_learns_and_who_is_asked_answers() -> None:
     """The same seed under two policies: abuse that is stopped goes on for less long, in other ways."""
 
@@ -144,8 +187,14 @@ def test_who_is_refused_learns_and_who_is_asked_answers() -> None:
     asked = decided("challenge", "captcha")
     answers = [one for one in asked.told if "follows" in one.event]
     assert answers
-    assert all(one.event["captcha_passed"] is True for one in answers)
     assert all(one.attempt != one.event["event_id"] for one in answers)
+    right = Counter((one.kind == HONEST, one.event["captcha_passed"]) for one in answers)
+    assert (
+        right[True, True] > 0.95 * right[True, False] + 0.95 * right[True, True]
+    )  # who means well can read it
+    assert (
+        0.1 < right[False, False] / (right[False, False] + right[False, True]) < 0.3
+    )  # a wrong answer is told
     people = {one.attempt for one in answers if one.kind == HONEST}
     assert len(people) > 0.9 * len({one.attempt for one in asked.told if one.kind == HONEST})
     faces = {one.attempt for one in decided("challenge", "face").told if one.kind == "device-farm"}

@@ -26,7 +26,7 @@ from riskengine.simulate.people import (
     tablet_of,
     visits,
 )
-from riskengine.simulate.scenario import DEFAULT, KINDS, Scenario
+from riskengine.simulate.scenario import DEFAULT, EVERY_DAY, KINDS, Scenario
 from riskengine.simulate.world import Agent, Arrival, Decide, Outcome, Told, World
 
 __all__ = [
@@ -132,8 +132,8 @@ def _crews(
     for kind, begin in KINDS.items():
         draw = random.Random(f"{seed}/{day}/{kind}")
         for number in range(scenario.crews(kind, users, is_campaign, draw)):
-            name = f"{kind}-{day}-{number}"
-            for agent in begin(random.Random(f"{seed}/{name}"), start_ms, name):
+            name = f"{kind}-{number}" if kind in EVERY_DAY else f"{kind}-{day}-{number}"
+            for agent in begin(random.Random(f"{seed}/{day}/{name}"), start_ms, name):
                 yield start_ms, partial(_itself, agent)
 
 

@@ -32,6 +32,7 @@ class Crew:
     region: str = ""
     refused: int = 0
     had: int = 0
+    _made: dict[str, Event] = field(default_factory=dict)  # what stays the same of an account
 
     def __post_init__(self) -> None:
         self.region = self.region or self.draw.choice(NAMES)
@@ -59,22 +60,23 @@ class Crew:
     def account(
         self, label: str, at_ms: int, *, device: str, ip: str, age_ms: int, phone: str | None = None
     ) -> Event:
-        """An account of theirs as its events show it; `age_ms` is how long ago it was made."""
+        """An account of theirs as its events show it; `age_ms` is how long before its first it was made."""
         draw = self.draw
-        return {
-            "user_id": f"x-{self.name}-{label}",
-            "device_id": device,
-            "ip": ip,
-            "phone": phone or f"137{draw.randrange(10**8):08}",
-            "phone_verified": True,
-            "phone_kind": "mobile",
-            "account_created": at_ms - age_ms,
-            "id_verified": False,
-            "channel": "app",
-            "region": self.region,
-            "location": near(draw, self.region),
-            "user_agent": draw.choice(USER_AGENTS),
-        }
+        if label not in self._made:
+            self._made[label] = {
+                "user_id": f"x-{self.name}-{label}",
+                "phone": phone or f"137{draw.randrange(10**8):08}",
+                "phone_verified": True,
+                "phone_kind": "mobile",
+                "account_created": at_ms - age_ms,
+                "id_verified": False,
+                "card_bound": False,
+                "channel": "app",
+                "user_agent": draw.choice(USER_AGENTS),
+            }
+        return self._made[label] | {
+            "device_id": device, "ip": ip, "region": self.region, "location": near(draw, self.region),
+        }  # fmt: skip
 
     def minutes(self, low: float, high: float) -> int:
         """A pause between two things, longer with caution, in ms."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from riskengine.simulate import goods
 from riskengine.simulate.crews import EMULATOR, RENTED, SOLVERS, Crew, bought_age, daytime, opening
 from riskengine.simulate.people import DAY_MS, HOUR_MS, MINUTE_MS
-from riskengine.simulate.places import carrier_ip, proxy_ip, rack_ip
+from riskengine.simulate.places import NAMES, carrier_ip, proxy_ip, rack_ip
 from riskengine.simulate.world import Agent, Event
 
 
@@ -87,9 +87,15 @@ def number_pool(draw: random.Random, start_ms: int, name: str) -> Iterator[Agent
 
 
 def slow_and_low(draw: random.Random, start_ms: int, name: str) -> Iterator[Agent]:
-    """Two or three accounts a day on one phone over mobile lines, at human hours, all to one door."""
+    """A few accounts a day on one phone over mobile lines, at human hours, all to one door; day after day.
+
+    The door stays, a phone serves for some five days, and tomorrow is another day for whoever was refused.
+    """
     crew = Crew(draw, "slow-and-low", name, purse=6)
-    device, address = f"quiet-{name}", f"{draw.randrange(10**5)} Elm Street, {crew.region}"
+    lasting = random.Random(name)  # `name` is the same every day
+    crew.region = lasting.choice(NAMES)
+    address, day = f"{lasting.randrange(10**5)} Elm Street, {crew.region}", start_ms // DAY_MS
+    device = f"quiet-{name}-{(day + lasting.randrange(5)) // 5}"
     when = sorted(daytime(draw, start_ms) for _ in range(draw.randrange(3, 6)))
 
     def run() -> Agent:
@@ -98,7 +104,7 @@ def slow_and_low(draw: random.Random, start_ms: int, name: str) -> Iterator[Agen
                 return
             age_ms = draw.randrange(DAY_MS, 20 * DAY_MS)
             who = crew.account(
-                f"{account}", at, device=device, ip=carrier_ip(draw, crew.region), age_ms=age_ms
+                f"{day}-{account}", at, device=device, ip=carrier_ip(draw, crew.region), age_ms=age_ms
             )
             who |= {"user_agent": "vivo V2309A"}
             yield from crew.tries(
@@ -123,7 +129,7 @@ def account_market(draw: random.Random, start_ms: int, name: str) -> Iterator[Ag
             at += crew.minutes(2, 6)
             device = devices[account % 3] if crew.refused < 5 else f"market-{name}-n{account}"
             who = crew.account(f"{account:02}", at, device=device, ip=ip, age_ms=bought_age(draw))
-            who |= {"user_agent": "Xiaomi 2311DRK48C"}
+            who |= {"user_agent": "Xiaomi 2311DRK48C", "id_verified": draw.random() < 0.15}  # those cost more
             coupon = goods.a_coupon(draw)
             address = f"{name} Depot, {crew.region}"
             if (yield from crew.tries(at, {**who, **coupon, "address": address})):

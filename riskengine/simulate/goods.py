@@ -17,6 +17,12 @@ PACKETS: Final = ((0.88, 60), (1.88, 25), (2.88, 12), (8.88, 3))
 PACKET_CAMPAIGN: Final = "red-packet-2026"
 BATCHES: Final = 64
 MERCHANTS: Final = 200
+# Among them: shops where everything costs the same (tea, a haircut), and shops that clear their shelves.
+FIXED_PRICE: Final = {
+    f"m{shop}": price for shop, price in zip(range(0, 40, 4), (9.9, 15.0, 18.0, 29.9, 39.0) * 2, strict=True)
+}
+CLEARANCE: Final = frozenset(f"m{shop}" for shop in range(1, 40, 4))
+CORNER_SHOPS: Final = 4  # of a region; a few dozen people buy nearly everything there
 TERMINALS: Final = 3_000
 CODES_A_BATCH: Final = 10**6
 
@@ -74,14 +80,21 @@ def a_merchant(draw: random.Random) -> str:
     return f"m{draw.randrange(MERCHANTS)}"
 
 
-def an_order(draw: random.Random, price: float) -> Event:
-    """A basket at a shop, after some looking around."""
+def a_corner_shop(draw: random.Random, region: str) -> str:
+    """A small shop round the corner."""
+    return f"c-{region}-{draw.randrange(CORNER_SHOPS)}"
+
+
+def an_order(draw: random.Random, price: float, merchant: str | None = None) -> Event:
+    """A basket at a shop (any of the platform's unless said), after some looking around."""
+    merchant = merchant or a_merchant(draw)
+    price = FIXED_PRICE.get(merchant, price)
     return {
         "type": "payment",
         "order_id": f"o{draw.randrange(10**12):012}",
-        "merchant_id": a_merchant(draw),
+        "merchant_id": merchant,
         "currency": "CNY",
-        "list_price": price,
+        "list_price": round(price * draw.uniform(2, 6), 2) if merchant in CLEARANCE else price,
         "discount": 0.0,
         "amount": price,
         "pages_viewed": draw.randrange(2, 25),
@@ -91,13 +104,19 @@ def an_order(draw: random.Random, price: float) -> Event:
 
 def with_coupon(order: Event, coupon: str) -> Event:
     """What a coupon changes of an order: at most half of the price."""
-    discount = min(WORTH.get(coupon, 5.0), round(order["list_price"] / 2, 2))
+    discount = min(WORTH.get(coupon, 5.0), round(order["amount"] / 2, 2))
     return {
         "coupon_type": coupon,
-        "funder": "platform",
+        "funder": "store" if coupon == "five-off" else "platform",
         "discount": discount,
-        "amount": round(order["list_price"] - discount, 2),
+        "amount": round(order["amount"] - discount, 2),
     }
+
+
+def a_refund(order: Event) -> Event:
+    """What is told when an order's money is asked back: all of it, and what had paid for it."""
+    told = ("order_id", "merchant_id", "payment_account", "amount", "coupon_type", "funder")
+    return {"type": "refund", **{name: order[name] for name in told if name in order}}
 
 
 def at_stake(event: Event) -> int:

@@ -59,6 +59,8 @@ class Person:
     spends: float
     is_identified: bool
     wallet: list[str]  # coupons claimed and not yet spent
+    favourite: str | None  # the one shop that nearly everything is bought at
+    card_bound: bool
     has_welcome: bool = False
 
     def seen(self, draw: random.Random, at_ms: int) -> Event:
@@ -81,6 +83,7 @@ class Person:
             "phone_kind": self.phone_kind,
             "account_created": self.created_ms,
             "id_verified": self.is_identified,
+            "card_bound": self.card_bound,
             "channel": self.channel,
             "region": region,
             "location": near(draw, region),
@@ -129,6 +132,8 @@ def population(draw: random.Random, n: int, now_ms: int) -> list[Person]:
                     spends=draw.lognormvariate(4.2, 0.6),
                     is_identified=draw.random() < 0.7,
                     wallet=[],
+                    favourite=goods.a_corner_shop(draw, region) if draw.random() < 0.12 else None,
+                    card_bound=draw.random() < 0.8,
                 )
             )
     return people
@@ -175,19 +180,20 @@ def settle(
 ) -> Generator[Act | list[Act], list[Outcome], str]:
     """Do something and answer what is asked: the action in the end, "failed" where the answer was wrong.
 
-    `passes` is how often each kind of challenge is passed.
+    `passes` is how often each kind of challenge is passed. A wrong answer is told too: a real client does.
     """
     outcome = (yield act)[0]
     for _ in range(patience):
         if outcome.action != "challenge":
             break
         asked = outcome.challenge or "captcha"
-        if draw.random() >= passes.get(asked, 0.0):
-            return "failed"
-        answer = {**act.event, f"{asked}_passed": True}
+        is_right = draw.random() < passes.get(asked, 0.0)
+        answer = {**act.event, f"{asked}_passed": is_right}
         at_ms = act.at_ms + draw.randrange(4_000, 30_000)
         act = Act(at_ms, answer, act.kind, outcome.event_id)
         outcome = (yield act)[0]
+        if not is_right:
+            return "failed"
     return outcome.action
 
 
@@ -228,6 +234,9 @@ def _visit(seed: int, who: Person, at_ms: int, had: set[tuple[str, str]]) -> Age
             yield from settle(draw, Act(at_ms + k * 40_000, scan, kind), PASSES)
     else:
         yield from _buy(draw, who, seen, at_ms)
+        while who.favourite is not None and draw.random() < 0.5:  # and comes by again
+            at_ms += draw.randrange(20, 240) * MINUTE_MS
+            yield from _buy(draw, who, seen, at_ms)
 
 
 def _sold_in(draw: random.Random, who: Person) -> str:
@@ -248,9 +257,11 @@ def _claim(draw: random.Random, who: Person, seen: Event, at_ms: int, had: set[t
     claim = {**seen, **coupon, "address": who.address}
     if draw.random() < 0.8:
         claim["captcha_passed"] = True  # most clients ask before anyone tells them to
-    if (yield from settle(draw, Act(at_ms, claim, kind), PASSES)) != "allow":
+    got = yield from settle(draw, Act(at_ms, claim, kind), PASSES)
+    if got in ("allow", "review"):  # the app shows what waits for a look, too
+        had |= {(who.name, name), (seen["device_id"], name)}
+    if got != "allow":
         return
-    had |= {(who.name, name), (seen["device_id"], name)}
     who.wallet.append(name)
     who.has_welcome = who.has_welcome or is_new
     if draw.random() < 0.004:  # tapped again
@@ -261,7 +272,10 @@ def _buy(draw: random.Random, who: Person, seen: Event, at_ms: int) -> Agent:
     price = round(who.spends * draw.lognormvariate(0, 0.35) + 1, 2)
     if draw.random() < 0.01:
         price = round(price * draw.randrange(5, 15), 2)  # a refrigerator
-    order = goods.an_order(draw, price)
+    loyal = who.favourite if draw.random() < 0.85 else None
+    order = goods.an_order(draw, price, loyal)
+    if loyal is not None and draw.random() < 0.3:  # they know what they want
+        order |= {"pages_viewed": draw.randrange(1, 3), "dwell_s": round(draw.lognormvariate(1.5, 0.7), 1)}
     if who.wallet and draw.random() < 0.7:
         order |= goods.with_coupon(order, who.wallet.pop())
     address = who.address if draw.random() < 0.93 else f"{draw.randrange(10**6)} Gift Street, {who.region}"
@@ -270,10 +284,7 @@ def _buy(draw: random.Random, who: Person, seen: Event, at_ms: int) -> Agent:
     }  # fmt: skip
     got = yield from settle(draw, Act(at_ms, paid, HONEST), PASSES)
     if got == "allow" and draw.random() < 0.02:  # it did not fit
-        back = {
-            **seen, "type": "refund", "order_id": order["order_id"], "merchant_id": order["merchant_id"],
-            "payment_account": who.account, "amount": order["amount"],
-        }  # fmt: skip
+        back = {**seen, **goods.a_refund(order), "payment_account": who.account}
         yield Act(at_ms + draw.randrange(2, 9) * HOUR_MS, back, HONEST)
 
 

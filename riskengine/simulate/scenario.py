@@ -43,6 +43,7 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
     }
 )
 ON_QUIET_DAYS: Final = 0.1  # of the crews of a campaign day
+EVERY_DAY: Final = frozenset({"slow-and-low"})  # who keep at it, the same crews day after day
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Scenario:
     def crews(self, kind: str, users: int, is_campaign: bool, draw: Random) -> int:
         """How many crews of a kind set out on a day; a part of one by chance."""
         wanted = self.mix.get(kind, 0.0) * self.intensity * users / 10_000
-        if not is_campaign:
+        if not is_campaign and kind not in EVERY_DAY:
             wanted *= ON_QUIET_DAYS
         return int(wanted) + (draw.random() < wanted % 1)
 

@@ -13,9 +13,14 @@ from riskengine.simulate.world import Act, Agent
 
 
 def colluding_shop(draw: random.Random, start_ms: int, name: str) -> Iterator[Agent]:
-    """A shop sells to its own accounts for the coupons; parcels, if any, go to helpers, and money back."""
+    """A shop sells to its own accounts for the coupons; parcels, if any, go to helpers, and money back.
+
+    The clumsy are seen to look at nothing. Others have a script leaf through the shop first, ship to one door
+    an account, and name a list price that nobody ever paid.
+    """
     crew = Crew(draw, "colluding-shop", name, purse=15, passes=dict(HUMANS))
     merchant, at = f"m-shop-{name}", start_ms + 8 * HOUR_MS
+    is_careful, accounts = draw.random() < 0.5, draw.choice((12, 30))
 
     def run() -> Agent:
         nonlocal at
@@ -23,26 +28,34 @@ def colluding_shop(draw: random.Random, start_ms: int, name: str) -> Iterator[Ag
             if crew.has_enough:
                 return
             at += crew.minutes(4, 20)
-            helper = draw.randrange(6)
+            helper, label = draw.randrange(6), order % accounts
             who = crew.account(
-                f"{order % 30}",
+                f"{label}",
                 at,
                 device=f"shop-{name}-{helper}",
                 ip=carrier_ip(draw, crew.region),
                 age_ms=bought_age(draw),
             )
             price = draw.choice((19.9, 20.0, 21.9))
-            bought = goods.an_order(draw, price) | {
-                "merchant_id": merchant, "coupon_type": "ten-off", "funder": "platform", "discount": 10.0,
-                "amount": round(price - 10, 2), "pages_viewed": draw.choice((0, 1, 1)),
-                "dwell_s": round(draw.uniform(0.4, 4.0), 1),
-                "payment_account": f"card-shop-{name}-{order % 30}",
-                "recipient": f"helper-{name}-{helper % 3}", "address": f"{name} Market Street, {crew.region}",
+            bought = goods.an_order(draw, price, merchant) | {
+                "coupon_type": "ten-off", "funder": "platform", "discount": 10.0,
+                "amount": round(price - 10, 2), "payment_account": f"card-shop-{name}-{label}",
             }  # fmt: skip
+            if is_careful:
+                bought |= {
+                    "list_price": 99.0, "pages_viewed": draw.randrange(3, 7),
+                    "dwell_s": round(draw.uniform(20, 40), 1),
+                    "recipient": f"helper-{name}-{label}", "address": f"{label} {name} Lane, {crew.region}",
+                }  # fmt: skip
+            else:
+                bought |= {
+                    "pages_viewed": draw.choice((0, 1, 1)), "dwell_s": round(draw.uniform(0.4, 4.0), 1),
+                    "recipient": f"helper-{name}-{helper % 3}",
+                    "address": f"{name} Market Street, {crew.region}",
+                }  # fmt: skip
             granted = yield from crew.tries(at, {**who, **bought})
             if granted and draw.random() < 0.3:
-                back = {key: bought[key] for key in ("order_id", "merchant_id", "payment_account", "amount")}
-                yield Act(at + HOUR_MS, {**who, "type": "refund", **back}, crew.kind)
+                yield Act(at + HOUR_MS, {**who, **goods.a_refund(bought)}, crew.kind)
 
     yield run()
 
@@ -159,7 +172,6 @@ def refund_abuse(draw: random.Random, start_ms: int, name: str) -> Iterator[Agen
                 "address": f"{name} Back Lane, {crew.region}",
             }  # fmt: skip
             yield Act(at, {**who, **order}, HONEST)
-            back = {key: order[key] for key in ("order_id", "merchant_id", "payment_account", "amount")}
-            yield from crew.tries(at + 20 * MINUTE_MS, {**who, "type": "refund", **back})
+            yield from crew.tries(at + 20 * MINUTE_MS, {**who, **goods.a_refund(order)})
 
     yield run()

@@ -82,8 +82,8 @@ class World:
         next_one = next(coming, None)
         waiting = self._waiting
         while waiting or next_one is not None:
-            until_ms = waiting[0][0] if waiting else next_one[0]  # type: ignore[index]  # one of both is there
-            while next_one is not None and next_one[0] <= until_ms + REACTION_MS:
+            # Nobody sets out before that has happened which he may know of: his claim of a minute ago.
+            while next_one is not None and (not waiting or next_one[0] <= waiting[0][0] + REACTION_MS):
                 self.add(next_one[1]())
                 next_one = next(coming, None)
             if not waiting:
