@@ -50,7 +50,10 @@ class Story:
 
 
 def choose(judged: Judged, definition: Definition) -> tuple[Story, ...]:
-    """Up to three decisions worth telling: a hard fact, several soft signals, a customer hit by mistake."""
+    """Up to three decisions worth telling: a hard fact, several soft signals, a customer hit by mistake.
+
+    Of each the first with the fewest reasons: the rest of a long story says the same in other words.
+    """
     wanted: tuple[tuple[str, Callable[[Decision, str], bool]], ...] = (
         (
             "Denied on a hard fact",
@@ -64,10 +67,10 @@ def choose(judged: Judged, definition: Definition) -> tuple[Story, ...]:
     )
     stories = []
     for title, is_wanted in wanted:
-        for event, decision, kind in judged:
-            if is_wanted(decision, kind):
-                stories.append(tell(title, event, decision, kind, definition))
-                break
+        fit = (one for one in judged if is_wanted(one[1], one[2]))
+        shortest = min(fit, key=lambda one: len(one[1].reasons), default=None)
+        if shortest is not None:
+            stories.append(tell(title, *shortest, definition))
     return tuple(stories)
 
 
