@@ -32,7 +32,7 @@ from riskengine.ledger import L_DIGITS
 from riskengine.models import asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
-from riskengine.spreading import Spreading, described, journaled, shown
+from riskengine.spreading import Spreading, described, journaled, shown, standing
 from riskengine.stores import Info, Store, StoreError
 from riskengine.stores.memory import MemoryStore, size_of
 from riskengine.stores.paths import Name, PathEdit, Trail, path_id
@@ -386,6 +386,13 @@ class Engine:
             key = name, entity, signed(self._list_key(name, entity, value))
             own = self._store.list_get(*key)
             return shown(self._store.lists, key, own, self._clock())
+
+    def list_standing(self, name: str, entity: str) -> list[dict[str, Any]]:
+        """All that stands on a list of an entity: `key`, a keyed hash, and what `list_get` says of it."""
+        with self._open():
+            self._check_list(name, entity)
+            self._store.look_at_edits()
+            return standing(self._store.lists, name, entity, self._clock())
 
     def path(self, id: str) -> dict[str, Any] | None:
         """The entry that paths of an id come from, and what they reach; None where none has it."""
@@ -765,12 +772,15 @@ class Engine:
     def _claim_key(self, event_id: str) -> bytes:
         return np.array(hashing.claim(event_id, self._policy.schema.sip), np.uint64).tobytes()
 
-    def _list_key(self, name: str, entity: str, value: str | Sequence[str]) -> int:
+    def _check_list(self, name: str, entity: str) -> None:
         lists = self._policy.definition.lists
         if name not in lists:
             raise RiskEngineError(_unknown("list", name, lists))
         if entity not in lists[name].of:
             raise RiskEngineError(_unknown(f"entity of list {name}", entity, lists[name].of))
+
+    def _list_key(self, name: str, entity: str, value: str | Sequence[str]) -> int:
+        self._check_list(name, entity)
         for part in (value,) if isinstance(value, str) else value:
             _check_words(value=part)
         schema = self._policy.schema

@@ -305,6 +305,18 @@ def shown(lists: Lists, name: Name, own: dict[str, Any] | None, now: int) -> dic
     }
 
 
+def standing(lists: Lists, name: str, entity: str, now: int) -> list[dict[str, Any]]:
+    """What stands on a list of an entity at a time, as `shown` says it, each with its key."""
+    told = []
+    for spot in lists.names(name, entity):
+        own = lists.get(spot)
+        if own is not None and own["expires"] is not None and own["expires"] <= now:
+            own = None
+        if (entry := shown(lists, spot, own, now)) is not None:
+            told.append({"key": _hex(spot[2]), **entry})
+    return told
+
+
 def described(lists: Lists, name: Name, id: str) -> dict[str, Any]:
     """The entry that paths of an id come from, and what they lead to."""
     reached = []

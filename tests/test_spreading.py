@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from clusters import cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import Naive
@@ -16,12 +19,14 @@ from servers import apart, running, valkey
 from stage import DAY, HOUR, KEY, T0, Stage, claim, memory, policy, write
 from test_service import start
 
-from riskengine import Decision
+from riskengine import Decision, cli
 from riskengine.client import Client
 from riskengine.engine import Engine
 from riskengine.journal import Journal
 from riskengine.policy import load_definition
 from riskengine.rebuild import Rebuilt, from_journal_urls, resume
+from riskengine.replay import replay_journal
+from riskengine.rows import RowsFile
 from riskengine.stores.address import begin
 from riskengine.stores.paths import PathEdit
 
@@ -210,6 +215,35 @@ def test_two_engines_on_a_shared_store_spread_alike(story: list[Op], server: str
             assert all_near(one) == all_near(other) == all_near_naive(twin, clock[0])
             with Engine.open(definition, store=store, key=KEY, clock=lambda: clock[0]) as third:
                 assert all_near(third) == all_near(one)
+
+
+def test_a_cluster_spreads_as_one_store_does(tmp_path: Path) -> None:
+    """What a block reaches lies in other slots than the block."""
+    sections = reaching()
+    with cluster(replicas=False) as servers:
+        store = apart(servers.url)
+        begin(store, "stage")
+        with (
+            Stage(tmp_path / "a", sections) as alone,
+            Stage(tmp_path / "b", sections, store=store) as shared,
+            Stage(tmp_path / "c", sections, store=store) as other,
+        ):
+            stages = (alone, shared, other)
+            for stage in (alone, shared):
+                family(stage)
+            other.now = T0 + 1000
+            for stage in (alone, shared):
+                stage.engine.list_put("blocked", "user", "u1")
+            known = everything(alone.engine)
+            assert sum(map(len, known.values())) == 2
+            assert [everything(stage.engine) for stage in stages] == [known] * 3
+            marked = [by("e1", 2000, "u1", "d3"), by("e2", 2001, "u4", "d3")]
+            assert alone.actions(marked) == other.actions(marked) == ["deny", "challenge"]
+            known = everything(alone.engine)
+            assert [everything(stage.engine) for stage in stages] == [known] * 3
+            assert alone.engine.list_delete("blocked", "user", "u1")
+            assert shared.engine.list_delete("blocked", "user", "u1")
+            assert not any(any(everything(stage.engine).values()) for stage in stages)
 
 
 def _spread_clamped(sections: Mapping[str, Any], hops: int) -> None:
@@ -405,6 +439,78 @@ def test_a_journal_and_an_export_bring_it_back(tmp_path: Path) -> None:
     with Journal.open(journal) as opened:
         said = [entry for entry in opened.replay() if getattr(entry, "kind", None) == "path"]
         assert said, "what a block came to is written down"
+
+
+def test_rows_that_a_journal_gives_back_know_who_was_near(tmp_path: Path) -> None:
+    """Blocks, what events marked and what was lifted are replayed where they happened."""
+    sections = reaching()
+    sections["features"]["linked"] = {
+        "value": "(1 if listed('near_1', device) else 0) + (2 if listed('near_2', user) else 0)"
+    }
+    journal = f"sqlite:///{tmp_path / 'journal.db'}"
+    served: dict[str, Any] = {}
+    with Stage(tmp_path / "a", sections, journal=journal) as stage:
+
+        def score(event: dict[str, Any]) -> None:
+            served[event["event_id"]] = stage.row(event)["linked"]
+
+        family(stage)
+        stage.engine.list_put("blocked", "user", "u1")
+        score(by("e1", 2000, "u2", "d1"))
+        score(by("e2", 3000, "u1", "d3"))
+        score(by("e3", 4000, "u4", "d3"))
+        score(by("e4", 5000, "u4", "d3"))
+        stage.now = T0 + 6000
+        assert stage.engine.list_delete("blocked", "user", "u1")
+        score(by("e5", 7000, "u4", "d3"))
+        definition = stage.engine.definition
+    assert served == {"e1": 3, "e2": 0, "e3": 1, "e4": 3, "e5": 0}
+    rows = str(tmp_path / "rows.parquet")
+    with pytest.MonkeyPatch.context() as patch, Journal.open(journal) as opened:
+        patch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+        done = replay_journal(definition, opened.replay(), lambda policy: RowsFile(rows, policy))
+    assert (done.incomparable, dict(done.features or {})) == (0, {})
+    told = {row["event_id"]: row["linked"] for row in pq.read_table(rows).to_pylist()}
+    assert {name: told[name] for name in served} == served
+
+
+def test_a_list_is_shown_with_its_ends_reasons_and_paths(
+    tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path / "a", reaching(), store=store) as stage:
+        family(stage)
+        soon = max(T0, time.time_ns() // 1_000_000) + DAY  # the command goes by the machine's clock
+        stage.engine.list_put("blocked", "user", "u1", expires=soon, reason="chargeback", author="ana")
+        stage.engine.list_put("blocked", "user", "u9", expires=1)
+        stage.engine.list_put("blocked", "device", "d9")
+        path = next(iter(near(stage.engine, "device", "d1")))
+    show = ["lists", "show"]
+    where = ["--store", store, "--rules", str(tmp_path / "a")]
+    assert cli.run([*show, "blocked", *where]) == 0
+    told = capsys.readouterr()
+    assert "138" not in told.out
+    lines = told.out.splitlines()
+    assert len(lines) == 2
+    assert told.err == "2 entries on blocked\n"
+    assert any("chargeback, by ana" in line and "until 20" in line and path in line for line in lines)
+    assert any(line.startswith("device ") and "for good" in line for line in lines)
+    assert cli.run([*show, "near_1", "device", *where, "--json"]) == 0
+    (entry,) = [json.loads(capsys.readouterr().out)]
+    assert (entry["entity"], entry["reason"], entry["distance"]) == ("device", "chargeback", 1)
+    assert [one["path"] for one in entry["paths"]] == [path]
+    assert cli.run([*show, "near_2", *where]) == 0
+    assert f"path {path} from blocked in 2 steps: user " in capsys.readouterr().out
+    for words, said in (
+        (["blokked"], "blocked"),
+        (["blocked", "phon"], "phone"),
+    ):
+        assert cli.run([*show, *words, *where]) != 0
+        assert f"did you mean {said}?" in capsys.readouterr().err
+    assert cli.run([*show, "blocked", "--store", "memory://", "--rules", str(tmp_path / "a")]) != 0
+    assert "lists of the memory store are in the process that serves" in capsys.readouterr().err
 
 
 def test_a_shared_store_is_rebuilt_with_it(tmp_path: Path, server: str) -> None:

@@ -1,11 +1,13 @@
-"""`riskengine lists`: shares lists with partners, as keyed hashes."""
+"""`riskengine lists`: says what stands on a list, and shares lists with partners, as keyed hashes."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +20,53 @@ from riskengine.errors import RiskEngineError
 if TYPE_CHECKING:
     from riskengine.engine import Engine
 
-lists = typer.Typer(no_args_is_help=True, help="Share lists with partners, as keyed hashes.")
+lists = typer.Typer(no_args_is_help=True, help="Look at lists, and share them with partners.")
 ListArgument = Annotated[
     str, typer.Argument(metavar="LIST", help="One with `shared: PARTNER` in the policy.")
 ]
+
+
+@lists.command("show")
+def show_list(
+    name: Annotated[str, typer.Argument(metavar="LIST", help="Any list of the policy.")],
+    store: StoreOption,
+    entity: Annotated[
+        str | None, typer.Argument(metavar="[ENTITY]", help="Only what it has of user, device, ...")
+    ] = None,
+    rules: RulesOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one entry a line.")] = False,
+) -> None:
+    """Say what stands on a list now: until when, why, by whom, and by which path a block reached it.
+
+    Values are shown as the keyed hashes that they are kept as; `store show` says that of a value.
+    """
+    with compiling_told(), _opened(store, rules) as engine:
+        known = engine.definition.lists.get(name)
+        asked = [entity] if entity is not None or known is None else list(known.of)
+        standing = [(of, entry) for of in asked for entry in engine.list_standing(name, of or "")]
+    for of, entry in standing:
+        if as_json:
+            show_json({"entity": of, **entry})
+        else:
+            show(f"{of} {entry['key']}  {_told(entry)}")
+    say(f"{_entries(len(standing))} on {name}")
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    until = "for good" if entry["expires"] is None else f"until {_date(entry['expires'])}"
+    said = [until, f"since {_date(entry['time'])}"]
+    said += [entry["reason"]] if entry["reason"] else []
+    said += [f"by {entry['author']}"] if entry["author"] else []
+    if "path" in entry:
+        said.append(f"path {entry['path']}")
+    for path in entry.get("paths", ()):
+        by = " -> ".join(f"{one['entity']} {one['key']}" for one in path["via"])
+        said.append(f"path {path['path']} from {path['list']} in {count(path['distance'], 'step')}: {by}")
+    return ", ".join(said)
+
+
+def _date(time_ms: int) -> str:
+    return f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 @lists.command("export")
@@ -42,7 +87,7 @@ def export(
         sharing.write(output, key, partner, name, entity, time.time_ns() // 1_000_000, records)
     except OSError as error:
         raise RiskEngineError(f"{output} cannot be written: {error.strerror}") from None
-    say(f"wrote {count(len(records), 'entry').replace('entrys', 'entries')} to {output}")
+    say(f"wrote {_entries(len(records))} to {output}")
 
 
 @lists.command("import")
@@ -77,10 +122,20 @@ def import_(
     )
 
 
+def _entries(number: int) -> str:
+    return count(number, "entry").replace("entrys", "entries")
+
+
 def _opened(store: str, rules: Path | None, journal: str | None = None) -> Engine:
     from riskengine.engine import Engine
     from riskengine.models import NONE
 
+    if store.startswith("memory:"):
+        raise RiskEngineError(
+            "lists of the memory store are in the process that serves: ask for and enter single values there "
+            "(GET and PUT /v1/lists/LIST/ENTITY/VALUE), or serve on a shared store (redis://HOST:PORT/DB) to "
+            "show, export or import whole lists"
+        )
     return Engine.open(rules_folder(rules), store=store, journal=journal, model=NONE)
 
 

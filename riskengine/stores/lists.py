@@ -74,6 +74,12 @@ class Lists:
         """The entries of a list for an entity, by key; not to be changed."""
         return self._of.get((name, entity), {})
 
+    def names(self, name: str, entity: str) -> list[Name]:
+        """What a list names of an entity, by entries of its own or by paths; in the order of the keys."""
+        named = {known for known in self._paths if known[:2] == (name, entity)}
+        named.update((name, entity, key) for key in self.of(name, entity))
+        return sorted(named, key=lambda one: one[2] & (1 << 64) - 1)
+
     def get(self, name: Name) -> dict[str, Any] | None:
         """A copy of an entry, or None."""
         entry = self._by_name.get(name)
