@@ -41,7 +41,9 @@ def is_cold(policy: Policy, shared: bool) -> bool:
     walks = policy.champion is not None or bool(policy.challengers)
     if not is_cached(slabs.settle) or (walks and not is_cached(forest.walk)):
         return True
-    return shared and not is_cached(wire.write_compact)  # the last that a rehearsal comes to
+    return shared and not is_cached(
+        wire.settle_given
+    )  # whatever the policy, a rehearsal comes to it, and late
 
 
 @contextmanager

@@ -91,6 +91,26 @@ done("what a crash left")
 print(json.dumps(called))
 """
 
+LITTLE = """
+import sys
+from riskengine import warming
+from riskengine.engine import Engine
+from riskengine.service.rehearsal import rehearse
+
+asked = {}
+is_cached = warming.is_cached
+
+def noted(kernel):
+    asked[kernel.py_func.__name__] = kernel
+    return is_cached(kernel)
+
+warming.is_cached = noted
+with Engine.open(sys.argv[1], store=sys.argv[2], key=b"a key of the stage") as engine:
+    rehearse(engine.definition, engine.scratch)
+warming.is_cold(engine.policy, True)
+print(sorted(asked), all(kernel.nopython_signatures for kernel in asked.values()))
+"""
+
 
 @pytest.fixture(scope="module", params=["valkey", "cluster"])
 def server(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -113,6 +133,15 @@ def test_no_kernel_is_called_for_the_first_time_by_a_caller(server: str, tmp_pat
     called = json.loads(done.stdout)
     assert len(called) == 11
     assert {what: kernels for what, kernels in called.items() if kernels} == {}
+
+
+def test_no_policy_is_rehearsed_twice(server: str, tmp_path: Path) -> None:
+    """However little a policy has, the kernels by which one is known to be rehearsed are called for it."""
+    folder, store = write(tmp_path, policy()), apart(server)
+    begin(store, "stage")
+    words = [sys.executable, "-c", LITTLE, str(folder), store]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "['settle', 'settle_given'] True\n"), done.stderr
 
 
 def test_an_engine_that_opens_without_kernels_rehearses_where_nobody_sees_it(
