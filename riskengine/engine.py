@@ -248,6 +248,17 @@ class Engine:
             results += self._score(events[start:end], features, None if now is None else now[start:end])
         return results
 
+    def score_told(
+        self, events: Sequence[Event], features: bool = False
+    ) -> list[tuple[Result, bytes | None]]:
+        """`score_many`, each decision with its JSON where the journal has been given it, else None."""
+        if len(events) > self._store.batch_max:
+            return [(result, None) for result in self.score_many(events, features)]
+        lines: list[bytes] = []
+        results = self._score(events, features, None, lines)
+        told: Sequence[bytes | None] = lines or [None] * len(results)
+        return list(zip(results, told, strict=True))
+
     def score_columns(
         self, events: pa.RecordBatch, features: bool = False, now: Int64s | None = None
     ) -> list[Result]:
@@ -657,8 +668,13 @@ class Engine:
     # -- the flow
 
     def _score(
-        self, events: Sequence[Event] | pa.RecordBatch, features: bool, now: Int64s | None
+        self,
+        events: Sequence[Event] | pa.RecordBatch,
+        features: bool,
+        now: Int64s | None,
+        lines: list[bytes] | None = None,
     ) -> list[Result]:
+        """`lines` are filled with the JSON of all, or are left empty."""
         turns = self._turns
         while True:
             policy = self._policy
@@ -680,6 +696,8 @@ class Engine:
                     continue  # reloaded while this was parsed
                 own = nows if isinstance(nows, int) else nows[batch.index]
                 decided = judge.decide(batch, own, features, room is not None)
+                if lines is not None and judge.lines is not None and not errors:
+                    lines += judge.lines.splitlines()
             finally:
                 turns.give(judge)
             self._settle()

@@ -67,6 +67,8 @@ class Judge:
         self._watch = watch
         self._lost_until = lost_until
         self._serial = 0  # of the batch being judged
+        self._lines: bytes | None = None  # what the journal was given of what was judged last
+        self.lines: bytes | None = None  # the decisions of the last batch as JSON, one a line, where at hand
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._unfollowed: deque[Touch] = deque(maxlen=TOUCHES_MAX)  # of the listed, while the store was away
         self._serve(serving)
@@ -142,6 +144,7 @@ class Judge:
         `is_lone`: it is one event, in a room that the next is parsed in.
         """
         room = self._rooms.of(self.policy) if is_lone else None
+        self.lines = self._lines = None
         if batch.n == 1:
             decided = self._decide_one(batch, now if isinstance(now, int) else int(now[0]), features, room)
             if decided is not None:
@@ -249,6 +252,7 @@ class Judge:
             known.trace = trace
         if batch.n:
             self._sweep(now if isinstance(now, int) else int(now[-1]), batch.n)
+        self.lines = None if features else self._lines
         return list(judged)
 
     def _decide_one(self, batch: Batch, now: int, features: bool, room: _Room | None) -> Decision | None:
@@ -272,6 +276,7 @@ class Judge:
             del store.claims[key]
             return None
         self._sweep(now, 1)
+        self.lines = None if features else self._lines
         return decision
 
     def _sweep(self, now: int, events: int) -> None:
@@ -331,7 +336,9 @@ class Judge:
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
-            self._journal.append_later(Served(policy, found, decisions, now, met, sealer, lasting))
+            served = Served(policy, found, decisions, now, met, sealer, lasting)
+            self._journal.append_later(served)
+            self._lines = served.lines
         if counted and followed is None and self._shown is None:
             self._watch.take(found, verdict, now, met)
         if spread is not None and spread.edits and self._journal is not None:

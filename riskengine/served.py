@@ -53,7 +53,7 @@ class Served:
     kept too, encrypted. `lasting`: the batch is a room that the next lone event is judged in.
     """
 
-    __slots__ = ("_personal", "_record", "event_ids")
+    __slots__ = ("_personal", "_record", "event_ids", "lines")
 
     def __init__(
         self,
@@ -69,9 +69,10 @@ class Served:
         extras = policy.masking.extras(batch)
         self._personal: _Personal | None = None
         if lasting and not (met or extras or sealer):
-            record = _written(policy, found, decisions[0], now)
-            if record is not None:
-                self._record = record
+            line = _lines(decisions)
+            if len(line) <= _LINE_BYTES_MAX and found.lone is not None:
+                self.lines = line
+                self._record = _written(policy, found, line, now)
                 self.event_ids = batch.ids.copy()
                 return
         rows: list[int] | None = None
@@ -83,7 +84,8 @@ class Served:
             places = range(batch.n) if rows is None else rows
             events = [(_copy(batch.raw[i]), int(batch.type_index[i])) for i in places]
             self._personal = _Personal(policy, sealer, events)
-        self._record = _encoded(policy, found, decisions, now, extras, rows)
+        self.lines = _lines(decisions)  # JSON of the decisions, without features
+        self._record = _encoded(policy, found, self.lines, now, extras, rows)
 
     @property
     def record(self) -> Record | None:
@@ -117,7 +119,7 @@ class _Personal(NamedTuple):
 def _encoded(
     policy: Policy,
     found: Touches,
-    decisions: Sequence[Decision],
+    lines: bytes,
     now: int | NDArray[np.int64],
     extras: dict[int, tuple[int, bytes]],
     rows: list[int] | None,
@@ -131,10 +133,8 @@ def _encoded(
         batch, cells, masks, nows = batch.take(at), cells[:, at].copy(), masks[at], nows[at]
         strings = Strings(strings.off[at], strings.len[at], strings.hash[at], strings.text)
         extras = {place: extras[i] for place, i in enumerate(rows) if i in extras}
-    if decisions and decisions[0].features is not msgspec.UNSET:
-        decisions = [msgspec.structs.replace(decision, features=msgspec.UNSET) for decision in decisions]
-    lines = bytearray(_JSON.encode_lines(decisions))
-    arrays = _arrays(policy, batch, strings, masks, lines, _joined(batch.n, extras), cells, nows)
+    more = _joined(batch.n, extras)
+    arrays = _arrays(policy, batch, strings, masks, bytearray(lines), more, cells, nows)
     body, ends = pack(arrays)
     first, last = int(nows.min(initial=_NEVER)), int(nows.max(initial=0))
     return Record(policy.masking.head, body, ends, first, last)
@@ -196,20 +196,18 @@ def _arrays(
     )
 
 
-def _written(
-    policy: Policy, found: Touches, decision: Decision, now: int | NDArray[np.int64]
-) -> Record | None:
-    """The record of a lone event, or None where it is too long to be written at the desk, or has none."""
-    if found.lone is None:
-        return None
+def _lines(decisions: Sequence[Decision]) -> bytes:
+    if decisions and decisions[0].features is not msgspec.UNSET:
+        decisions = [msgspec.structs.replace(decision, features=msgspec.UNSET) for decision in decisions]
+    return _JSON.encode_lines(decisions)
+
+
+def _written(policy: Policy, found: Touches, line: bytes, now: int | NDArray[np.int64]) -> Record:
+    """The record of a lone event, whose decision is not too long to be written at the desk."""
+    assert found.lone is not None
     desk = found.lone.writing
     if not isinstance(desk, _Desk):
         desk = found.lone.writing = _Desk(policy, found)
-    if decision.features is not msgspec.UNSET:
-        decision = msgspec.structs.replace(decision, features=msgspec.UNSET)
-    line = _JSON.encode_lines((decision,))
-    if len(line) > _LINE_BYTES_MAX:
-        return None
     at_ms = now if isinstance(now, int) else int(now[0])
     desk.line[: len(line)] = line
     desk.now[0] = at_ms

@@ -379,6 +379,9 @@ def test_a_spool_outlives_its_process_and_is_taken_in_once(url: str, tmp_path: P
     assert sorted(kept) == sorted(f"{name}{i}" for name in ("a", "b") for i in range(40))
     for name in ("a", "b"):
         assert [one for one in kept if one.startswith(name)] == [f"{name}{i}" for i in range(40)]
+    with Journal.open(url) as journal:
+        assert journal.was_cut_off, "of which a sign stays until somebody goes on"
+        journal.append([entry("last")])
     assert list(tmp_path.glob("j.db-spool.*")) == []
 
 

@@ -68,7 +68,7 @@ class Front:
             answer = Answer(*told(refused))
         except Exception as error:
             answer = failed(error)
-        headers = [*answer.headers, *more]
+        headers = [*answer.pairs, *more]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
         self._told(scope, _safe(route), answer.status, time.perf_counter() - began, own)

@@ -18,11 +18,10 @@ from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Final
 
-from riskengine.judge import Result
 from riskengine.service.logs import where
 
-Score = Callable[[list[Any], bool], Sequence[Result]]
-Outcome = Sequence[Result] | Exception | None
+Score = Callable[[list[Any], bool], Sequence[Any]]
+Outcome = Sequence[Any] | Exception | None  # of each event what `Score` gave
 BATCH_MAX: Final = 1_000
 FEW: Final = 64  # events are always let in: how long they take is known too vaguely to refuse them for
 # Of the time left, what is let in may have to wait so much: it is to be answered in time, not just about.

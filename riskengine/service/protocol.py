@@ -319,13 +319,15 @@ class Protocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def _write(self, answer: Answer, more: Headers, keeps: bool) -> None:
-        status, headers, body = answer
-        parts = [self.shared.opening(status, self.server_state.default_headers)]
-        parts += [b"%b: %b\r\n" % header for header in (*headers, *more)]
+        status, headers, body, lines = answer
+        written = self.shared.opening(status, self.server_state.default_headers) + lines
+        for header in headers:
+            written += b"%b: %b\r\n" % header
+        for header in more:
+            written += b"%b: %b\r\n" % header
         if not keeps and (b"connection", b"close") not in headers:
-            parts.append(b"connection: close\r\n")
-        parts += (b"\r\n", body)
-        self.transport.write(b"".join(parts))
+            written += b"connection: close\r\n"
+        self.transport.write(b"%b\r\n%b" % (written, body))
         if not keeps:
             self.transport.close()
 

@@ -33,19 +33,32 @@ _ENCODE: Final[Mapping[Format, Callable[[Any], bytes]]] = {
     "json": msgspec.json.Encoder().encode,
     "msgpack": msgspec.msgpack.Encoder().encode,
 }
+_LINES: Final[Mapping[Format, bytes]] = {
+    format: b"content-type: %b\r\n" % kind
+    + b"content-length: %d\r\nserver-timing: queue;dur=%d.%03d, engine;dur=%d.%03d\r\n"
+    for format, kind in MEDIA_TYPES.items()
+}
 _NONE: Final[dict[int, RefusedError]] = {}
 _log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """What is sent back."""
+    """What is sent back. `lines` are headers too, as HTTP/1.1 writes them."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    headers: Sequence[tuple[bytes, bytes]]
     body: bytes
+    lines: bytes = b""
+
+    @property
+    def pairs(self) -> list[tuple[bytes, bytes]]:
+        """All headers."""
+        written = [line.partition(b": ") for line in self.lines.splitlines()]
+        return [*self.headers, *((name, value) for name, _, value in written)]
 
 
 Respond = Callable[[Answer], None]
+Told = tuple[Result, bytes | None]  # with its JSON, where that is at hand (`Engine.score_told`)
 
 
 class Asked(NamedTuple):
@@ -155,32 +168,44 @@ class _Request(Job):
 
     def _answer(self, outcome: Outcome, seconds: float) -> Answer:
         if outcome is None:
-            outcome = contract.answer(self.scoring.engine.policy, self.events, time.time_ns() // 1_000_000)
+            policy = self.scoring.engine.policy
+            outcome = [
+                (told, None) for told in contract.answer(policy, self.events, time.time_ns() // 1_000_000)
+            ]
         elif isinstance(outcome, RiskEngineError):
             raise RefusedError("journal", str(outcome), headers=((b"retry-after", b"1"),))
         elif isinstance(outcome, Exception):
             raise outcome
-        self.scoring.metrics.results(self.events, outcome)
+        self.scoring.metrics.results(self.events, [result for result, _ in outcome])
         if self.batch is None:
-            result = outcome[0]
+            result, line = outcome[0]
             if isinstance(result, EventError):
                 raise refusal(result)
-            body = _ENCODE[self.format](_shown(result, self.features))
+            body = line if line is not None and self.format == "json" else self._encoded(result)
         else:
             rest = iter(outcome)
-            items = [
-                _item(i, self.poisoned.get(i) or next(rest), self.features) for i in range(len(self.batch))
-            ]
+            items = [self._item(i, self.poisoned.get(i) or next(rest)) for i in range(len(self.batch))]
             body = _ENCODE[self.format](items)
-        waited = max(time.perf_counter() - self.entered - seconds, 0.0)
-        return Answer(
-            200,
-            [
-                (b"content-type", MEDIA_TYPES[self.format]),
-                (b"content-length", b"%d" % len(body)),
-                (b"server-timing", b"queue;dur=%.3f, engine;dur=%.3f" % (1e3 * waited, 1e3 * seconds)),
-            ],
-            body,
+        waited_us = max(int(1e6 * (time.perf_counter() - self.entered - seconds)), 0)
+        us = int(1e6 * seconds)
+        told = len(body), waited_us // 1000, waited_us % 1000, us // 1000, us % 1000
+        return Answer(200, (), body, _LINES[self.format] % told)
+
+    def _encoded(self, decision: Decision) -> bytes:
+        return _ENCODE[self.format](_shown(decision, self.features))
+
+    def _item(self, i: int, outcome: Told | RefusedError) -> object:
+        """One item of a batch's answer: a decision, or a problem with pointers into the batch."""
+        if isinstance(outcome, RefusedError):
+            problems = tuple(
+                msgspec.structs.replace(p, pointer=f"/{i}{p.pointer}") for p in outcome.details.problems
+            )
+            return msgspec.structs.replace(outcome.details, problems=problems)
+        result, line = outcome
+        if isinstance(result, EventError):
+            return refusal(result, i).details
+        return (
+            msgspec.Raw(line) if line is not None and self.format == "json" else _shown(result, self.features)
         )
 
 
@@ -212,18 +237,6 @@ def _wants_features(query: bytes) -> bool:
     if wanted not in ("true", "false"):
         raise RefusedError("malformed", "features is true or false")
     return wanted == "true"
-
-
-def _item(i: int, result: Result | RefusedError, features: bool) -> object:
-    """One item of a batch's answer: a decision, or a problem with pointers into the batch."""
-    if isinstance(result, EventError):
-        return refusal(result, i).details
-    if isinstance(result, RefusedError):
-        problems = tuple(
-            msgspec.structs.replace(p, pointer=f"/{i}{p.pointer}") for p in result.details.problems
-        )
-        return msgspec.structs.replace(result.details, problems=problems)
-    return _shown(result, features)
 
 
 def _shown(decision: Decision, features: bool) -> Decision:

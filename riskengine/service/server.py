@@ -70,7 +70,7 @@ def build(
     """The whole application on an engine, which it does not close."""
     metrics = Metrics(engine, shared)
     gatherer = Gatherer(
-        lambda events, features: engine.score_many(events, features),
+        lambda events, features: engine.score_told(events, features),
         settings.queue_events,
         metrics.batch,
         lambda: engine.waits,
