@@ -1,7 +1,7 @@
 """Asks a sidecar over HTTP: the calls of an engine, for programs that do not carry one.
 
 Nothing of the engine is imported, no kernel and no numpy. What is asked, and when again, is decided once, in
-plain generators; `Client` and `AsyncClient` only send it.
+plain generators; `Client` and `AsyncClient` have the same calls, and only send what their steps say.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Concatenate, Final, Generic, Literal, NamedTuple, ParamSpec, Self, TypeVar, overload
 from urllib.parse import quote
 
 import httpx
@@ -38,6 +39,7 @@ Event = Mapping[str, Any]
 Fail = Literal["open", "closed", "review"]
 Result = Decision | EventError
 T = TypeVar("T")
+P = ParamSpec("P")
 
 ACTIONS: Final[Mapping[str, str]] = {"open": "allow", "closed": "deny", "review": "review"}
 AWAY: Final = "degraded:sidecar"
@@ -118,7 +120,10 @@ _Steps = Generator[_Send | _Pause, _Outcome, T]
 
 
 class _Call(NamedTuple, Generic[T]):
-    """What is asked, how its answer is read, and what stands for it while no sidecar answers."""
+    """What is asked, how its answer is read, and what stands for it while no sidecar answers.
+
+    `again` reads the answer where it was asked before, and an answer may have been lost.
+    """
 
     method: str
     path: str
@@ -126,6 +131,7 @@ class _Call(NamedTuple, Generic[T]):
     read: Callable[[httpx.Response], T]
     away: Callable[[], T] | None = None
     accepts: tuple[int, ...] = (200,)
+    again: Callable[[httpx.Response], T] | None = None
 
 
 class _Asker:
@@ -148,32 +154,92 @@ class _Asker:
 
     # -- calls
 
-    def score(self, event: Event, features: bool) -> _Call[Decision]:
+    def score(self, event: Event, features: bool = False) -> _Steps[Decision]:
+        """Decide one event. Raises EventError with every problem of it, and ServiceError."""
         path = "/v1/score?features=true" if features else "/v1/score"
-        return _Call("POST", path, event, self._decision, lambda: self._instead(event))
+        return self._steps(_Call("POST", path, event, self._decision, lambda: self._instead(event)))
 
-    def batch(self, events: Sequence[Event], features: bool) -> _Call[list[Result]]:
+    def score_many(self, events: Sequence[Event], features: bool = False) -> _Steps[list[Result]]:
+        """Decide events in order, as one by one; a bad one gets its EventError in its place."""
         path = "/v1/score/batch?features=true" if features else "/v1/score/batch"
-        return _Call("POST", path, events, self._results, lambda: [self._instead(event) for event in events])
+        results: list[Result] = []
+        for start in range(0, len(events), BATCH_MAX):
+            some = events[start : start + BATCH_MAX]
+            results += yield from self._steps(
+                _Call("POST", path, some, self._results, partial(self._all_instead, some))
+            )
+        return results
 
-    def label(self, event_id: str, label: str, at: int | None, source: str | None) -> _Call[bool]:
-        body = {"event_id": event_id, "label": label, "time": at, "source": source}
-        return _Call("POST", "/v1/labels", body, _known, accepts=(200, 404))
+    def label(
+        self,
+        event_id: str,
+        label: Literal["fraud", "legit"],
+        time: int | None = None,
+        source: str | None = None,
+    ) -> _Steps[bool]:
+        """Say what became known of an event, at `time` (ms; now unless said). False: it is not known."""
+        body = {"event_id": event_id, "label": label, "time": time, "source": source}
+        return self._steps(_Call("POST", "/v1/labels", body, _known, accepts=(200, 404)))
 
-    def release(self, event_id: str) -> _Call[bool]:
+    def release(self, event_id: str) -> _Steps[bool]:
+        """Give back what an event holds of limits; whether it held anything.
+
+        Where a first answer was lost: whether it held anything before (by the journal of the sidecar).
+        """
         path = f"/v1/decisions/{quote(event_id, safe='')}/release"
-        return _Call("POST", path, None, lambda answer: bool(answer.json()["released"]))
+        return self._steps(_Call("POST", path, None, _released, again=_released_by_now))
 
-    def entry(self, method: str, place: str, body: Any = None) -> _Call[dict[str, Any] | None]:
+    def list_put(
+        self,
+        name: str,
+        entity: str,
+        value: str | Sequence[str],
+        expires: int | None = None,
+        reason: str | None = None,
+        author: str | None = None,
+    ) -> _Steps[None]:
+        """Enter a value into a list, until `expires` (ms). With an API key, the author is the key's name."""
+        body = {"expires": expires, "reason": reason, "author": author}
+        yield from self._entry("PUT", _list_place(name, entity, value), body)
+
+    def list_get(self, name: str, entity: str, value: str | Sequence[str]) -> _Steps[dict[str, Any] | None]:
+        """The entry of a value: expires, reason, author, time; None when it is not listed."""
+        return self._entry("GET", _list_place(name, entity, value))
+
+    def list_delete(self, name: str, entity: str, value: str | Sequence[str]) -> _Steps[bool]:
+        """Remove a value from a list; whether it was there."""
+        return self._removal(_list_place(name, entity, value))
+
+    def path(self, id: str) -> _Steps[dict[str, Any] | None]:
+        """The entry that paths of an id come from, and what they reach; None where none has it."""
+        return self._entry("GET", f"/v1/paths/{quote(id, safe='')}")
+
+    def lift(self, id: str) -> _Steps[bool]:
+        """Take off its list what paths of an id come from, and with it all that they reach."""
+        return self._removal(f"/v1/paths/{quote(id, safe='')}")
+
+    def table_put(self, name: str, key: str, row: Mapping[str, Any]) -> _Steps[None]:
+        """Enter or replace a row of a live table."""
+        yield from self._entry("PUT", _table_place(name, key), dict(row))
+
+    def table_get(self, name: str, key: str) -> _Steps[dict[str, Any] | None]:
+        """A row of a table (times in ms); None when there is none."""
+        return self._entry("GET", _table_place(name, key))
+
+    def table_delete(self, name: str, key: str) -> _Steps[bool]:
+        """Remove a row of a live table; whether it was there."""
+        return self._removal(_table_place(name, key))
+
+    def _entry(self, method: str, place: str, body: Any = None) -> _Steps[dict[str, Any] | None]:
         accepts = (200, 404) if method == "GET" else (200,)
-        return _Call(method, place, body, _entry, accepts=accepts)
+        return self._steps(_Call(method, place, body, _entry, accepts=accepts))
 
-    def removal(self, place: str) -> _Call[bool]:
-        return _Call("DELETE", place, None, lambda answer: bool(answer.json()["removed"]))
+    def _removal(self, place: str) -> _Steps[bool]:
+        return self._steps(_Call("DELETE", place, None, _removed))
 
     # -- steps
 
-    def steps(self, call: _Call[T]) -> _Steps[T]:
+    def _steps(self, call: _Call[T]) -> _Steps[T]:
         """What to do for a call, one thing at a time; returns its value, or raises."""
         until = time.monotonic() + self._deadline
         if call.away is not None:
@@ -192,6 +258,8 @@ class _Asker:
             if isinstance(outcome, httpx.Response):
                 if outcome.status_code not in AGAIN and outcome.status_code < 500:
                     self._alone_until = 0.0
+                    if attempt and call.again is not None:
+                        call = call._replace(read=call.again)
                     return self._read(call, outcome)
                 why = _unavailable(outcome)
             else:
@@ -255,6 +323,9 @@ class _Asker:
                 results.append(EventError(problems or [Problem("", "refused", item["detail"])]))
         return results
 
+    def _all_instead(self, events: Sequence[Event]) -> list[Result]:
+        return [self._instead(event) for event in events]
+
     def _instead(self, event: Event) -> Decision:
         """The decision while no sidecar answers."""
         kind = event.get("type")
@@ -268,14 +339,49 @@ class _Asker:
         )  # fmt: skip
 
 
-class Client:
-    """A sidecar, asked from threads. Keeps its connections; safe to share; close it, or use `with`.
+class _Method(Generic[P, T]):
+    """A call of both clients: that of `Client` gives its value, that of `AsyncClient` a coroutine for it."""
 
-    `key` is an API key. Whatever is asked has `deadline` seconds in all, tries again included: all of it may
-    be asked twice without harm. While no sidecar answers, `score` and `score_many` give what the event
-    type's `fail:` says, flagged degraded:sidecar; the sidecar is asked for it beforehand, or `fail` says it:
-    one for all types, or by type ("review" for others). `verify` is False, or a context of ssl, for TLS.
-    """
+    def __init__(self, asked: Callable[Concatenate[_Asker, P], _Steps[T]]) -> None:
+        self._asked = asked
+        self.__doc__ = asked.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.__name__ = name
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[Concatenate[_Asker, P], _Steps[T]]: ...
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Any:
+        asked = self._asked
+        if client is None:
+            return asked
+
+        @wraps(asked)
+        def ask(*given: P.args, **named: P.kwargs) -> T | Coroutine[Any, Any, T]:
+            return client._run(asked(client._asker, *given, **named))
+
+        return ask
+
+
+class _Calls:
+    """What can be asked."""
+
+    score = _Method(_Asker.score)
+    score_many = _Method(_Asker.score_many)
+    label = _Method(_Asker.label)
+    release = _Method(_Asker.release)
+    list_put = _Method(_Asker.list_put)
+    list_get = _Method(_Asker.list_get)
+    list_delete = _Method(_Asker.list_delete)
+    path = _Method(_Asker.path)
+    lift = _Method(_Asker.lift)
+    table_put = _Method(_Asker.table_put)
+    table_get = _Method(_Asker.table_get)
+    table_delete = _Method(_Asker.table_delete)
 
     def __init__(
         self,
@@ -289,7 +395,24 @@ class Client:
     ) -> None:
         self._asker = _Asker(key, deadline, fail)
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._http = httpx.Client(base_url=url, verify=verify, limits=limits)
+        self._open(base_url=url, verify=verify, limits=limits)
+
+    def _open(self, **settings: Any) -> None:
+        """Make what sends."""
+        raise NotImplementedError
+
+
+class Client(_Calls):
+    """A sidecar, asked from threads. Keeps its connections; safe to share; close it, or use `with`.
+
+    `key` is an API key. Whatever is asked has `deadline` seconds in all, tries again included: all of it may
+    be asked twice without harm. While no sidecar answers, `score` and `score_many` give what the event
+    type's `fail:` says, flagged degraded:sidecar; the sidecar is asked for it beforehand, or `fail` says it:
+    one for all types, or by type ("review" for others). `verify` is False, or a context of ssl, for TLS.
+    """
+
+    def _open(self, **settings: Any) -> None:
+        self._http = httpx.Client(**settings)
 
     def __enter__(self) -> Self:
         """Itself: `with` closes it at the end."""
@@ -305,78 +428,7 @@ class Client:
         """Close its connections."""
         self._http.close()
 
-    def score(self, event: Event, features: bool = False) -> Decision:
-        """Decide one event. Raises EventError with every problem of it, and ServiceError."""
-        return self._run(self._asker.score(event, features))
-
-    def score_many(self, events: Sequence[Event], features: bool = False) -> list[Result]:
-        """Decide events in order, as one by one; a bad one gets its EventError in its place."""
-        results: list[Result] = []
-        for start in range(0, len(events), BATCH_MAX):
-            some: list[Result] = self._run(self._asker.batch(events[start : start + BATCH_MAX], features))
-            results += some
-        return results
-
-    def label(
-        self,
-        event_id: str,
-        label: Literal["fraud", "legit"],
-        time: int | None = None,
-        source: str | None = None,
-    ) -> bool:
-        """Say what became known of an event, at `time` (ms; now unless said). False: it is not known."""
-        return self._run(self._asker.label(event_id, label, time, source))
-
-    def release(self, event_id: str) -> bool:
-        """Give back what an event holds of limits; whether it held anything.
-
-        False, too, where a first try gave it back and its answer was lost on the way.
-        """
-        return self._run(self._asker.release(event_id))
-
-    def list_put(
-        self,
-        name: str,
-        entity: str,
-        value: str | Sequence[str],
-        expires: int | None = None,
-        reason: str | None = None,
-        author: str | None = None,
-    ) -> None:
-        """Enter a value into a list, until `expires` (ms). With an API key, the author is the key's name."""
-        body = {"expires": expires, "reason": reason, "author": author}
-        self._run(self._asker.entry("PUT", _list_place(name, entity, value), body))
-
-    def list_get(self, name: str, entity: str, value: str | Sequence[str]) -> dict[str, Any] | None:
-        """The entry of a value: expires, reason, author, time; None when it is not listed."""
-        return self._run(self._asker.entry("GET", _list_place(name, entity, value)))
-
-    def list_delete(self, name: str, entity: str, value: str | Sequence[str]) -> bool:
-        """Remove a value from a list; whether it was there."""
-        return self._run(self._asker.removal(_list_place(name, entity, value)))
-
-    def path(self, id: str) -> dict[str, Any] | None:
-        """The entry that paths of an id come from, and what they reach; None where none has it."""
-        return self._run(self._asker.entry("GET", f"/v1/paths/{quote(id, safe='')}"))
-
-    def lift(self, id: str) -> bool:
-        """Take off its list what paths of an id come from, and with it all that they reach."""
-        return self._run(self._asker.removal(f"/v1/paths/{quote(id, safe='')}"))
-
-    def table_put(self, name: str, key: str, row: Mapping[str, Any]) -> None:
-        """Enter or replace a row of a live table."""
-        self._run(self._asker.entry("PUT", _table_place(name, key), dict(row)))
-
-    def table_get(self, name: str, key: str) -> dict[str, Any] | None:
-        """A row of a table (times in ms); None when there is none."""
-        return self._run(self._asker.entry("GET", _table_place(name, key)))
-
-    def table_delete(self, name: str, key: str) -> bool:
-        """Remove a row of a live table; whether it was there."""
-        return self._run(self._asker.removal(_table_place(name, key)))
-
-    def _run(self, call: _Call[T]) -> T:
-        steps = self._asker.steps(call)
+    def _run(self, steps: _Steps[T]) -> T:
         outcome: _Outcome = None
         while True:
             try:
@@ -396,22 +448,11 @@ class Client:
                 outcome = error
 
 
-class AsyncClient:
+class AsyncClient(_Calls):
     """`Client`, for callers in an event loop. `aclose` it, or use `async with`."""
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8080",
-        key: str | None = None,
-        *,
-        deadline: float = 1.0,
-        fail: Mapping[str, Fail] | Fail | None = None,
-        verify: Any = True,
-        connections: int = 100,
-    ) -> None:
-        self._asker = _Asker(key, deadline, fail)
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._http = httpx.AsyncClient(base_url=url, verify=verify, limits=limits)
+    def _open(self, **settings: Any) -> None:
+        self._http = httpx.AsyncClient(**settings)
 
     async def __aenter__(self) -> Self:
         """Itself: `async with` closes it at the end."""
@@ -427,76 +468,7 @@ class AsyncClient:
         """Close its connections."""
         await self._http.aclose()
 
-    async def score(self, event: Event, features: bool = False) -> Decision:
-        """As `Client.score`."""
-        return await self._run(self._asker.score(event, features))
-
-    async def score_many(self, events: Sequence[Event], features: bool = False) -> list[Result]:
-        """As `Client.score_many`."""
-        results: list[Result] = []
-        for start in range(0, len(events), BATCH_MAX):
-            call = self._asker.batch(events[start : start + BATCH_MAX], features)
-            some: list[Result] = await self._run(call)
-            results += some
-        return results
-
-    async def label(
-        self,
-        event_id: str,
-        label: Literal["fraud", "legit"],
-        time: int | None = None,
-        source: str | None = None,
-    ) -> bool:
-        """As `Client.label`."""
-        return await self._run(self._asker.label(event_id, label, time, source))
-
-    async def release(self, event_id: str) -> bool:
-        """As `Client.release`."""
-        return await self._run(self._asker.release(event_id))
-
-    async def list_put(
-        self,
-        name: str,
-        entity: str,
-        value: str | Sequence[str],
-        expires: int | None = None,
-        reason: str | None = None,
-        author: str | None = None,
-    ) -> None:
-        """As `Client.list_put`."""
-        body = {"expires": expires, "reason": reason, "author": author}
-        await self._run(self._asker.entry("PUT", _list_place(name, entity, value), body))
-
-    async def list_get(self, name: str, entity: str, value: str | Sequence[str]) -> dict[str, Any] | None:
-        """As `Client.list_get`."""
-        return await self._run(self._asker.entry("GET", _list_place(name, entity, value)))
-
-    async def list_delete(self, name: str, entity: str, value: str | Sequence[str]) -> bool:
-        """As `Client.list_delete`."""
-        return await self._run(self._asker.removal(_list_place(name, entity, value)))
-
-    async def path(self, id: str) -> dict[str, Any] | None:
-        """As `Client.path`."""
-        return await self._run(self._asker.entry("GET", f"/v1/paths/{quote(id, safe='')}"))
-
-    async def lift(self, id: str) -> bool:
-        """As `Client.lift`."""
-        return await self._run(self._asker.removal(f"/v1/paths/{quote(id, safe='')}"))
-
-    async def table_put(self, name: str, key: str, row: Mapping[str, Any]) -> None:
-        """As `Client.table_put`."""
-        await self._run(self._asker.entry("PUT", _table_place(name, key), dict(row)))
-
-    async def table_get(self, name: str, key: str) -> dict[str, Any] | None:
-        """As `Client.table_get`."""
-        return await self._run(self._asker.entry("GET", _table_place(name, key)))
-
-    async def table_delete(self, name: str, key: str) -> bool:
-        """As `Client.table_delete`."""
-        return await self._run(self._asker.removal(_table_place(name, key)))
-
-    async def _run(self, call: _Call[T]) -> T:
-        steps = self._asker.steps(call)
+    async def _run(self, steps: _Steps[T]) -> T:
         outcome: _Outcome = None
         while True:
             try:
@@ -532,6 +504,18 @@ def _table_place(name: str, key: str) -> str:
 
 def _known(answer: httpx.Response) -> bool:
     return answer.status_code == 200 and bool(answer.json()["known"])
+
+
+def _released(answer: httpx.Response) -> bool:
+    return bool(answer.json()["released"])
+
+
+def _released_by_now(answer: httpx.Response) -> bool:
+    return _released(answer) or "before" in answer.json()
+
+
+def _removed(answer: httpx.Response) -> bool:
+    return bool(answer.json()["removed"])
 
 
 def _entry(answer: httpx.Response) -> dict[str, Any] | None:

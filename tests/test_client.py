@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import itertools
 import json
 import os
 import signal
@@ -247,6 +248,42 @@ DECIDED = json.dumps(
         "reasons": [], "fired": [], "shadow": [], "model": None, "policy": "p", "flags": [], "time": 1,
     }
 ).encode()  # fmt: skip
+
+
+@contextmanager
+def forgetful(port: int) -> Iterator[str]:
+    """Passes requests on to a sidecar, and loses the first answer."""
+
+    def relay() -> None:
+        for keeps in itertools.chain([False], itertools.repeat(True)):
+            try:
+                near, _ = listening.accept()
+            except OSError:
+                return
+            with near, socket.create_connection(("127.0.0.1", port)) as far:
+                far.sendall(near.recv(65_536))
+                said = far.recv(65_536)
+                if keeps:
+                    near.sendall(said)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=relay)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_release_whose_first_answer_was_lost_tells_the_truth(server: Served) -> None:
+    assert server.score(claim("lost", device_id="lost")).value["action"] == "allow"
+    with forgetful(server.port) as there, Client(there, deadline=30) as client:
+        assert client.release("lost") is True
+    assert server.score(claim("next", device_id="lost")).value["action"] == "allow"
+    assert server.score(claim("refused", device_id="lost")).value["action"] == "deny"
+    with forgetful(server.port) as there, Client(there, deadline=30) as client:
+        assert client.release("refused") is False, "it never held anything"
 
 
 def test_it_tries_again_with_the_same_event_and_waits_as_told() -> None:

@@ -556,6 +556,8 @@ journal.close()
         ("sqlite:///:memory:", "names no file"),
         ("journal.db", "Write it as sqlite:///journal.db"),
         ("sqlite:////no/such/folder/j.db", "there is no folder /no/such/folder"),
+        ("sqlite:////proc", "it is a folder. Name a file in it"),
+        ("sqlite:////proc/j.db", "the right to write the file and its folder, or name another place"),
     ],
 )
 def test_a_url_that_will_not_do(url: str, message: str) -> None:

@@ -259,6 +259,8 @@ def _open_file(address: Address, create: bool) -> Database:
             raise JournalError(f"there is no journal at {file}. Check the path.")
         if not os.path.isdir(folder):
             raise JournalError(f"the journal {file} cannot be made: there is no folder {folder}.")
+    elif os.path.isdir(file):
+        raise JournalError(f"the journal {file} cannot be opened: it is a folder. Name a file in it.")
     # Only `create` may make a file: a reader that came after a deletion would leave an empty one behind.
     uri = f"{Path(file).absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     engine = sa.create_engine(
@@ -274,7 +276,8 @@ def _open_file(address: Address, create: bool) -> Database:
         if "not a database" in str(error.orig):
             raise JournalError(f"{file} is not a SQLite file. Name another file for the journal.") from error
         raise JournalError(
-            f"the journal {file} cannot be opened: {error.orig}. Check its permissions, and its folder's."
+            f"the journal {file} cannot be opened: {error.orig}. Give this process the right to write the "
+            "file and its folder, or name another place for it: sqlite:///FILE."
         ) from error
     except JournalError:
         engine.dispose()
@@ -309,6 +312,8 @@ def _dial(uri: str, sync: bool) -> sqlite3.Connection:
 def _check_file(connection: Connection, file: str, create: bool) -> None:
     """Make the tables in a new file; refuse another program's file and another version's."""
     if _is_journal(connection, file):
+        if create:
+            _check_writable(connection)
         _add(connection)
         return
     if not create:
@@ -335,6 +340,17 @@ def _check_file(connection: Connection, file: str, create: bool) -> None:
         connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.commit()
+
+
+def _check_writable(connection: Connection) -> None:
+    """Raise what SQLite raises where the file cannot be written. That another process writes is no harm."""
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    except sa.exc.OperationalError as error:
+        if "locked" not in str(error.orig):
+            raise
+    else:
+        connection.rollback()
 
 
 def _is_journal(connection: Connection, file: str) -> bool:

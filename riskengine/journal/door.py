@@ -367,21 +367,31 @@ class Journal:
 
     def labels(self, event_id: str) -> list[LabelEntry]:
         """The labels of this event in arrival order, also those still queued. Raises JournalError."""
+        waiting, stored = self._of_event(tables.labels, event_id)
+        # What was committed between the two looks is in both; entries are told apart by their whole content.
+        labels = [tables.label(row) for row in stored]
+        seen = {msgspec.structs.replace(label, seq=0) for label in labels}
+        return labels + [label for row in waiting if (label := tables.label(row)) not in seen]
+
+    def released(self, event_id: str) -> int | None:
+        """When what this event held was given back first (ms); None where it was not. Raises JournalError."""
+        waiting, stored = self._of_event(tables.releases, event_id)
+        return min((tables.release(row).time_ms for row in (*waiting, *stored)), default=None)
+
+    def _of_event(self, table: sa.Table, event_id: str) -> tuple[list[Row], list[Row]]:
+        """Rows of a table about an event: those still queued, and those in the database."""
         if self._address is None:
-            return []
+            return [], []
         with self._changed:
             self._check_open()
             waiting = [
-                item
+                item[1]
                 for parcel in self._queue
                 if not parcel.ids
                 for item in parcel.items()
-                if not isinstance(item, Block) and item[0] == tables.labels.name and item[1][1] == event_id
+                if not isinstance(item, Block) and item[0] == table.name and item[1][1] == event_id
             ]
-        # What was committed between the two looks is in both; entries are told apart by their whole content.
-        stored = [tables.label(row) for row in self.database.of_event(tables.labels, event_id)]
-        seen = {msgspec.structs.replace(label, seq=0) for label in stored}
-        return stored + [label for _, row in waiting if (label := tables.label(row)) not in seen]
+        return waiting, self.database.of_event(table, event_id)
 
     def activations(self) -> list[Activation]:
         """Every activation of a policy that is committed by now, the oldest first. Raises JournalError."""

@@ -172,8 +172,14 @@ def _follow_up(app: FastAPI, engine: Engine) -> None:
         **operation(None, Released, 422, 503, answers={"event_id": "e1", "released": True}),
     )
     def release(event_id: str) -> Response:
-        """Give back what an event holds of limits: its order was cancelled."""
-        return _reply(Released(event_id, engine.release(event_id)))
+        """Give back what an event holds of limits: its order was cancelled.
+
+        Asked again it says so, where there is a journal: whoever missed the first answer knows then.
+        """
+        if engine.release(event_id):
+            return _reply(Released(event_id, True))
+        before = engine.journal.released(event_id) if engine.journal is not None else None
+        return _reply(Released(event_id, False, msgspec.UNSET if before is None else before))
 
     @app.get(
         "/v1/decisions/{event_id:path}", **operation(None, Recorded, 404, 409, 422, 503, answers=_RECORDED)

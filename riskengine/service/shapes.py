@@ -28,11 +28,12 @@ class LabelDone(msgspec.Struct, frozen=True):
     known: bool
 
 
-class Released(msgspec.Struct, frozen=True):
-    """Whether the event held anything that was given back."""
+class Released(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether the event held anything that was given back. `before`: when it was given back earlier (ms)."""
 
     event_id: str
     released: bool
+    before: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Removed(msgspec.Struct, frozen=True):
