@@ -27,6 +27,14 @@ class Told:
         waits = sorted(self.waits.get(status, ()))
         return waits[min(int(share * len(waits)), len(waits) - 1)] if waits else float("nan")
 
+    def take_in(self, other: Told) -> None:
+        """Add what others were told."""
+        self.statuses += other.statuses
+        for status, waits in other.waits.items():
+            self.waits.setdefault(status, []).extend(waits)
+        self.degraded += other.degraded
+        self.without_retry += other.without_retry
+
 
 async def crowd(
     port: int,

@@ -8,7 +8,8 @@ turns side by side.
 
 Then 10,000 connections are held open with 100,000 requests through them; and ten callers become 100, who
 send ten events at once and do not wait (`step_`): what is let in is to be answered within its deadline, the
-rest refused at once, and 2 s later all is to be as it was.
+rest refused at once, and 2 s later all is to be as it was. Last, 32 callers go on while other policies are
+activated over HTTP, checked and tested each time (`reload_`): none may fail, or wait for long.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ TARGETS = {
     "held_mb": "<= 700",
     "step_p99_ms": "<= 50",
     "step_recovered_s": "<= 2",
+    "reload_failed": "<= 0",
+    "reload_p99_of_before": "<= 2",
 }
 
 CONNECTIONS: Final = (1, 32, 256)
@@ -56,6 +59,7 @@ HELD: Final = 10_000
 HELD_REQUESTS: Final = 100_000
 STEP_EVENTS: Final = 10
 STEP_SECONDS: Final = 4.0
+RELOADS: Final = 3
 ROOT: Final = Path(__file__).resolve().parent.parent
 PEER: Final = """
 from fastapi import FastAPI
@@ -103,6 +107,17 @@ app = FastAPI()
 async def score(event: Event) -> Answer:
     return Answer(event_id=event.event_id, action="allow")
 uvicorn.run(app, host="127.0.0.1", port=0, access_log=False)
+"""
+# A rule more, so that each policy that is activated is another one.
+_EXTRA: Final = """rules:
+  never-%d: {on: payment, when: amount < 0, then: flag, mode: shadow, owner: benchmarks}
+"""
+_TEST: Final = """start: 2026-11-11T00:00:00+08:00
+tests:
+  - name: a payment of a new user is decided
+    events:
+      - {at: 0s, type: payment, user_id: u1, order_id: o1, payment_account: a1, merchant_id: m1, amount: 5,
+         expect: {fired: []}}
 """
 # Every thread of wrk runs this; there is one. Bodies are cut where the id goes, which has nine digits.
 SCRIPT: Final = r"""
@@ -173,7 +188,8 @@ def measure() -> dict[str, Any]:
                 ][1:]  # the first one warms up
                 for connections in CONNECTIONS
             }
-            crowded = held(load, servers["riskengine"]) | step(load, servers["riskengine"])
+            own = servers["riskengine"]
+            crowded = held(load, own) | step(load, own) | reload(load, own, rules)
             degraded = {name: flagged(servers[name].port) for name in servers.keys() - {"fastapi"}}
     finally:
         os.sched_setaffinity(0, cores)
@@ -253,6 +269,47 @@ def step(load: Load, server: Server) -> dict[str, Any]:
         "step_refused": rush.statuses[503],
         "step_refused_p50_ms": round(1e3 * rush.p(0.5, 503), 2),
         "step_recovered_s": round(statistics.quantiles(late, n=20)[-1] if len(late) > 30 else late[0], 2),
+    }
+
+
+def reload(load: Load, server: Server, rules: Path) -> dict[str, Any]:
+    """32 callers with pauses, and again while one policy after another is activated."""
+    files = {
+        str(path.relative_to(rules)): path.read_text(encoding="utf-8")
+        for path in sorted(rules.rglob("*"))
+        if path.is_file() and not path.name.endswith(".test.yaml")  # those were written for no model
+    }
+    seconds: list[float] = []
+
+    def activate() -> None:
+        for i in range(RELOADS):
+            said = files | {
+                "policy.yaml": f"{files['policy.yaml']}\n# {i}\n",
+                "extra.yaml": _EXTRA % i,
+                "extra.test.yaml": _TEST,
+            }
+            began = time.perf_counter()
+            _posted(server.port, "/v1/policy/activate", {"files": said})
+            seconds.append(time.perf_counter() - began)
+
+    async def play() -> tuple[Told, Told]:
+        before = await crowd(server.port, 32, load.requests(), STEP_SECONDS, think_seconds=0.02)
+        done = asyncio.create_task(asyncio.to_thread(activate))
+        during = Told()
+        while not done.done():
+            during.take_in(await crowd(server.port, 32, load.requests(), 0.5, think_seconds=0.02))
+        await done
+        return before, during
+
+    before, during = asyncio.run(play())
+    return {
+        "reload_activate_s": round(statistics.median(seconds), 2),
+        "reload_requests": during.statuses.total(),
+        "reload_failed": during.statuses.total() - during.statuses[200],
+        "reload_degraded": during.degraded,
+        "reload_before_p99_ms": round(1e3 * before.p(0.99), 2),
+        "reload_p99_ms": round(1e3 * during.p(0.99), 2),
+        "reload_p99_of_before": round(during.p(0.99) / before.p(0.99), 2),
     }
 
 
@@ -357,12 +414,18 @@ def flagged(port: int) -> int:
 
 
 def _asked(port: int, body: object) -> Any:
+    return _posted(port, "/v1/score", body)
+
+
+def _posted(port: int, path: str, body: object) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", port)
     headers = {"Content-Type": "application/json", "X-Deadline-Ms": "10000"}
-    connection.request("POST", "/v1/score", json.dumps(body), headers)
-    answer = json.loads(connection.getresponse().read())
+    connection.request("POST", path, json.dumps(body), headers)
+    answer = connection.getresponse()
+    said = answer.read()
+    assert answer.status == 200, said
     connection.close()
-    return answer
+    return json.loads(said)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from servers import apart, valkey
 from stage import policy
 from test_service import JSON, Answer, Served, claim, start
 
+from benchmarks.crowd import Told, crowd
 from riskengine.engine import HASH_KEY_VARIABLE
 from riskengine.policy import load_definition
 from riskengine.service.access import make_key
@@ -227,6 +230,46 @@ def test_all_sidecars_on_one_store_move_together_under_load(tmp_path: Path, redi
     again = start(rooms[0], *asked, **SHARED)  # and what the store keeps outlives all sidecars
     assert served(again) == "review"
     assert again.stop() == 0
+
+
+def claims() -> Iterator[bytes]:
+    """Requests without end."""
+    for i in count():
+        body = json.dumps(claim(f"c{i}", user_id=f"u{i % 50}")).encode()
+        head = "POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+        yield f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_no_request_fails_while_policies_change(tmp_path: Path) -> None:
+    """In one process: by HTTP, back again, and by a signal; every answer is of one policy, and whole."""
+    rules = lay_out(tmp_path / "rules", files("allow"))
+    server = start(tmp_path)
+    asked = claims()
+
+    def change() -> None:
+        for level in ("deny", "review"):
+            assert activate(server, files(level)).status == 200
+            assert served(server) == level
+        assert server.ask("POST", "/v1/policy/rollback").status == 200
+        lay_out(rules, files("review"))
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: served(server) == "review", 30)
+
+    async def play() -> Told:
+        told = Told()
+        changing = asyncio.create_task(asyncio.to_thread(change))
+        while not changing.done():
+            told.take_in(await crowd(server.port, 16, asked, 0.2))
+        await changing
+        return told
+
+    try:
+        told = asyncio.run(play())
+    finally:
+        code = server.stop()
+    assert code == 0
+    assert set(told.statuses) == {200}, (told.statuses, server.told)
+    assert told.degraded == 0
 
 
 def test_lists_and_tables_are_in_effect_everywhere_within_a_second(tmp_path: Path, redis: str) -> None:
