@@ -6,11 +6,15 @@ What wrk cannot do: count answers by status, look into them, and think between q
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+
+_TIMING: Final = re.compile(rb"server-timing: queue;dur=([\d.]+), engine;dur=([\d.]+)")
 
 
 @dataclass(slots=True)
@@ -19,6 +23,7 @@ class Told:
 
     statuses: Counter[int] = field(default_factory=Counter)
     waits: dict[int, list[float]] = field(default_factory=dict)  # seconds, by status
+    own: list[float] = field(default_factory=list)  # seconds that answers of 200 took by the server's clock
     degraded: int = 0  # answers of 200 with an event that was decided by contract
     without_retry: int = 0  # answers of 503 that do not say when to come again
 
@@ -32,6 +37,7 @@ class Told:
         self.statuses += other.statuses
         for status, waits in other.waits.items():
             self.waits.setdefault(status, []).extend(waits)
+        self.own += other.own
         self.degraded += other.degraded
         self.without_retry += other.without_retry
 
@@ -105,6 +111,8 @@ class _Person(asyncio.Protocol):
             return
         self._heard = b""
         self._count(int(head[9:12]))
+        if timing := _TIMING.search(head):
+            self._told.own.append(sum(map(float, timing.groups())) / 1e3)
         self._told.degraded += b'"degraded:' in body
         self._told.without_retry += head[9:12] == b"503" and b"\r\nretry-after: " not in head
         if self._think_seconds:

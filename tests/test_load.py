@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from servers import running
 from test_service import claim, lay_out, start
@@ -90,10 +90,11 @@ def test_a_tenfold_step_is_borne(tmp_path: Path) -> None:
     assert set(calm.statuses) == set(after.statuses) == {200}, server.told
     assert set(step.statuses) == {200, 503}, (step.statuses, server.told)
     assert step.without_retry == 0
-    # As the server sees it, what it lets in it answers in time. The clients wait for a processor too, where
-    # the machine is busy: half of what they see is held to the deadline, benchmarks/http holds it all.
-    assert step.degraded < step.statuses[200] / 3, (step.degraded, step.statuses)
-    assert step.p(0.5) < DEADLINE_MS / 1e3, (step.p(0.5), step.p(0.9), step.p(0.99))
+    # By its own clock it answers in time what it lets in, if need be by contract. What clients see of that on
+    # a busy machine is their own wait for a processor; benchmarks/http holds it to the deadline.
+    assert len(step.own) == step.statuses[200]
+    assert quantiles(step.own, n=20)[-1] < 1.2 * DEADLINE_MS / 1e3, sorted(step.own)
+    assert step.degraded < step.statuses[200] / 2, (step.degraded, step.statuses)
     assert step.p(0.5, 503) < step.p(0.5)
     assert median(late) < 2 * calm.p(0.5) + 0.02
 
