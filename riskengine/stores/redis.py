@@ -68,7 +68,7 @@ from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
 from riskengine.stores.resp import Bytes, as_array, bulk, command
 from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces
 from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
-from riskengine.stores.workspace import Room, Workspace
+from riskengine.stores.workspace import Room, Scratch, Workspace
 
 MARGIN_MS: Final = 60_000  # that clocks may differ by
 TAIL_RECORDS: Final = 64
@@ -92,7 +92,8 @@ class _Asked:
     """What a batch asked of Redis, kept from `observe` to `conclude`."""
 
     touches: Touches
-    room: Room  # what is made of it is good until the next batch
+    room: Room  # what is in it, and in the scratch, is good until the next batch
+    scratch: Scratch
     asked: Bytes  # (n, L)
     amounts: Int64s
     mosts: Int64s
@@ -300,8 +301,8 @@ class RedisStore:
         room = self._work.room(batch.n)
         claims, contents = batch.claim.view(np.int64), batch.content.view(np.int64)
         return _Asked(
-            touches, room, room.asked, room.amounts, room.mosts, room.granted, room.give_back, room.buckets,
-            room.handed, claims, contents, NONE_MET,
+            touches, room, room.scratch, room.asked, room.amounts, room.mosts, room.granted, room.give_back,
+            room.buckets, room.handed, claims, contents, NONE_MET,
         )  # fmt: skip
 
     def _want(self, asked: _Asked, prior: Int64s, prior_keys: Int64s) -> None:
@@ -321,9 +322,10 @@ class RedisStore:
 
     def _request(self, asked: _Asked, booked: Bytes) -> _Requests:
         """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
-        touches, features, room, claims = asked.touches, self.features, asked.room, asked.claims
+        touches, features, claims = asked.touches, self.features, asked.claims
+        room, scratch = asked.room, asked.scratch
         batch = touches.batch
-        entities, sizes, pieces, order = room.entities, room.sizes, room.pieces, room.order
+        entities, sizes, pieces, order = scratch.entities, scratch.sizes, scratch.pieces, room.order
         count, total = wire.gather(
             features.flat,
             touches.keys,
@@ -343,10 +345,10 @@ class RedisStore:
         lives = self._lives_said
         asked.claims_live_s = self._claims_live_s
         if batch.n > 1 and not self._mask:
-            asked.batch = room.batch
+            asked.batch = scratch.batch
             wire.put_word(asked.batch, 0, int.from_bytes(secrets.token_bytes(8), "little", signed=True))
         names = self._prefix_size + 40
-        needed = len(room.groups) * (400 + len(lives)) + len(room.claimants) * (names + 80)
+        needed = len(scratch.groups) * (400 + len(lives)) + len(scratch.claimants) * (names + 80)
         out = self._room(needed + count * (names + 40) + total + 4 * touches.keys.size)
         asked.calls = calls = wire.write_observe(
             out,
@@ -371,24 +373,24 @@ class RedisStore:
             asked.mosts,
             order,
             self._mask,
-            room.groups,
-            room.claimants,
-            room.numbers,
+            scratch.groups,
+            scratch.claimants,
+            scratch.numbers,
             entities,
             count,
             sizes,
             pieces,
             room.after,
-            room.ends,
+            scratch.ends,
         )
-        ends = room.ends[:calls].tolist()
-        return _Requests(out[: ends[-1]].data, ends, room.groups[:calls, wire.PART])
+        ends = scratch.ends[:calls].tolist()
+        return _Requests(out[: ends[-1]].data, ends, scratch.groups[:calls, wire.PART])
 
     def _values(self, asked: _Asked, reply: Reply) -> tuple[bool, int]:
         """Look at the epoch that every answer begins with: whether a claim was met, and the values' bytes."""
         wrong, met, size = wire.read_calls(
-            reply.data, reply.offsets, reply.lengths, reply.firsts, asked.calls, asked.room.groups,
-            self._plain_epoch, asked.room.items,
+            reply.data, reply.offsets, reply.lengths, reply.firsts, asked.calls, asked.scratch.groups,
+            self._plain_epoch, asked.scratch.items,
         )  # fmt: skip
         if wrong >= 0:
             raise self._other_life(reply.item(int(reply.firsts[wrong])))
@@ -419,13 +421,13 @@ class RedisStore:
         batch = asked.touches.batch
         told: dict[int, tuple[Item, Item]] = {}  # claim and decision, where an event's own partition knows it
         for call in range(asked.calls):
-            part, first, homes = asked.room.groups[call, : wire.FIRST_ENTITY].tolist()
+            part, first, homes = asked.scratch.groups[call, : wire.FIRST_ENTITY].tolist()
             at = int(reply.firsts[call]) + 2
             marks = reply.item(at)
             assert isinstance(marks, bytes), "observe.lua answers marks as a string"
             for c, mark in enumerate(marks):
                 if mark == ord("1"):
-                    i = int(asked.room.claimants[first + c])
+                    i = int(asked.scratch.claimants[first + c])
                     asked.known.add((i, part))
                     if c < homes:
                         told[i] = reply.item(at + 1), reply.item(at + 2)
@@ -568,7 +570,7 @@ class RedisStore:
             reply.data,
             reply.offsets,
             reply.lengths,
-            asked.room.items,
+            asked.scratch.items,
             count,
             asked.entities,
             work.row,
@@ -576,23 +578,23 @@ class RedisStore:
             time,
             touches.batch.time,
             TAIL_RECORDS,
-            asked.room.tails,
-            asked.room.outcome,
-            asked.room.long,
+            asked.scratch.tails,
+            asked.scratch.outcome,
+            asked.scratch.long,
         )
         if not other:
             if long and not asked.resumed:
                 self._compact(asked, reply, long)
             if asked.resumed:
-                self._keep_found(asked, asked.room.outcome[:count])
+                self._keep_found(asked, asked.scratch.outcome[:count])
             return
-        outcome = asked.room.outcome[:count]
+        outcome, items = asked.scratch.outcome[:count], asked.scratch.items
         for k in np.flatnonzero(outcome == wire.BROKEN).tolist():
             raise StoreError(
                 "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
             )
         foreign = [
-            (k, reply.item(int(asked.room.items[k])), *self._write_back_of(reply, int(asked.room.items[k])))
+            (k, reply.item(int(items[k])), *self._write_back_of(reply, int(items[k])))
             for k in np.flatnonzero(outcome == wire.FOREIGN).tolist()
         ]
         if long and not asked.resumed:
@@ -664,13 +666,13 @@ class RedisStore:
             done = wire.write_compacts(
                 out, self.features.flat, self.fingerprint, self._prefixes, self._prefix_size, self._mask,
                 self._kinds, self._opening["compact"], self._entities_live, self._claims_there_ms,
-                *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, asked.room.items,
-                asked.room.tails, asked.room.long, first, count, work.snapshot, asked.room.ends,
+                *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, asked.scratch.items,
+                asked.scratch.tails, asked.scratch.long, first, count, work.snapshot, asked.scratch.ends,
             )  # fmt: skip
             start = 0
-            for k, end in enumerate(asked.room.ends[first:done].tolist(), first):
+            for k, end in enumerate(asked.scratch.ends[first:done].tolist(), first):
                 if end > start:
-                    part = int(asked.entities[asked.room.long[k], 0]) & self._mask
+                    part = int(asked.entities[asked.scratch.long[k], 0]) & self._mask
                     self._folded.append((out[start:end].tobytes(), part))
                 start = end
             if done == first:  # larger than there is room for
@@ -1110,12 +1112,12 @@ class RedisStore:
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> _Requests:
         """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
-        touches, batch, room = asked.touches, asked.touches.batch, asked.room
+        touches, batch, scratch = asked.touches, asked.touches.batch, asked.scratch
         answers, at = self._encoded(decisions, rows)
         trace, n, names = self._trace_bytes, len(rows), self._prefix_size + 40
         back = asked.give_back.size
         out = self._room(
-            len(room.parts) * 400 + n * (names + trace + 112) + len(answers) + back * (names + 96)
+            len(scratch.parts) * 400 + n * (names + trace + 112) + len(answers) + back * (names + 96)
         )
         calls = wire.write_conclude(
             out,
@@ -1150,11 +1152,11 @@ class RedisStore:
             answers,
             at,
             self._work.room_for_traces(trace),
-            room.ends,
-            room.parts,
+            scratch.ends,
+            scratch.parts,
         )
-        ends = room.ends[:calls].tolist()
-        return _Requests(out[: ends[-1]].data, ends, room.parts[:calls])
+        ends = scratch.ends[:calls].tolist()
+        return _Requests(out[: ends[-1]].data, ends, scratch.parts[:calls])
 
     def _concluding_all(
         self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives

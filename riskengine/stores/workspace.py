@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from riskengine import ledger
@@ -13,7 +11,23 @@ from riskengine.packing import Bytes
 from riskengine.stores import slabs, wire
 from riskengine.stores.transition import blank
 
-ROOMS_MAX: Final = 8
+
+class Scratch:
+    """Arrays that batches of up to n events are asked and concluded with; nobody asks how long they are."""
+
+    def __init__(self, n: int, kinds: int, parts: int) -> None:
+        self.n = n
+        size = n * kinds + 1
+        self.entities = np.empty((size, 4), np.int64)
+        self.sizes, self.pieces, self.items = np.empty((3, size), np.int64)
+        self.outcome, self.long = np.empty((2, size), np.int64)
+        self.tails = np.empty((size, wire.TAIL_SIZE), np.int64)
+        self.numbers = np.empty(n, np.int64)
+        self.groups = np.empty((min(parts, size + n) + 1, wire.GROUP_SIZE), np.int64)
+        self.claimants = np.empty(n + (size if parts > 1 else 0), np.int64)
+        self.ends = np.empty(size + n + parts, np.int64)
+        self.parts = np.empty(parts, np.int64)
+        self.batch = np.empty(wire.KEY_CHARS, np.uint8)
 
 
 class Room:
@@ -22,25 +36,15 @@ class Room:
     To make them took 30 of the 90 us of a lone event.
     """
 
-    def __init__(self, n: int, kinds: int, limits: int, parts: int) -> None:
-        size = n * kinds + 1
+    def __init__(self, n: int, kinds: int, limits: int, slots: Int64s, scratch: Scratch) -> None:
+        self.scratch = scratch
         self.flags = np.zeros((4, n, limits), np.uint8)
         self.asked, self.granted, self.give_back, self.again = self.flags
         self.handed = np.zeros(limits, np.uint8)
         self.amounts, self.mosts, self.buckets = np.zeros((3, n, limits), np.int64)
-        self.slots = np.zeros(2 * _power(4 * size), np.int64)
-        self.entities = np.empty((size, 4), np.int64)
+        self.slots = slots
         self.after = np.empty((n, kinds), np.int64)
-        self.sizes, self.pieces, self.items = np.empty((3, size), np.int64)
-        self.outcome, self.long = np.empty((2, size), np.int64)
-        self.tails = np.empty((size, wire.TAIL_SIZE), np.int64)
         self.order = np.arange(n)
-        self.numbers = np.empty(n, np.int64)
-        self.groups = np.empty((min(parts, size + n) + 1, wire.GROUP_SIZE), np.int64)
-        self.claimants = np.empty(n + (size if parts > 1 else 0), np.int64)
-        self.ends = np.empty(size + n + parts, np.int64)
-        self.parts = np.empty(parts, np.int64)
-        self.batch = np.empty(wire.KEY_CHARS, np.uint8)
 
     def empty(self) -> None:
         """Nothing is asked for, nor granted."""
@@ -54,14 +58,16 @@ class Workspace:
     def __init__(self) -> None:
         self.words = np.zeros(1 << 16, np.int64)
         self.meta = np.zeros(slabs.META_SIZE, np.int64)
-        self._tables: dict[int, Int64s] = {}
-        self.table = self._table(1)
+        self._tables: dict[int, Int64s] = {}  # by size
+        self._slots: dict[int, Int64s] = {}
+        self.table = self._table(1, self._tables)
         self.old_table = np.zeros(2, np.int64)
         self.row = np.zeros((1, 1), np.int64)
         self.snapshot = np.empty(1 << 15, np.uint8)  # room to pack one in
         self.traces = np.empty(0, np.uint8)
         self._rooms: dict[int, Room] = {}
-        self._shape = 0, 0, 0
+        self._scratch = Scratch(0, 0, 0)
+        self._kinds = self._limits = self._parts = 0
         self._fixed = self._growth = 0
 
     @property
@@ -76,16 +82,19 @@ class Workspace:
         self._fixed = int((fixed + features.plan.running[:, ledger.T_WORDS]).max(initial=8))
         self._growth = int(plan[:, ledger.E_GROWTH].sum())
         self.row = blank(features)[np.newaxis]
-        self._shape = len(features.entities), len(features.limit_names), parts
+        self._kinds, self._limits, self._parts = len(features.entities), len(features.limit_names), parts
+        self._scratch = Scratch(0, 0, 0)
         self._rooms.clear()
 
     def room(self, n: int) -> Room:
         """Room for a batch of n events, in which nothing is asked for yet."""
         room = self._rooms.get(n)
         if room is None:
-            if len(self._rooms) >= ROOMS_MAX:
+            if n > self._scratch.n:
+                self._scratch = Scratch(_power(n), self._kinds, self._parts)
                 self._rooms.clear()
-            room = self._rooms[n] = Room(n, *self._shape)
+            slots = self._table(n * self._kinds, self._slots)
+            room = self._rooms[n] = Room(n, self._kinds, self._limits, slots, self._scratch)
         room.empty()
         return room
 
@@ -100,14 +109,14 @@ class Workspace:
         needed = 4 * (size + (count + 16) * (self._fixed + 64) * 2 + events * 2 * self._growth)
         if len(self.words) < needed:
             self.words = np.zeros(2 * needed, np.int64)
-        self.table = self._table(count)
+        self.table = self._table(count, self._tables)
 
-    def _table(self, count: int) -> Int64s:
+    def _table(self, count: int, known: dict[int, Int64s]) -> Int64s:
         """One that finds so many keys, and no larger: it is emptied for each batch."""
         slots = _power(4 * count)
-        table = self._tables.get(slots)
+        table = known.get(slots)
         if table is None:
-            table = self._tables[slots] = np.zeros(2 * slots, np.int64)
+            table = known[slots] = np.zeros(2 * slots, np.int64)
         return table
 
 
