@@ -15,9 +15,12 @@ from riskengine import Decision, Engine
 from riskengine.check import explain_text, findings_of
 from riskengine.definition import Definition, Limit, Rule
 from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
+from riskengine.packing import HEADER
 from riskengine.policy import examine, load_definition
 from riskengine.ruletest import render_report, run_tests
+from riskengine.simulate import simulate
 from riskengine.spreads import links_of
+from riskengine.stores.memory import MemoryStore
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "rules"
@@ -41,6 +44,20 @@ def test_the_handbook_policy_keeps_features_for_a_model_to_come() -> None:
 def test_an_entity_stays_small(rules: Path) -> None:
     bytes_of = {entity: sum(of.values()) for entity, of in state_bytes(load_definition(rules)).items()}
     assert {entity: size for entity, size in bytes_of.items() if size > ENTITY_BYTES_MAX} == {}
+
+
+def test_a_campaign_keeps_every_entity_within_what_check_says(shipped: Definition) -> None:
+    bound = {entity: sum(of.values()) for entity, of in state_bytes(shipped).items()}
+    events = simulate(seed=5, days=2, users=1_500).events
+    now = np.maximum.accumulate(np.array([event["time"] for event in events], np.int64))
+    largest: dict[str, int] = {}
+    with Engine.open(shipped) as engine:
+        assert all(isinstance(done, Decision) for done in engine.score_many(events, now=now))
+        assert isinstance(engine._store, MemoryStore)
+        for _, entity, value in engine._store.values():
+            largest[entity] = max(largest.get(entity, 0), len(value) - HEADER)
+    assert {entity for entity, size in largest.items() if size > bound[entity]} == set()
+    assert set(largest) >= {"user", "device", "ip", "merchant", "account", "address", "charge", "code"}
 
 
 def test_every_rule_and_limit_is_shown_firing_and_not() -> None:
