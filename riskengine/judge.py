@@ -411,7 +411,7 @@ class Judge:
         self._weigh(found, verdict)
         held = policy.refuse_alone(found, verdict)
         any_late = bool(batch.late.any())
-        what = "store" if error.kind in ("away", "behind", "busy", "loading") else error.kind
+        what = "store" if error.kind in ("away", "slow", "behind", "busy", "loading") else error.kind
         unkept = self._journal is not None and self._journal.is_away
         flags = self._flags(batch, now, any_late, True, followed, unkept)
         flags = [(f"degraded:{what}", *flag) for flag in flags]

@@ -20,7 +20,6 @@ from stage import Stage, claim, policy
 
 from riskengine.decision import Decision
 from riskengine.stores.address import begin
-from riskengine.stores.cluster import ClusterLink
 from riskengine.stores.redis import RedisStore
 
 USERS, BUDGET = 20, 300
@@ -41,11 +40,9 @@ class Caller:
         self.stage = Stage(folder, SECTIONS, store=store)
         opened = self.stage.engine._store
         assert isinstance(opened, RedisStore)
-        assert isinstance(opened._link, ClusterLink)
         self.store = opened
         self.stage.engine.score_many([claim(f"{name}-well{n}", user_id=f"well{n}") for n in range(50)])
-        opened._link.timeout_s = 0.4  # from here on: to open it takes what it takes on a busy machine
-        opened._link._connect_s = 1.0
+        opened._link.hurry(400, 1000)  # from here on: to open it takes what it takes on a busy machine
         self.answers: list[tuple[dict[str, Any], Decision, float]] = []  # and when each was there
         self.error: BaseException | None = None
         self._name = name

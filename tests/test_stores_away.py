@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 from servers import apart, running, valkey
-from stage import Stage, claim, payment, policy
+from stage import T0, Stage, claim, payment, policy
 
+from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.errors import RiskEngineError
+from riskengine.ledger import RECORD_TIME
 from riskengine.stores import StoreError
 from riskengine.stores.address import Address, begin
+from riskengine.stores.line import ALONE_S, PATIENCE
+from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
+from riskengine.stores.redis import RedisStore
+from riskengine.stores.wire import HEAD
 
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
@@ -99,35 +109,15 @@ def test_a_store_that_lost_its_data_is_noticed(tmp_path: Path) -> None:
             assert stage.row(claim("e3"))["claims"] == 2, "it begins anew, as someone decided: with e2"
 
 
-def test_a_full_store_says_so(tmp_path: Path) -> None:
-    with valkey(**{"maxmemory-policy": "noeviction"}) as url:
-        store = apart(url)
-        begin(store, "stage")
-        with (
-            Stage(tmp_path, failing("open"), store=store) as stage,
-            redis.Redis.from_url(url) as client,
-        ):
-            client.config_set("maxmemory", "1mb")
-            decision = stage.engine.score(claim("e1"))
-            assert (decision.action, decision.flags) == ("allow", ("degraded:full",))
-            client.config_set("maxmemory", "0")
-            assert stage.row(claim("e2"))["claims"] == 2
-
-
-def test_what_a_server_says_is_passed_on(tmp_path: Path) -> None:
+def test_a_server_that_forgot_our_scripts_is_told_them_again(tmp_path: Path) -> None:
     with valkey() as url:
         store = apart(url)
         begin(store, "stage")
         with Stage(tmp_path, failing("review"), store=store) as stage, redis.Redis.from_url(url) as client:
             assert stage.engine.score(claim("e0")).flags == ()
-            (name,) = client.scan_iter(match=f"*:e{kind_of('user').decode()}*")
-            client.delete(name)
-            client.sadd(name, "something else")
-            assert stage.engine.score(claim("e1")).flags == ("degraded:wrong-type",)
-            client.delete(name)
-            assert stage.engine.score(claim("e2")).flags == ()
             client.script_flush()
-            assert stage.engine.score(claim("e3")).flags == (), "scripts are loaded again"
+            assert stage.row(claim("e1"))["claims"] == 2
+            assert stage.engine.score(claim("e2")).flags == ()
 
 
 def test_a_password_is_asked_for(tmp_path: Path) -> None:
@@ -174,3 +164,113 @@ def test_servers_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             Stage(tmp_path, sections, store=apart(url), key=None)
     with valkey() as url, pytest.raises(StoreError, match="riskengine store init"):
         Engine.open(tmp_path, store=apart(url), key=b"a key")
+
+
+def test_a_loss_is_noticed_by_all_who_are_at_work(tmp_path: Path) -> None:
+    """Two engines decide without a pause while the data goes: no answer of theirs starts from nothing."""
+    with valkey() as url, redis.Redis.from_url(url) as client:
+        store = apart(url)
+        begin(store, "stage")
+        lost, stopped = threading.Event(), threading.Event()
+
+        def work(name: str) -> list[Decision]:
+            said: list[Decision] = []
+            with Stage(tmp_path / name, failing("closed"), store=store) as stage:
+                while not stopped.is_set():
+                    said.append(stage.engine.score(claim(f"{name}{len(said)}"), features=True))
+                    if len(said) == 100:
+                        reached.release()
+                    if lost.is_set() and said[-1].flags:
+                        noticed.release()
+                        lost.clear()
+            return said
+
+        reached, noticed = threading.Semaphore(0), threading.Semaphore(0)
+        with ThreadPoolExecutor(2) as pool:
+            working = [pool.submit(work, name) for name in ("one", "two")]
+            try:
+                for _ in working:
+                    assert reached.acquire(timeout=60)
+                client.flushall()
+                lost.set()
+                assert noticed.acquire(timeout=60)
+                time.sleep(0.2)
+            finally:
+                stopped.set()
+            both = [future.result(60) for future in working]
+    for said in both:
+        sound = [decision for decision in said if not decision.flags]
+        counts = [decision.features["claims"] for decision in sound if isinstance(decision.features, dict)]
+        assert counts == sorted(set(counts)), "each counts on"
+        assert len(counts) >= 100
+        after = said[len(sound) :]
+        assert after, "it went on"
+        assert {decision.flags for decision in after} == {("degraded:epoch",)}
+        assert {decision.action for decision in after} == {"deny"}
+
+
+def test_what_was_missed_is_told_in_its_order(tmp_path: Path) -> None:
+    """The log of an entity has what was decided without the store as it was decided, whatever its time."""
+    with running() as server:
+        store = apart(server.url)
+        begin(store, "stage")
+        with Stage(tmp_path, failing("review"), store=store) as stage:
+            stage.engine.score(claim("e0"))
+            opened = stage.engine._store
+            assert isinstance(opened, RedisStore)
+            opened._link.hurry(300, 1000)
+            server.hold(True)
+            times = [40, 10, 30, 20]
+            for n, at in enumerate(times):  # the first may have been served, and comes last for that
+                assert stage.engine.score(claim(f"a{n}", at)).flags == ("degraded:store",)
+            server.hold(False)
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            until(lambda: not opened.is_behind)
+            assert stage.row(claim("e1", 50))["claims"] == 6
+            with redis.Redis.from_url(server.url) as client:
+                (name,) = client.scan_iter(match=f"*:e{kind_of('user').decode()}*")
+                value = client.get(name)
+        assert isinstance(value, bytes)
+        found, at = [], 0
+        while at < len(value):  # records, of which none is folded yet
+            size = HEAD + 8 * value[at + 1]
+            words = np.frombuffer(value[at + HEAD : at + size], "<i8")
+            found.append(int(words[RECORD_TIME]) - T0)
+            at += size
+        kept = [at for at in found if at in times[1:]]
+        assert kept == times[1:]
+
+
+def test_a_server_that_does_not_answer_is_left_alone_between_tries(tmp_path: Path) -> None:
+    """After some tries in a row one a moment is made, and the first that is answered ends it."""
+    with running() as server:
+        store = apart(server.url)
+        begin(store, "stage")
+        with Stage(tmp_path, failing("review"), store=store) as stage:
+            stage.engine.score(claim("e0"))
+            opened = stage.engine._store
+            assert isinstance(opened, RedisStore)
+            assert isinstance(opened._link, Link)
+            line = opened._link._line
+            tries: list[float] = []
+            open_ = line.open
+
+            def noted() -> socket.socket:
+                if not line.is_open:
+                    tries.append(time.monotonic())
+                return open_()
+
+            line.open = noted  # type: ignore[method-assign]  # in the place of the class's own
+            server.kill()
+            begun, asked = time.monotonic(), 0
+            while time.monotonic() < begun + 4 * ALONE_S:
+                asked += 1
+                assert stage.engine.score(claim(f"away{asked}")).flags == ("degraded:store",)
+            most = 2 * (PATIENCE + 1 + (tries[-1] - begun) / (ALONE_S / 2))  # each is made twice
+            assert len(tries) <= most < 40
+            assert asked > 2 * len(tries), "most were decided without a try"
+            server.start()
+            begin(store, "stage")
+            tries.clear()
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            assert len(tries) <= 2, "the first try that is answered ends it"

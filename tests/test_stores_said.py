@@ -102,29 +102,6 @@ def test_a_store_at_a_socket(tmp_path: Path) -> None:
         counts(apart(f"unix://{server.socket}"), tmp_path)
 
 
-def test_a_store_that_is_busy_with_a_script(tmp_path: Path) -> None:
-    with running(**{"busy-reply-threshold": "20"}) as server, redis.Redis.from_url(server.url) as client:
-        store = apart(server.url)
-        begin(store, "stage")
-        with Stage(tmp_path, SECTIONS, store=store) as stage:
-            stage.engine.score(claim("e0"))
-
-            def hold_up() -> None:
-                with redis.Redis.from_url(server.url) as other, suppress(redis.ResponseError):
-                    other.eval("while true do end", 0)
-
-            running_on = threading.Thread(target=hold_up)
-            running_on.start()
-            until(lambda: said(client) == "BUSY")
-            busy = stage.engine.score(claim("e1", 1))
-            client.script_kill()
-            running_on.join()
-            assert busy.flags == ("degraded:store",)
-            assert stage.engine.store_errors["busy"] == 1
-            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
-            assert stage.row(claim("e2", 2))["claims"] == 3
-
-
 def said(client: redis.Redis) -> str:
     """The first word of what a server says that does nothing just now."""
     try:

@@ -27,8 +27,9 @@ Links = Mapping[
     int, Sequence[tuple[int, int]]
 ]  # by number of an entity: its member cells, and a window of each
 Kind = Literal[
-    "away", "behind", "full", "read-only", "wrong-type", "denied", "busy", "loading", "epoch", "broken"
-]
+    "away", "slow", "behind", "full", "read-only", "wrong-type", "denied", "busy", "loading", "epoch",
+    "broken",
+]  # fmt: skip
 Met = Mapping[int, Decision | Literal["conflict", "undecided"]]
 NONE_MET: Final[Met] = MappingProxyType({})
 

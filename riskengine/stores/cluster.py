@@ -233,7 +233,7 @@ class ClusterLink:
                 if time.monotonic() + pause_s >= deadline:
                     raise error or StoreError("away", "the cluster changes hands just now")
                 if error is not None:
-                    if error.kind not in ("away", "loading", "read-only"):
+                    if error.kind not in ("away", "slow", "loading", "read-only"):
                         raise error
                     time.sleep(pause_s)
                     pause *= 2

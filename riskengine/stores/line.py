@@ -120,7 +120,7 @@ class Breaker:
 
     def failed(self, error: StoreError) -> None:
         """It did not answer; what it says itself is an answer."""
-        if error.kind != "away":
+        if error.kind not in ("away", "slow"):
             return
         self._failures += 1
         if self._failures >= PATIENCE:  # not all at once, where many wait for it
@@ -311,7 +311,10 @@ def facts_of(info: bytes) -> dict[str, str]:
 
 def _gone(error: OSError) -> StoreError:
     if isinstance(error, TimeoutError):
-        return StoreError("away", "the store did not answer in time")
+        return StoreError(
+            "slow",
+            "the store did not answer in time: look at its load, and at riskengine store info",
+        )
     return StoreError("away", f"the connection to the store broke: {_short(error)}")
 
 
