@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ def test_a_policy_of_every_day_size(shipped: Definition) -> None:
         "count", "distinct", "sum", "mean", "min", "max", "std", "rate",
         "since_first", "since_last", "previous", "speed", "value",
     }  # fmt: skip
+
+
+def test_the_readme_counts_right_and_names_what_there_is(shipped: Definition) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    counted = len(shipped.rules), len(shipped.limits), len(shipped.alerts), len(shipped.features)
+    assert "{} rules, {} limits and {} alerts on {} features".format(*counted) in readme
+    section = readme.split("## What the shipped rules cover")[1].split("\n## ")[0]
+    table = "".join(line for line in section.splitlines() if line.startswith("| ") and "`rules/`" not in line)
+    whole = re.findall(r"(?<![\w-])[a-z]+(?:-[a-z]+){1,9}\b(?!-?\\)", table.split("| stopped |")[0])
+    known = {*shipped.rules, *shipped.limits, *shipped.alerts}
+    assert [name for name in whole if name not in known] == []
 
 
 def test_the_sample_shows_every_action_and_spares_ordinary_customers() -> None:

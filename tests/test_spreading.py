@@ -498,7 +498,7 @@ def test_a_list_is_shown_with_its_ends_reasons_and_paths(
     assert any("chargeback, by ana" in line and "until 20" in line and path in line for line in lines)
     assert any(line.startswith("device ") and "for good" in line for line in lines)
     assert cli.run([*show, "near_1", "device", *where, "--json"]) == 0
-    (entry,) = [json.loads(capsys.readouterr().out)]
+    (entry,) = json.loads(capsys.readouterr().out)
     assert (entry["entity"], entry["reason"], entry["distance"]) == ("device", "chargeback", 1)
     assert [one["path"] for one in entry["paths"]] == [path]
     assert cli.run([*show, "near_2", *where]) == 0

@@ -34,7 +34,7 @@ def show_list(
         str | None, typer.Argument(metavar="[ENTITY]", help="Only what it has of user, device, ...")
     ] = None,
     rules: RulesOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one entry a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what stands on a list now: until when, why, by whom, and by which path a block reached it.
 
@@ -44,11 +44,11 @@ def show_list(
         known = engine.definition.lists.get(name)
         asked = [entity] if entity is not None or known is None else list(known.of)
         standing = [(of, entry) for of in asked for entry in engine.list_standing(name, of or "")]
+    if as_json:
+        show_json([{"entity": of, **entry} for of, entry in standing])
+        return
     for of, entry in standing:
-        if as_json:
-            show_json({"entity": of, **entry})
-        else:
-            show(f"{of} {entry['key']}  {_told(entry)}")
+        show(f"{of} {entry['key']}  {_told(entry)}")
     say(f"{_entries(len(standing))} on {name}")
 
 
