@@ -10,10 +10,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,7 +24,6 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import (
     E_CELLS,
     E_RECORD,
-    E_RETENTION,
     E_WIDTH,
     FRAUD,
     L_CELL,
@@ -52,6 +48,7 @@ from riskengine.stores import (
     StoreError,
     carrying,
     kept,
+    requests,
     slabs,
     statefile,
     wire,
@@ -63,61 +60,25 @@ from riskengine.stores.known import Known
 from riskengine.stores.line import Item, Reply, facts_of
 from riskengine.stores.lists import Lists
 from riskengine.stores.paths import PathEdit
-from riskengine.stores.place import Place, kind_of, missing_epoch
-from riskengine.stores.plans import MAGIC, TAG_HEX, LaidOut, Plans, packed
-from riskengine.stores.resp import Bytes, as_array, bulk, command
-from riskengine.stores.traces import FOLLOWS_MAX, Trace, Traces
+from riskengine.stores.place import Place, missing_epoch
+from riskengine.stores.plans import TAG_HEX, LaidOut, Plans, packed
+from riskengine.stores.requests import ALONE, ENCODER, Asked, Requests
+from riskengine.stores.resp import Bytes, as_array, command
+from riskengine.stores.terms import Terms
+from riskengine.stores.traces import FOLLOWS_MAX, Trace
 from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
-from riskengine.stores.workspace import Room, Scratch, Workspace
+from riskengine.stores.workspace import Workspace
 
-MARGIN_MS: Final = 60_000  # that clocks may differ by
 TAIL_RECORDS: Final = 64
-ALONE: Final = as_array(kept.ALONE)
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
-NO_CLAIMS: Final = np.empty((0, 2), np.int64)
-NO_ENTITIES: Final = np.empty((0, 4), np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
 ANEW: Final = b"anew"
 IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
 LOOK_AGAIN_S: Final = 0.002
 BY_RELEASE: Final = b"released"
 
-_ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Decision)
-
-
-@dataclass(eq=False, slots=True)
-class _Asked:
-    """What a batch asked of Redis, kept from `observe` to `conclude`."""
-
-    touches: Touches
-    room: Room  # what is in it, and in the scratch, is good until the next batch
-    scratch: Scratch
-    asked: Bytes  # (n, L)
-    amounts: Int64s
-    mosts: Int64s
-    granted: Bytes
-    give_back: Bytes
-    buckets: Int64s
-    handed: Bytes  # (L)
-    claims: Int64s  # (n, 2)
-    contents: Int64s
-    met: Met
-    entities: Int64s = field(default_factory=lambda: NO_ENTITIES)  # (K, 4), by partition
-    calls: int = 0  # of observe.lua: one, or on a cluster one a partition
-    resumed: bool = False  # an event that was entered before, and not decided
-    gave_back: bool = False  # and that has given back what it reserved
-    left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
-    forgotten: bool = False  # one that was decided, but the decision is not kept any more
-    known: set[tuple[int, int]] = field(default_factory=set)  # events that partitions had a claim of
-    # Records that a partition appended of events which another knew already: they are taken back.
-    undone: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    # The name under which its events are concluded together.
-    batch: Bytes = field(default_factory=lambda: ALONE)
-    claims_live_s: int = 0
-    follows: Int64s = field(default_factory=lambda: NO_CLAIMS)
-    traces: Int64s = field(default_factory=lambda: NO_CLAIMS)
 
 
 class _Doors:
@@ -157,8 +118,7 @@ class RedisStore:
         self._link = link
         self._edits = Edits(features, link, place)
         self._work = Workspace()
-        self._out = np.empty(1 << 16, np.uint8)
-        self._asked: _Asked | None = None
+        self._asked: Asked | None = None
         self._folded: list[tuple[bytes, int]] = []  # values to be written back, and their partitions
         self.at_once = at_once
         self._way = way
@@ -188,45 +148,10 @@ class RedisStore:
         if announced:
             self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), plan.encode())
         self.features = features
-        self.fingerprint = int.from_bytes(bytes.fromhex(features.fingerprint), "little", signed=True)
-        self.tag = self.fingerprint & 0xFF_FFFF_FFFF
-        self._plan = plan
         self._plans.add(plan)
-        self._traces = Traces(features, 0)
         self._scratch = np.zeros(features.scratch_words, np.int64)
-        self._trace_bytes = (
-            64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
-        )
-        self._kinds = np.frombuffer(b"".join(kind_of(name) for name in features.entities) + b"\0", np.uint8)
-        slack_ms = features.plan.slack_ms
-        self._lives_ms = [2 * int(row[E_RETENTION]) + slack_ms for row in features.plan.entities]
-        self._entities_live = np.array(self._lives_ms, np.int64)
-        self._fresh_ms = max(slack_ms, 1000)
-        place = self.place
-        parts = range(len(place.tags))
-        self._mask = len(parts) - 1
-        self._work.serve(features, len(parts))
-        self._prefixes = as_array(b"".join(place.within(part) for part in parts))
-        self._prefix_size = len(place.within(0))
-        scripts = self._link.names
-        self._opening = {n: as_array(b"$7\r\nEVALSHA\r\n" + bulk(sha.encode())) for n, sha in scripts.items()}
-        epochs = [bulk(place.epoch_name(part)) for part in parts]
-        shared = [epochs[part] + bulk(place.within(part) + b"edits") for part in parts]
-        self._epoch_keys, self._epoch_size = as_array(b"".join(epochs)), len(epochs[0])
-        self._shared, self._shared_size = as_array(b"".join(shared)), len(shared[0])
-        self._epoch, self._plain_epoch = as_array(bulk(place.epoch)), as_array(place.epoch)
-        # What is late is not counted: a partition's own claim need not outlive that.
-        self._elsewhere_ms = self._fresh_ms + MARGIN_MS
-        entities = b" ".join(b"%d" % ms for ms in self._lives_ms)
-        self._lives = b"%d" % UNDECIDED_MS, b"%d" % self._elsewhere_ms, entities
-        self._claims_there_ms = self._elsewhere_ms if self._mask else UNDECIDED_MS
-        self._enter_for(UNDECIDED_MS)
-
-    def _enter_for(self, life_ms: int) -> None:
-        """Enter claims for so long from now on: those concluded with their batch live as long as traces."""
-        self._claims_live_s = -(-life_ms // 1000)
-        lives = b"%d" % (1000 * self._claims_live_s), *self._lives[1:]
-        self._lives_said = as_array(b"".join(map(bulk, lives)))
+        self._terms = Terms(features, plan, self.place, self._link.names)
+        self._work.serve(features, self._terms.mask + 1)
 
     def _plan_name(self, tag: str) -> bytes:
         return self.place.name(f"plan.{tag}")
@@ -253,7 +178,7 @@ class RedisStore:
             if not counted:
                 self._stand_in(touches)
             asked = self._ask(touches, followed)
-            reply = self._link.ask_all(*self._request(asked, asked.asked))
+            reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
             met, size = self._values(asked, reply)
             if met:
                 self._read_marks(asked, reply, counted)
@@ -286,7 +211,7 @@ class RedisStore:
         self._edits.lists.look_up(touches)
         return asked.met
 
-    def _ask(self, touches: Touches, followed: Followed | None) -> _Asked:
+    def _ask(self, touches: Touches, followed: Followed | None) -> Asked:
         """What each event wants of limits; of the event that is followed, what can be is taken over first."""
         asked, batch = self._blank(touches), touches.batch
         if followed is not None:
@@ -296,16 +221,16 @@ class RedisStore:
             self._take_over(asked, followed)
         return asked
 
-    def _blank(self, touches: Touches) -> _Asked:
+    def _blank(self, touches: Touches) -> Asked:
         batch = touches.batch
         room = self._work.room(batch.n)
         claims, contents = batch.claim.view(np.int64), batch.content.view(np.int64)
-        return _Asked(
+        return Asked(
             touches, room, room.scratch, room.asked, room.amounts, room.mosts, room.granted, room.give_back,
             room.buckets, room.handed, claims, contents, NONE_MET,
         )  # fmt: skip
 
-    def _want(self, asked: _Asked, prior: Int64s, prior_keys: Int64s) -> None:
+    def _want(self, asked: Asked, prior: Int64s, prior_keys: Int64s) -> None:
         touches = asked.touches
         wire.ask(
             self.features.flat,
@@ -320,77 +245,11 @@ class RedisStore:
             asked.mosts,
         )
 
-    def _request(self, asked: _Asked, booked: Bytes) -> _Requests:
-        """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
-        touches, features, claims = asked.touches, self.features, asked.claims
-        room, scratch = asked.room, asked.scratch
-        batch = touches.batch
-        entities, sizes, pieces, order = scratch.entities, scratch.sizes, scratch.pieces, room.order
-        count, total = wire.gather(
-            features.flat,
-            touches.keys,
-            touches.records,
-            booked,
-            room.slots,
-            entities,
-            sizes,
-            pieces,
-            room.after,
-        )
-        if self._mask:
-            order = np.argsort(claims[:, 0] & self._mask, kind="stable")
-            places = np.argsort(entities[:count, 0] & self._mask, kind="stable")
-            entities, sizes, pieces = entities[places], sizes[places], pieces[places]
-        asked.entities = entities[:count]
-        lives = self._lives_said
-        asked.claims_live_s = self._claims_live_s
-        if batch.n > 1 and not self._mask:
-            asked.batch = scratch.batch
-            wire.put_word(asked.batch, 0, int.from_bytes(secrets.token_bytes(8), "little", signed=True))
-        names = self._prefix_size + 40
-        needed = len(scratch.groups) * (400 + len(lives)) + len(scratch.claimants) * (names + 80)
-        out = self._room(needed + count * (names + 40) + total + 4 * touches.keys.size)
-        asked.calls = calls = wire.write_observe(
-            out,
-            features.flat,
-            self.tag,
-            self._prefixes,
-            self._prefix_size,
-            self._kinds,
-            self._opening["observe"],
-            self._shared,
-            self._shared_size,
-            self._epoch,
-            lives,
-            asked.claims_live_s,
-            asked.batch,
-            asked.contents,
-            batch.time,
-            claims,
-            touches.records,
-            booked,
-            asked.amounts,
-            asked.mosts,
-            order,
-            self._mask,
-            scratch.groups,
-            scratch.claimants,
-            scratch.numbers,
-            entities,
-            count,
-            sizes,
-            pieces,
-            room.after,
-            scratch.ends,
-        )
-        ends = scratch.ends[:calls].tolist()
-        return _Requests(out[: ends[-1]].data, ends, scratch.groups[:calls, wire.PART])
-
-    def _values(self, asked: _Asked, reply: Reply) -> tuple[bool, int]:
+    def _values(self, asked: Asked, reply: Reply) -> tuple[bool, int]:
         """Look at the epoch that every answer begins with: whether a claim was met, and the values' bytes."""
         wrong, met, size = wire.read_calls(
             reply.data, reply.offsets, reply.lengths, reply.firsts, asked.calls, asked.scratch.groups,
-            self._plain_epoch, asked.scratch.items,
+            self._terms.plain_epoch, asked.scratch.items,
         )  # fmt: skip
         if wrong >= 0:
             raise self._other_life(reply.item(int(reply.firsts[wrong])))
@@ -399,7 +258,7 @@ class RedisStore:
     def _other_life(self, epoch: Item) -> StoreError:
         """The error where data has another epoch than expected; from here on we go by that."""
         error = StoreError("epoch", missing_epoch(self.place))
-        if self._mask:  # of one partition; the first one says what is
+        if self._terms.mask:  # of one partition; the first one says what is
             epoch = self._link.call("GET", self.place.epoch_key)[0]
         if isinstance(epoch, bytes) and epoch != self.place.epoch:  # it was rebuilt
             self.move(msgspec.structs.replace(self.place, epoch=epoch))
@@ -411,12 +270,7 @@ class RedisStore:
         self._edits.begin(place)
         self._serve(self.features)
 
-    def _room(self, size: int) -> Bytes:
-        if len(self._out) < size:
-            self._out = np.empty(2 * size, np.uint8)
-        return self._out
-
-    def _read_marks(self, asked: _Asked, reply: Reply, counted: bool) -> None:
+    def _read_marks(self, asked: Asked, reply: Reply, counted: bool) -> None:
         """Find out which events are not new, and void what was planned for them."""
         batch = asked.touches.batch
         told: dict[int, tuple[Item, Item]] = {}  # claim and decision, where an event's own partition knows it
@@ -450,19 +304,19 @@ class RedisStore:
                 met[i] = "undecided"
                 first = int.from_bytes(claim[16:24], "little", signed=True)
                 # What other partitions do not know they may have known once.
-                undone = int(batch.time[i]) - first > self._elsewhere_ms
+                undone = int(batch.time[i]) - first > self._terms.elsewhere_ms
             elif len(claim) > wire.CLAIM_BYTES:
                 asked.forgotten = True
             else:
                 asked.resumed, undone = True, False
                 self._first_stamp(asked.touches, int.from_bytes(claim[16:24], "little", signed=True))
-            if undone and self._mask:
+            if undone and self._terms.mask:
                 self._note_undone(asked, i)
         if met or asked.forgotten:
             self._void(asked, list(met) if met else range(batch.n))
         asked.met = met
 
-    def _note_undone(self, asked: _Asked, i: int) -> None:
+    def _note_undone(self, asked: Asked, i: int) -> None:
         """Keep what partitions appended of an event that they did not know, though another does."""
         touches = asked.touches
         for e, row in enumerate(self.features.plan.entities.tolist()):
@@ -471,7 +325,7 @@ class RedisStore:
             if not key or not width or (i, self.place.part_of(key)) in asked.known:
                 continue
             words = touches.records[i, first : first + width]
-            head = bytes((wire.RECORD, width, 0)) + self.tag.to_bytes(5, "little")
+            head = bytes((wire.RECORD, width, 0)) + self._terms.tag.to_bytes(5, "little")
             asked.undone[i, e] = head + words.astype("<i8").tobytes() if words[RECORD_MASK] else b""
 
     def _stand_in(self, touches: Touches) -> None:
@@ -506,7 +360,7 @@ class RedisStore:
         entities = {int(row[L_ENTITY]) for row in self.features.plan.limits}
         return {self.place.part_of(int(touches.keys[0, e])) for e in entities}
 
-    def _find_granted(self, asked: _Asked) -> None:
+    def _find_granted(self, asked: Asked) -> None:
         """What an event that was entered before holds: as the log says, or who folded it out of there."""
         touches, plan, place = asked.touches, self.features.plan, self.place
         claim = touches.batch.claim[0].tobytes()
@@ -516,7 +370,7 @@ class RedisStore:
             if key == 0:
                 continue
             value = self._link.call("GET", place.entity_name(name, key), at=place.part_of(key))[0]
-            holds = holds_in(value, name, key, self._plans, self._plan)
+            holds = holds_in(value, name, key, self._plans, self._terms.plan)
             found.update((name, key, hold.cell) for hold in holds if hold.claim == claim)
         # What is folded meanwhile is kept before it is gone from the tail: so this is read after it.
         for part in self._limit_parts(touches):
@@ -524,7 +378,7 @@ class RedisStore:
             before, kept = self._link.call("MGET", *names, at=part)
             gave_back = isinstance(before, bytes) and before.startswith(BY_DENIAL)
             asked.gave_back = asked.gave_back or gave_back
-            held = held_of(kept, self._plans, self._plan)
+            held = held_of(kept, self._plans, self._terms.plan)
             found.update((hold.entity, hold.key, hold.cell) for hold in held)
         for limit, row in enumerate(plan.limits):
             e = int(row[L_ENTITY])
@@ -540,20 +394,20 @@ class RedisStore:
                 if row[E_WIDTH]:
                     touches.records[0, row[E_RECORD] + RECORD_TIME] = time
 
-    def _void(self, asked: _Asked, rows: Iterable[int]) -> None:
+    def _void(self, asked: Asked, rows: Iterable[int]) -> None:
         """Let events move nothing and ask for nothing, but where it has been appended just now."""
         touches, plan = asked.touches, self.features.plan
         for i in rows:
             touches.masks[i] = 0
             for e, row in enumerate(plan.entities.tolist()):
                 key = int(touches.keys[i, e])
-                appended = self._mask and (i, self.place.part_of(key)) not in asked.known
+                appended = self._terms.mask and (i, self.place.part_of(key)) not in asked.known
                 if not appended:
                     asked.asked[i, plan.limits[:, L_ENTITY] == e] = 0
                 if row[E_WIDTH] and (not appended or (i, e) in asked.undone):
                     touches.records[i, row[E_RECORD] + RECORD_MASK] = 0
 
-    def _fold(self, asked: _Asked, reply: Reply, size: int) -> None:
+    def _fold(self, asked: Asked, reply: Reply, size: int) -> None:
         """Fold the values that came into the workspace, and write long tails back as snapshots."""
         features, work, touches = self.features, self._work, asked.touches
         count = len(asked.entities)
@@ -563,9 +417,9 @@ class RedisStore:
             event, time = int(touches.batch.event_hash.view(np.int64)[0]), int(touches.batch.time[0])
         other, long = wire.unfold(
             features.flat,
-            self._plans.partial(self._plan),
-            self.tag,
-            self.fingerprint,
+            self._plans.partial(self._terms.plan),
+            self._terms.tag,
+            self._terms.fingerprint,
             *work.arrays,
             reply.data,
             reply.offsets,
@@ -584,7 +438,7 @@ class RedisStore:
         )
         if not other:
             if long and not asked.resumed:
-                self._compact(asked, reply, long)
+                self._folded += requests.folding(self._terms, work, asked, reply, long)
             if asked.resumed:
                 self._keep_found(asked, asked.scratch.outcome[:count])
             return
@@ -598,7 +452,7 @@ class RedisStore:
             for k in np.flatnonzero(outcome == wire.FOREIGN).tolist()
         ]
         if long and not asked.resumed:
-            self._compact(asked, reply, long)
+            self._folded += requests.folding(self._terms, work, asked, reply, long)
         for k, value, head, length in foreign:
             self._take_in_foreign(asked, k, value, head, length, (event, time), outcome)
         if asked.resumed:
@@ -606,7 +460,7 @@ class RedisStore:
 
     def _take_in_foreign(
         self,
-        asked: _Asked,
+        asked: Asked,
         k: int,
         value: Item,
         head: bytes,
@@ -618,12 +472,12 @@ class RedisStore:
         assert isinstance(value, bytes), "a value of another plan is a value"
         key, e = int(asked.entities[k, 0]), int(asked.entities[k, 1])
         name, work = self.features.entities[e], self._work
-        own = self._plans.converted(value, name, self._plan)
+        own = self._plans.converted(value, name, self._terms.plan)
         tails, state = np.empty((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
-        flat, fingerprint = self.features.flat, self.fingerprint
+        flat, fingerprint = self.features.flat, self._terms.fingerprint
         data = as_array(own)
         wire.take_in(
-            flat, self._plans.partial(self._plan), self.tag, fingerprint, *work.arrays, data,
+            flat, self._plans.partial(self._terms.plan), self._terms.tag, fingerprint, *work.arrays, data,
             np.zeros(1, np.int64), np.array([len(own) if own else -1]), np.zeros(1, np.int64), 1,
             asked.entities[k : k + 1], work.row, *stop, tails, state,
         )  # fmt: skip
@@ -633,22 +487,24 @@ class RedisStore:
         if asked.resumed:
             return
         s = slabs.locate(*work.arrays[1:], key)
-        sections = [packed(self._plan, work.words, s, e)] if s else []
-        sections += self._plans.others(value, name, self._plan)
+        sections = [packed(self._terms.plan, work.words, s, e)] if s else []
+        sections += self._plans.others(value, name, self._terms.plan)
         tail = data, int(tails[0, wire.SNAPSHOT_BYTES]), len(own)
-        self._write_back(e, key, head, length, b"".join(sections), *tail)
+        if sections:
+            whole = b"".join(sections)
+            self._folded.append(requests.folding_one(self._terms, e, key, head, length, whole, *tail))
 
-    def _entity(self, asked: _Asked, k: int) -> str:
+    def _entity(self, asked: Asked, k: int) -> str:
         return self.features.entities[int(asked.entities[k, 1])]
 
-    def _keep_found(self, asked: _Asked, outcome: Int64s) -> None:
+    def _keep_found(self, asked: Asked, outcome: Int64s) -> None:
         """Of an event that was entered before: where its record has been folded already, it moves no more."""
         touches, plan = asked.touches, self.features.plan
         found = {
             int(e) for e, state in zip(asked.entities[:, 1], outcome, strict=True) if state == wire.STOPPED
         }
-        if self._mask:  # a partition that it had not come to before has it now, behind what was read
-            parts = (asked.touches.keys[0] & self._mask).tolist()
+        if self._terms.mask:  # a partition that it had not come to before has it now, behind what was read
+            parts = (asked.touches.keys[0] & self._terms.mask).tolist()
             found |= {e for e, part in enumerate(parts) if (0, part) not in asked.known}
         for e, row in enumerate(plan.entities):
             if row[E_WIDTH] and e not in found:
@@ -657,54 +513,10 @@ class RedisStore:
             if int(row[L_ENTITY]) not in found:
                 asked.asked[0, limit] = 0
 
-    def _compact(self, asked: _Asked, reply: Reply, count: int) -> None:
-        """Write back what has a long tail, or an old snapshot, when the batch is concluded."""
-        work, done = self._work, 0
-        while done < count:
-            out = self._room(1 << 16)
-            first = done
-            done = wire.write_compacts(
-                out, self.features.flat, self.fingerprint, self._prefixes, self._prefix_size, self._mask,
-                self._kinds, self._opening["compact"], self._entities_live, self._claims_there_ms,
-                *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, asked.scratch.items,
-                asked.scratch.tails, asked.scratch.long, first, count, work.snapshot, asked.scratch.ends,
-            )  # fmt: skip
-            start = 0
-            for k, end in enumerate(asked.scratch.ends[first:done].tolist(), first):
-                if end > start:
-                    part = int(asked.entities[asked.scratch.long[k], 0]) & self._mask
-                    self._folded.append((out[start:end].tobytes(), part))
-                start = end
-            if done == first:  # larger than there is room for
-                self._out = np.empty(2 * len(self._out), np.uint8)
-                work.snapshot = np.empty(2 * len(work.snapshot), np.uint8)
-
     def _write_back_of(self, reply: Reply, item: int) -> tuple[bytes, int]:
         """The first bytes of a value, which compact.lua looks for, and how many were read."""
         at, length = int(reply.offsets[item]), int(reply.lengths[item])
         return reply.data[at : at + packing.HEADER].tobytes(), length
-
-    def _write_back(
-        self, e: int, key: int, head: bytes, length: int, sections: bytes, data: Bytes, at: int, end: int
-    ) -> None:
-        """Put snapshots in the place of what was read; they are counted: no two values begin alike.
-
-        data[at:end] is the tail that was folded.
-        """
-        if not sections:
-            return
-        count = int.from_bytes(head[2:4], "little") + 1 if head[:2] == MAGIC else 1
-        value = sections[:2] + (count & 0xFFFF).to_bytes(2, "little") + sections[4:]
-        part = self.place.part_of(key)
-        reservations = (end - at) // wire.RESERVATION + 1
-        size = 400 + len(value) + reservations * (self._prefix_size + 64 + wire.HELD_BYTES)
-        out = np.empty(size, np.uint8)
-        end = wire.write_compact(
-            out, self.features.flat, self._prefixes, self._prefix_size, part, self._kinds,
-            self._opening["compact"], self._lives_ms[e], self._claims_there_ms, key, e, as_array(head),
-            length, as_array(value), data, at, end,
-        )  # fmt: skip
-        self._folded.append((out[:end].tobytes(), part))
 
     # -- limits
 
@@ -720,7 +532,7 @@ class RedisStore:
         assert asked is not None, "what is settled has been observed"
         batch = touches.batch
         try:
-            slots = np.empty((batch.n, self._traces.width), np.int64)
+            slots = np.empty((batch.n, self._terms.traces.width), np.int64)
             asked.traces = slots
             where = (features.flat, *work.arrays, touches.keys, batch.time)
             if asked.undone or asked.resumed or asked.forgotten:
@@ -776,9 +588,9 @@ class RedisStore:
                 batch.event_hash,
                 touches.masks,
                 touches.records,
-                self._traces.kept,
+                self._terms.traces.kept,
                 slots,
-                self._traces.at_holds,
+                self._terms.traces.at_holds,
             )
             again = asked.room.again
             if self._compare(asked, again):
@@ -792,11 +604,11 @@ class RedisStore:
             raise
         return 0
 
-    def _place_buckets(self, asked: _Asked) -> None:
+    def _place_buckets(self, asked: Asked) -> None:
         """Where each event holds what it asks for; what is handed over stays where it is."""
         wire.place_buckets(self.features.flat, asked.touches.batch.time, asked.handed, asked.buckets)
 
-    def _settle_given(self, asked: _Asked, verdict: Verdict) -> None:
+    def _settle_given(self, asked: Asked, verdict: Verdict) -> None:
         """Decide by what was granted, and note what is to be given back."""
         touches = asked.touches
         wire.settle_given(
@@ -812,21 +624,21 @@ class RedisStore:
             verdict.hits,
             verdict.severity,
             asked.traces,
-            self._traces.at_holds,
+            self._terms.traces.at_holds,
         )
         self._compare(asked, asked.room.again)
 
-    def _compare(self, asked: _Asked, again: Bytes) -> int:
+    def _compare(self, asked: Asked, again: Bytes) -> int:
         """How many reservations are to be made `again`; and what is to be given back."""
         met = list(asked.met)
         if met:
-            asked.traces[met, self._traces.at_holds + 1 :: 2] = NONE
-        count = wire.compare(asked.traces, self._traces.at_holds, asked.granted, again, asked.give_back)
+            asked.traces[met, self._terms.traces.at_holds + 1 :: 2] = NONE
+        count = wire.compare(asked.traces, self._terms.traces.at_holds, asked.granted, again, asked.give_back)
         if met:
             asked.give_back[met] = 0  # who decides that event sees to what it holds
         return count
 
-    def _undo(self, asked: _Asked) -> None:
+    def _undo(self, asked: Asked) -> None:
         """Take back what partitions appended of events that were known: a record, and what was reserved."""
         touches, plan, work = asked.touches, self.features.plan, self._work
         batch = touches.batch
@@ -853,7 +665,7 @@ class RedisStore:
             request = command(("EVALSHA", sha, 1 + len(entities), claim, *entities, value.tobytes(), *words))
             self._link.tell(request, part)
 
-    def _ask_again(self, asked: _Asked, verdict: Verdict, again: Bytes) -> None:
+    def _ask_again(self, asked: Asked, verdict: Verdict, again: Bytes) -> None:
         """Give back what denied events hold, and reserve anew what others were refused for it."""
         touches, plan = asked.touches, self.features.plan
         spots = {self._spot(touches, i, limit) for i, limit in pairs(again)}
@@ -905,13 +717,13 @@ class RedisStore:
     def _reservation(self, limit: int, time: int, claim: bytes, amount: int, most: int) -> bytes:
         out = np.empty(wire.RESERVATION, np.uint8)
         event, rest = np.frombuffer(claim, np.int64).tolist()
-        wire.put_reservation(out, 0, self._cell(limit), self.tag, time, event, rest, amount, most)
+        wire.put_reservation(out, 0, self._cell(limit), self._terms.tag, time, event, rest, amount, most)
         return out.tobytes()
 
     def _release(self, limit: int, time: int, claim: bytes, amount: int, bucket: int) -> bytes:
         out = np.empty(wire.BOOKING, np.uint8)
         event = int.from_bytes(claim[:8], "little", signed=True)
-        wire.put_release(out, 0, self._cell(limit), self.tag, time, event, amount, bucket)
+        wire.put_release(out, 0, self._cell(limit), self._terms.tag, time, event, amount, bucket)
         return out.tobytes()
 
     def _cell(self, limit: int) -> int:
@@ -930,7 +742,7 @@ class RedisStore:
         calls = []
         for part in parts:
             numbers = sorted({number for spot in groups[part] for number, _ in pieces[spot]})
-            calls.append((part, numbers if self._mask else range(len(claims)), groups[part]))
+            calls.append((part, numbers if self._terms.mask else range(len(claims)), groups[part]))
         return self._moved(claims, pieces, calls)
 
     def _move_once(self, claim: _Entry, pieces: _Pieces) -> tuple[bool, Item]:
@@ -939,7 +751,7 @@ class RedisStore:
         On a cluster the event's own partition says so, and the others are asked then; also where the claim
         was entered with this very value before: what is called again finishes what a crash left undone.
         """
-        if not self._mask:
+        if not self._terms.mask:
             moved = self._moved([claim], pieces, [(0, range(1), list(pieces))])
             return moved.new[0, 0], moved.known.get((0, 0))
         part = self.place.part_of(claim.key)
@@ -957,10 +769,10 @@ class RedisStore:
         calls: Sequence[tuple[int, Sequence[int], Sequence[tuple[int, int]]]],
     ) -> _Moved:
         """`calls` are partition, numbers of claims, and entities."""
-        requests = [self._moving(claims, pieces, *call) for call in calls]
+        texts = [self._moving(claims, pieces, *call) for call in calls]
         parts = np.array([part for part, _, _ in calls])
-        ends = np.cumsum([len(request) for request in requests]).tolist()
-        reply = self._link.ask_all(memoryview(b"".join(requests)), ends, parts)
+        ends = np.cumsum([len(request) for request in texts]).tolist()
+        reply = self._link.ask_all(memoryview(b"".join(texts)), ends, parts)
         moved = _Moved({}, {}, [], [])
         for call, (part, numbers, spots) in enumerate(calls):
             at = int(reply.firsts[call])
@@ -1002,14 +814,14 @@ class RedisStore:
              place.epoch_name(part), place.within(part) + b"edits",
              *(place.claim_name(c.letter, c.key, part) + c.end for c in entered),
              *(place.entity_name(self.features.entities[e], key) for e, key in spots),
-             place.epoch, len(entered), len(entered), *self._lives, bytes(e for e, _ in spots), recipe,
+             place.epoch, len(entered), len(entered), *self._terms.lives, bytes(e for e, _ in spots), recipe,
              *(c.value for c in entered), *records)
         )  # fmt: skip
 
     def _fold_again(self, moved: _Moved) -> None:
         """Fold the values that a call off the hot path has answered."""
         values = [
-            self._plans.converted(value, self.features.entities[e], self._plan)
+            self._plans.converted(value, self.features.entities[e], self._terms.plan)
             if isinstance(value, bytes)
             else b""
             for value, (e, _) in zip(moved.values, moved.spots, strict=True)
@@ -1022,7 +834,8 @@ class RedisStore:
         work.begin(count, int(lengths.clip(0).sum()), count + 64)
         tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
         other, _ = wire.unfold(
-            self.features.flat, self._plans.partial(self._plan), self.tag, self.fingerprint, *work.arrays,
+            self.features.flat, self._plans.partial(self._terms.plan), self._terms.tag,
+            self._terms.fingerprint, *work.arrays,
             as_array(b"".join(values)), offsets, lengths, np.arange(count), count, entities, work.row, 0, 0,
             NO_KEYS, TAIL_RECORDS, tails, outcome, np.empty(count, np.int64),
         )  # fmt: skip
@@ -1042,28 +855,28 @@ class RedisStore:
             rows = [i for i in rows if i not in asked.met and i not in asked.left_open]
         if asked.forgotten:  # what it moved is known from when it was decided
             name = self.place.claim_name(b"d", batch.claim[0].tobytes())
-            answer = _ENCODER.encode(decisions[0])
-            request = command(("SET", name, answer, "PX", self._fresh_ms, "NX"))
+            answer = ENCODER.encode(decisions[0])
+            request = command(("SET", name, answer, "PX", self._terms.fresh_ms, "NX"))
             self._link.tell(request, self.place.part_of(batch.claim[0].tobytes()))
             return
-        lives = Lives(horizon_ms, self._fresh_ms)
+        lives = Lives(horizon_ms, self._terms.fresh_ms)
         for i in asked.left_open:
-            held = (asked.traces[:, self._traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
+            held = (asked.traces[:, self._terms.traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
             self._in_doubt.append((rows_of(touches, i), decisions[i : i + 1], held[i : i + 1], lives))
         if rows:
             self._tell_concluded(asked, rows, decisions, lives)
 
     def _tell_concluded(
-        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
+        self, asked: Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> None:
         rows = self._in_order(asked.touches, rows)
         self._tell_folded()
         if asked.batch is not ALONE and not asked.resumed and not asked.left_open:
-            self._link.tell(self._concluding_all(asked, rows, decisions, lives))
+            self._link.tell(requests.concluding_all(self._terms, self._work, asked, rows, decisions, lives))
             return
-        requests = self._concluding(asked, rows, decisions, lives)
-        back = self._mask and not asked.gave_back and asked.give_back.any()
-        self._link.tell_all(*requests, self._giving_back(asked, rows) if back else None)
+        calls = requests.concluding(self._terms, self._work, asked, rows, decisions, lives)
+        back = self._terms.mask and not asked.gave_back and asked.give_back.any()
+        self._link.tell_all(*calls, self._giving_back(asked, rows) if back else None)
 
     def _tell_folded(self) -> None:
         for request, part in self._folded:
@@ -1072,12 +885,12 @@ class RedisStore:
 
     def _in_order(self, touches: Touches, rows: Sequence[int]) -> Sequence[int]:
         """Events by partition."""
-        if not self._mask:
+        if not self._terms.mask:
             return rows
-        homes = touches.batch.claim.view(np.int64)[:, 0] & self._mask
+        homes = touches.batch.claim.view(np.int64)[:, 0] & self._terms.mask
         return sorted(rows, key=homes.tolist().__getitem__)
 
-    def _giving_back(self, asked: _Asked, rows: Sequence[int]) -> Callable[[int, list[Item]], None]:
+    def _giving_back(self, asked: Asked, rows: Sequence[int]) -> Callable[[int, list[Item]], None]:
         """On a cluster, what partitions are told once that of an event says that its decision stands.
 
         The function gets the number of a call and its answer: a digit for each of its events.
@@ -1108,118 +921,13 @@ class RedisStore:
 
         return after
 
-    def _concluding(
-        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
-    ) -> _Requests:
-        """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
-        touches, batch, scratch = asked.touches, asked.touches.batch, asked.scratch
-        answers, at = self._encoded(decisions, rows)
-        trace, n, names = self._trace_bytes, len(rows), self._prefix_size + 40
-        back = asked.give_back.size
-        out = self._room(
-            len(scratch.parts) * 400 + n * (names + trace + 112) + len(answers) + back * (names + 96)
-        )
-        calls = wire.write_conclude(
-            out,
-            self.features.flat,
-            self.tag,
-            self.fingerprint,
-            self._traces.labelled,
-            self._prefixes,
-            self._prefix_size,
-            self._kinds,
-            self._opening["conclude"],
-            self._epoch_keys,
-            self._epoch_size,
-            self._epoch,
-            _times(lives.horizon_ms, lives.fresh_ms, asked.resumed),
-            ALONE,
-            self._numbers(asked, rows),
-            self._mask,
-            asked.claims,
-            asked.contents,
-            batch.time,
-            batch.event_hash.view(np.int64),
-            touches.keys,
-            touches.masks,
-            touches.records,
-            asked.traces,
-            self._traces.at_holds,
-            asked.follows,
-            asked.give_back,
-            asked.amounts,
-            asked.buckets,
-            answers,
-            at,
-            self._work.room_for_traces(trace),
-            scratch.ends,
-            scratch.parts,
-        )
-        ends = scratch.ends[:calls].tolist()
-        return _Requests(out[: ends[-1]].data, ends, scratch.parts[:calls])
-
-    def _concluding_all(
-        self, asked: _Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
-    ) -> memoryview:
-        """The call of conclude_all.lua for the events `rows` of a batch."""
-        touches, batch = asked.touches, asked.touches.batch
-        answers, at = self._encoded(decisions, rows)
-        names, traces = self._prefix_size + 40, batch.n * (self._trace_bytes + 4)
-        back = asked.give_back.size
-        out = self._room(1000 + len(rows) * (names + 2) + 2 * traces + len(answers) + back * (names + 96))
-        live = not 0 <= 1000 * asked.claims_live_s - lives.horizon_ms < 1000
-        # No claim outlives its traces, or it would look undecided: they are counted in seconds there.
-        times = _times(lives.horizon_ms + 1000, lives.fresh_ms, live)
-        end = wire.write_conclude_all(
-            out,
-            self.features.flat,
-            self.tag,
-            self.fingerprint,
-            self._traces.labelled,
-            self._prefixes,
-            self._prefix_size,
-            self._kinds,
-            self._opening["conclude_all"],
-            self._epoch_keys,
-            self._epoch,
-            times,
-            asked.batch,
-            self._numbers(asked, rows),
-            asked.claims,
-            batch.event_hash.view(np.int64),
-            batch.time,
-            touches.keys,
-            touches.masks,
-            touches.records,
-            asked.traces,
-            self._traces.at_holds,
-            asked.follows,
-            asked.give_back,
-            asked.amounts,
-            asked.buckets,
-            answers,
-            at,
-            self._work.room_for_traces(traces + 8),
-        )
-        return out[:end].data
-
-    def _encoded(self, decisions: Sequence[Decision], rows: Sequence[int]) -> tuple[Bytes, Int64s]:
-        """Decisions one behind the other, and where each ends."""
-        answers = [_ENCODER.encode(decisions[i]) for i in rows]
-        if len(answers) == 1:
-            return as_array(answers[0]), np.array([len(answers[0])])
-        return as_array(b"".join(answers)), np.array(list(accumulate(map(len, answers))))
-
-    def _numbers(self, asked: _Asked, rows: Sequence[int]) -> Int64s:
-        return asked.room.order if isinstance(rows, range) else np.array(rows, np.int64)
-
     def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
         """Keep what was decided without the store, to be counted when it is back: what it is told then.
 
         What an event holds in any case it reserves against no maximum.
         """
         if self._link.unsure:  # whether it was counted, and what it holds, is found when the store is back
-            self._in_doubt.append((copied(touches), decisions, held, Lives(horizon_ms, self._fresh_ms)))
+            self._in_doubt.append((copied(touches), decisions, held, Lives(horizon_ms, self._terms.fresh_ms)))
             self._keep(touches)
             return
         asked = self._blank(touches)
@@ -1227,13 +935,13 @@ class RedisStore:
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._place_buckets(asked)
         self._hold(asked, held)
-        lives = Lives(horizon_ms, self._fresh_ms)
-        self._later(self._request(asked, held))
+        lives = Lives(horizon_ms, self._terms.fresh_ms)
+        self._later(requests.observing(self._terms, self._work, asked, held))
         rows = self._in_order(touches, range(touches.batch.n))
         if asked.batch is not ALONE:
-            self._link.later(self._concluding_all(asked, rows, decisions, lives))
+            self._link.later(requests.concluding_all(self._terms, self._work, asked, rows, decisions, lives))
         else:
-            self._later(self._concluding(asked, rows, decisions, lives))
+            self._later(requests.concluding(self._terms, self._work, asked, rows, decisions, lives))
         self._keep(touches)
 
     def _keep(self, touches: Touches) -> None:
@@ -1245,8 +953,8 @@ class RedisStore:
                 if key in self.claims:
                     self._doors.postponed[key] = self.claims[key]
 
-    def _later(self, requests: _Requests) -> None:
-        for request, part in requests.each():
+    def _later(self, calls: Requests) -> None:
+        for request, part in calls.each():
             self._link.later(request, part)
 
     def _clear_up(self) -> None:
@@ -1258,10 +966,10 @@ class RedisStore:
                 self.restore(one, decisions[i : i + 1], held[i : i + 1], None, one.batch.time, lives)
             self._in_doubt.popleft()
 
-    def _hold(self, asked: _Asked, held: Bytes) -> None:
+    def _hold(self, asked: Asked, held: Bytes) -> None:
         """Let each event's trace say that it holds these limits, and no more."""
-        asked.traces = np.full((asked.touches.batch.n, self._traces.width), NONE, np.int64)
-        holds = asked.traces[:, self._traces.at_holds :]
+        asked.traces = np.full((asked.touches.batch.n, self._terms.traces.width), NONE, np.int64)
+        holds = asked.traces[:, self._terms.traces.at_holds :]
         holds[:, ::2] = np.where(held, asked.buckets, 0)
         holds[:, 1::2] = np.where(held, asked.amounts, NONE)
 
@@ -1283,7 +991,7 @@ class RedisStore:
         asked.asked[:] = held * ~handed
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._place_buckets(asked)
-        reply = self._link.ask_all(*self._request(asked, asked.asked))
+        reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
         known, size = self._values(asked, reply)
         if known:
             self._read_marks(asked, reply, True)
@@ -1300,7 +1008,7 @@ class RedisStore:
             self._tell_concluded(asked, rows, decisions, lives)
         return open_
 
-    def _settle_open(self, asked: _Asked, held: Bytes) -> None:
+    def _settle_open(self, asked: Asked, held: Bytes) -> None:
         """An event that was entered and not decided here is to hold what its decision says, and no more."""
         touches = asked.touches
         claim = touches.batch.claim[0].tobytes()
@@ -1324,8 +1032,8 @@ class RedisStore:
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""
         life_ms = max(horizon_ms, UNDECIDED_MS)
-        if life_ms > 1000 * self._claims_live_s or life_ms <= 1000 * (self._claims_live_s - 1):
-            self._enter_for(life_ms)
+        if life_ms > 1000 * self._terms.claims_live_s or life_ms <= 1000 * (self._terms.claims_live_s - 1):
+            self._terms.enter_for(life_ms)
         self.claims.clear()
         doors = self._doors
         if doors.postponed:
@@ -1372,7 +1080,7 @@ class RedisStore:
                 held[i] = prior.holds[name]
         return held, np.array([prior.keys.get(name, 0) for name in self.features.entities], np.int64)
 
-    def _take_over(self, asked: _Asked, followed: Followed) -> None:
+    def _take_over(self, asked: Asked, followed: Followed) -> None:
         """Take over what the followed event holds, and give back what this one does not ask for.
 
         Once only: whoever comes second, a release or another follow-up, finds the mark.
@@ -1411,7 +1119,7 @@ class RedisStore:
         known = self._recall(key)
         if known is None or not known.holds:
             return False
-        if known.settled is not None and not (self._mask and known.settled == BY_RELEASE):
+        if known.settled is not None and not (self._terms.mask and known.settled == BY_RELEASE):
             return False
         trace = known.trace(self.features)
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
@@ -1440,7 +1148,7 @@ class RedisStore:
             said = self._link.call("GET", self.place.claim_name(b"l", key) + end, at=self.place.part_of(key))[
                 0
             ]
-            if said is None or (said == value and self._mask):
+            if said is None or (said == value and self._terms.mask):
                 pieces = self._label_pieces(known, before, label)
                 new, entered = self._move_once(_Entry(b"l", key, value, end), pieces)
                 if new or said == value:
@@ -1463,7 +1171,7 @@ class RedisStore:
             if name is None:
                 continue
             kind = FRAUD if name == "fraud" else LEGIT
-            for e, key, record in known.labelled(self._plan, self._plans, kind, sign):
+            for e, key, record in known.labelled(self._terms.plan, self._plans, kind, sign):
                 pieces.setdefault((e, key), []).append((0, record))
         return pieces
 
@@ -1529,7 +1237,7 @@ class RedisStore:
 
     def undecided(self, older_ms: int) -> list[Undecided]:
         """Events that came at least so long ago and were never decided, with what they hold."""
-        return undecided(self._link, self.place, self.features, self._plan, self._plans, older_ms)
+        return undecided(self._link, self.place, self.features, self._terms.plan, self._plans, older_ms)
 
     def give_up(self, one: Undecided) -> bool:
         """Give back what an undecided event holds; False where it was decided meanwhile."""
@@ -1574,12 +1282,14 @@ class RedisStore:
         lists = [(*name, entry) for name, entry in self._edits.lists.items()]
         paths = list(self._edits.lists.all_paths())
         head = statefile.Head(self.features.fingerprint, lists, self.tables, paths)
-        return statefile.write(path, head, carrying.values(self._link, self.place, self._plan, self._plans))
+        return statefile.write(
+            path, head, carrying.values(self._link, self.place, self._terms.plan, self._plans)
+        )
 
     def take_in(self, path: Path) -> int:
         """Read a file written by `export` under the same plan, over what is there; the number of entities."""
         with statefile.opened(path) as state:
-            n = carrying.put(self._link, self.place, self.features, self._lives_ms, path, state)
+            n = carrying.put(self._link, self.place, self.features, self._terms.lives_ms, path, state)
         for name, entity, key, entry in state.head.lists:
             self.list_put(name, entity, key, entry)
         self.spread([PathEdit(*path) for path in state.head.paths])
@@ -1592,12 +1302,6 @@ class RedisStore:
         """Hang up."""
         self.claims.clear()
         self._link.close()
-
-
-@lru_cache(maxsize=16)
-def _times(first_ms: int, second_ms: int, flag: bool) -> Bytes:
-    """Three arguments of conclude.lua and conclude_all.lua."""
-    return as_array(bulk(b"%d" % first_ms) + bulk(b"%d" % second_ms) + bulk(b"%d" % flag))
 
 
 class _Entry(NamedTuple):
@@ -1621,21 +1325,6 @@ class _Moved(NamedTuple):
     known: dict[tuple[int, int], Item]
     spots: list[tuple[int, int]]
     values: list[Item]
-
-
-class _Requests(NamedTuple):
-    """Requests in one buffer, by where each ends, and the partition of each."""
-
-    data: memoryview
-    ends: list[int]
-    parts: Int64s
-
-    def each(self) -> Iterator[tuple[memoryview, int]]:
-        """One by one."""
-        start = 0
-        for end, part in zip(self.ends, self.parts.tolist(), strict=True):
-            yield self.data[start:end], part
-            start = end
 
 
 def copied(touches: Touches) -> Touches:

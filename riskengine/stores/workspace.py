@@ -64,7 +64,8 @@ class Workspace:
         self.old_table = np.zeros(2, np.int64)
         self.row = np.zeros((1, 1), np.int64)
         self.snapshot = np.empty(1 << 15, np.uint8)  # room to pack one in
-        self.traces = np.empty(0, np.uint8)
+        self._out = np.empty(1 << 16, np.uint8)
+        self._traces = np.empty(0, np.uint8)
         self._rooms: dict[int, Room] = {}
         self._scratch = Scratch(0, 0, 0)
         self._kinds = self._limits = self._parts = 0
@@ -100,9 +101,20 @@ class Workspace:
 
     def room_for_traces(self, size: int) -> Bytes:
         """So many bytes."""
-        if len(self.traces) < size:
-            self.traces = np.empty(2 * size, np.uint8)
-        return self.traces
+        if len(self._traces) < size:
+            self._traces = np.empty(2 * size, np.uint8)
+        return self._traces
+
+    def room_for_request(self, size: int) -> Bytes:
+        """So many bytes, good until the next request is written."""
+        if len(self._out) < size:
+            self._out = np.empty(2 * size, np.uint8)
+        return self._out
+
+    def grow(self) -> None:
+        """Have twice the room for a request, and for a snapshot in it."""
+        self._out = np.empty(2 * len(self._out), np.uint8)
+        self.snapshot = np.empty(2 * len(self.snapshot), np.uint8)
 
     def begin(self, count: int, size: int, events: int) -> None:
         """Have room for so many values of `size` bytes together, and for what a batch adds to them."""

@@ -1,0 +1,315 @@
+"""A batch as requests to a shared store: what it asks, and what it is told when the batch is decided."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from riskengine.decision import Decision
+from riskengine.features import Touches
+from riskengine.ledger import Int64s
+from riskengine.stores import Lives, Met, kept, wire
+from riskengine.stores.line import Reply
+from riskengine.stores.plans import MAGIC
+from riskengine.stores.resp import Bytes, as_array, bulk
+from riskengine.stores.terms import Terms
+from riskengine.stores.workspace import Room, Scratch, Workspace
+
+ALONE: Final = as_array(kept.ALONE)
+NO_CLAIMS: Final = np.empty((0, 2), np.int64)
+NO_ENTITIES: Final = np.empty((0, 4), np.int64)
+ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """What a batch asked of Redis, kept from `observe` to `conclude`."""
+
+    touches: Touches
+    room: Room  # what is in it, and in the scratch, is good until the next batch
+    scratch: Scratch
+    asked: Bytes  # (n, L)
+    amounts: Int64s
+    mosts: Int64s
+    granted: Bytes
+    give_back: Bytes
+    buckets: Int64s
+    handed: Bytes  # (L)
+    claims: Int64s  # (n, 2)
+    contents: Int64s
+    met: Met
+    entities: Int64s = field(default_factory=lambda: NO_ENTITIES)  # (K, 4), by partition
+    calls: int = 0  # of observe.lua: one, or on a cluster one a partition
+    resumed: bool = False  # an event that was entered before, and not decided
+    gave_back: bool = False  # and that has given back what it reserved
+    left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
+    forgotten: bool = False  # one that was decided, but the decision is not kept any more
+    known: set[tuple[int, int]] = field(default_factory=set)  # events that partitions had a claim of
+    # Records that a partition appended of events which another knew already: they are taken back.
+    undone: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    # The name under which its events are concluded together.
+    batch: Bytes = field(default_factory=lambda: ALONE)
+    claims_live_s: int = 0
+    follows: Int64s = field(default_factory=lambda: NO_CLAIMS)
+    traces: Int64s = field(default_factory=lambda: NO_CLAIMS)
+
+
+class Requests(NamedTuple):
+    """Requests in one buffer, by where each ends, and the partition of each."""
+
+    data: memoryview
+    ends: list[int]
+    parts: Int64s
+
+    def each(self) -> Iterator[tuple[memoryview, int]]:
+        """One by one."""
+        start = 0
+        for end, part in zip(self.ends, self.parts.tolist(), strict=True):
+            yield self.data[start:end], part
+            start = end
+
+
+def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Requests:
+    """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
+    touches, features, claims = asked.touches, terms.features, asked.claims
+    room, scratch = asked.room, asked.scratch
+    batch = touches.batch
+    entities, sizes, pieces, order = scratch.entities, scratch.sizes, scratch.pieces, room.order
+    count, total = wire.gather(
+        features.flat,
+        touches.keys,
+        touches.records,
+        booked,
+        room.slots,
+        entities,
+        sizes,
+        pieces,
+        room.after,
+    )
+    if terms.mask:
+        order = np.argsort(claims[:, 0] & terms.mask, kind="stable")
+        places = np.argsort(entities[:count, 0] & terms.mask, kind="stable")
+        entities, sizes, pieces = entities[places], sizes[places], pieces[places]
+    asked.entities = entities[:count]
+    lives = terms.lives_said
+    asked.claims_live_s = terms.claims_live_s
+    if batch.n > 1 and not terms.mask:
+        asked.batch = scratch.batch
+        wire.put_word(asked.batch, 0, int.from_bytes(secrets.token_bytes(8), "little", signed=True))
+    names = terms.prefix_size + 40
+    needed = len(scratch.groups) * (400 + len(lives)) + len(scratch.claimants) * (names + 80)
+    out = work.room_for_request(needed + count * (names + 40) + total + 4 * touches.keys.size)
+    asked.calls = calls = wire.write_observe(
+        out,
+        features.flat,
+        terms.tag,
+        terms.prefixes,
+        terms.prefix_size,
+        terms.kinds,
+        terms.opening["observe"],
+        terms.shared,
+        terms.shared_size,
+        terms.epoch,
+        lives,
+        asked.claims_live_s,
+        asked.batch,
+        asked.contents,
+        batch.time,
+        claims,
+        touches.records,
+        booked,
+        asked.amounts,
+        asked.mosts,
+        order,
+        terms.mask,
+        scratch.groups,
+        scratch.claimants,
+        scratch.numbers,
+        entities,
+        count,
+        sizes,
+        pieces,
+        room.after,
+        scratch.ends,
+    )
+    ends = scratch.ends[:calls].tolist()
+    return Requests(out[: ends[-1]].data, ends, scratch.groups[:calls, wire.PART])
+
+
+def folding(
+    terms: Terms, work: Workspace, asked: Asked, reply: Reply, count: int
+) -> Iterator[tuple[bytes, int]]:
+    """Calls of compact.lua for the values that wire.unfold found to be long, and their partitions."""
+    done = 0
+    while done < count:
+        out = work.room_for_request(1 << 16)
+        first = done
+        done = wire.write_compacts(
+            out, terms.features.flat, terms.fingerprint, terms.prefixes, terms.prefix_size, terms.mask,
+            terms.kinds, terms.opening["compact"], terms.entities_live, terms.claims_there_ms,
+            *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, asked.scratch.items,
+            asked.scratch.tails, asked.scratch.long, first, count, work.snapshot, asked.scratch.ends,
+        )  # fmt: skip
+        start = 0
+        for k, end in enumerate(asked.scratch.ends[first:done].tolist(), first):
+            if end > start:
+                part = int(asked.entities[asked.scratch.long[k], 0]) & terms.mask
+                yield out[start:end].tobytes(), part
+            start = end
+        if done == first:  # larger than there is room for
+            work.grow()
+
+
+def folding_one(
+    terms: Terms, e: int, key: int, head: bytes, length: int, sections: bytes, data: Bytes, at: int, end: int
+) -> tuple[bytes, int]:
+    """The call of compact.lua that puts snapshots in the place of what was read, and its partition.
+
+    data[at:end] is the tail that was folded. Snapshots are counted: no two values begin alike.
+    """
+    count = int.from_bytes(head[2:4], "little") + 1 if head[:2] == MAGIC else 1
+    value = sections[:2] + (count & 0xFFFF).to_bytes(2, "little") + sections[4:]
+    part = key & terms.mask
+    reservations = (end - at) // wire.RESERVATION + 1
+    size = 400 + len(value) + reservations * (terms.prefix_size + 64 + wire.HELD_BYTES)
+    out = np.empty(size, np.uint8)
+    end = wire.write_compact(
+        out, terms.features.flat, terms.prefixes, terms.prefix_size, part, terms.kinds,
+        terms.opening["compact"], terms.lives_ms[e], terms.claims_there_ms, key, e, as_array(head),
+        length, as_array(value), data, at, end,
+    )  # fmt: skip
+    return out[:end].tobytes(), part
+
+
+def concluding(
+    terms: Terms,
+    work: Workspace,
+    asked: Asked,
+    rows: Sequence[int],
+    decisions: Sequence[Decision],
+    lives: Lives,
+) -> Requests:
+    """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
+    touches, batch, scratch = asked.touches, asked.touches.batch, asked.scratch
+    answers, at = _encoded(decisions, rows)
+    trace, n, names = terms.trace_bytes, len(rows), terms.prefix_size + 40
+    back = asked.give_back.size
+    out = work.room_for_request(
+        len(scratch.parts) * 400 + n * (names + trace + 112) + len(answers) + back * (names + 96)
+    )
+    calls = wire.write_conclude(
+        out,
+        terms.features.flat,
+        terms.tag,
+        terms.fingerprint,
+        terms.traces.labelled,
+        terms.prefixes,
+        terms.prefix_size,
+        terms.kinds,
+        terms.opening["conclude"],
+        terms.epoch_keys,
+        terms.epoch_size,
+        terms.epoch,
+        _times(lives.horizon_ms, lives.fresh_ms, asked.resumed),
+        ALONE,
+        _numbers(asked, rows),
+        terms.mask,
+        asked.claims,
+        asked.contents,
+        batch.time,
+        batch.event_hash.view(np.int64),
+        touches.keys,
+        touches.masks,
+        touches.records,
+        asked.traces,
+        terms.traces.at_holds,
+        asked.follows,
+        asked.give_back,
+        asked.amounts,
+        asked.buckets,
+        answers,
+        at,
+        work.room_for_traces(trace),
+        scratch.ends,
+        scratch.parts,
+    )
+    ends = scratch.ends[:calls].tolist()
+    return Requests(out[: ends[-1]].data, ends, scratch.parts[:calls])
+
+
+def concluding_all(
+    terms: Terms,
+    work: Workspace,
+    asked: Asked,
+    rows: Sequence[int],
+    decisions: Sequence[Decision],
+    lives: Lives,
+) -> memoryview:
+    """The call of conclude_all.lua for the events `rows` of a batch."""
+    touches, batch = asked.touches, asked.touches.batch
+    answers, at = _encoded(decisions, rows)
+    names, traces = terms.prefix_size + 40, batch.n * (terms.trace_bytes + 4)
+    back = asked.give_back.size
+    out = work.room_for_request(
+        1000 + len(rows) * (names + 2) + 2 * traces + len(answers) + back * (names + 96)
+    )
+    live = not 0 <= 1000 * asked.claims_live_s - lives.horizon_ms < 1000
+    # No claim outlives its traces, or it would look undecided: they are counted in seconds there.
+    times = _times(lives.horizon_ms + 1000, lives.fresh_ms, live)
+    end = wire.write_conclude_all(
+        out,
+        terms.features.flat,
+        terms.tag,
+        terms.fingerprint,
+        terms.traces.labelled,
+        terms.prefixes,
+        terms.prefix_size,
+        terms.kinds,
+        terms.opening["conclude_all"],
+        terms.epoch_keys,
+        terms.epoch,
+        times,
+        asked.batch,
+        _numbers(asked, rows),
+        asked.claims,
+        batch.event_hash.view(np.int64),
+        batch.time,
+        touches.keys,
+        touches.masks,
+        touches.records,
+        asked.traces,
+        terms.traces.at_holds,
+        asked.follows,
+        asked.give_back,
+        asked.amounts,
+        asked.buckets,
+        answers,
+        at,
+        work.room_for_traces(traces + 8),
+    )
+    return out[:end].data
+
+
+def _encoded(decisions: Sequence[Decision], rows: Sequence[int]) -> tuple[Bytes, Int64s]:
+    """Decisions one behind the other, and where each ends."""
+    answers = [ENCODER.encode(decisions[i]) for i in rows]
+    if len(answers) == 1:
+        return as_array(answers[0]), np.array([len(answers[0])])
+    return as_array(b"".join(answers)), np.array(list(accumulate(map(len, answers))))
+
+
+def _numbers(asked: Asked, rows: Sequence[int]) -> Int64s:
+    return asked.room.order if isinstance(rows, range) else np.array(rows, np.int64)
+
+
+@lru_cache(maxsize=16)
+def _times(first_ms: int, second_ms: int, flag: bool) -> Bytes:
+    """Three arguments of conclude.lua and conclude_all.lua."""
+    return as_array(bulk(b"%d" % first_ms) + bulk(b"%d" % second_ms) + bulk(b"%d" % flag))
