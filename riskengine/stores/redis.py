@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -22,7 +22,6 @@ from riskengine.decision import DENY, Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.ledger import (
-    E_CELLS,
     E_RECORD,
     E_WIDTH,
     FRAUD,
@@ -59,6 +58,7 @@ from riskengine.stores.holds import held_of, holds_in
 from riskengine.stores.known import Known
 from riskengine.stores.line import Item, Reply, facts_of
 from riskengine.stores.lists import Lists
+from riskengine.stores.moves import Entry, Moved, Moves
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.plans import TAG_HEX, LaidOut, Plans, packed
@@ -152,6 +152,10 @@ class RedisStore:
         self._scratch = np.zeros(features.scratch_words, np.int64)
         self._terms = Terms(features, plan, self.place, self._link.names)
         self._work.serve(features, self._terms.mask + 1)
+
+    @property
+    def _moves(self) -> Moves:
+        return Moves(self._link, self.place, self._terms, self._other_life)
 
     def _plan_name(self, tag: str) -> bytes:
         return self.place.name(f"plan.{tag}")
@@ -382,7 +386,7 @@ class RedisStore:
             found.update((hold.entity, hold.key, hold.cell) for hold in held)
         for limit, row in enumerate(plan.limits):
             e = int(row[L_ENTITY])
-            spot = self.features.entities[e], int(touches.keys[0, e]), self._cell(limit)
+            spot = self.features.entities[e], int(touches.keys[0, e]), self._terms.cell(limit)
             asked.granted[0, limit] = spot in found
 
     def _first_stamp(self, touches: Touches, time: int) -> None:
@@ -649,7 +653,7 @@ class RedisStore:
             for limit in np.flatnonzero(plan.limits[:, L_ENTITY] == e).tolist():
                 if asked.granted[i, limit]:
                     amount, bucket = int(asked.amounts[i, limit]), int(asked.buckets[i, limit])
-                    releases += self._release(limit, int(batch.time[i]), bytes(8), amount, bucket)
+                    releases += self._terms.release(limit, int(batch.time[i]), bytes(8), amount, bucket)
                     cell = int(plan.limits[limit, L_CELL])
                     slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
                     asked.granted[i, limit] = 0
@@ -672,20 +676,20 @@ class RedisStore:
         events = {i for i, limit in pairs(asked.give_back) if self._spot(touches, i, limit) in spots}
         released = [(i, limit) for i, limit in pairs(asked.give_back) if i in events]
         token = secrets.token_bytes(8)
-        claims: dict[int, _Entry] = {}
+        claims: dict[int, Entry] = {}
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
         for wanted, said in ((released, BY_DENIAL), (pairs(again), ANEW)):
             for i, limit in wanted:
                 claim = touches.batch.claim[i].tobytes()
-                claims.setdefault(i, _Entry(b"b", claim, said + token))
+                claims.setdefault(i, Entry(b"b", claim, said + token))
                 time, amount = int(touches.batch.time[i]), int(asked.amounts[i, limit])
                 if said is ANEW:
-                    record = self._reservation(limit, time, claim, amount, int(asked.mosts[i, limit]))
+                    record = self._terms.reservation(limit, time, claim, amount, int(asked.mosts[i, limit]))
                 else:
-                    record = self._release(limit, time, claim, amount, int(asked.buckets[i, limit]))
+                    record = self._terms.release(limit, time, claim, amount, int(asked.buckets[i, limit]))
                 spot = self._spot(touches, i, limit)
                 pieces.setdefault(spot, []).append((list(claims).index(i), record))
-        moved = self._move(list(claims.values()), pieces)
+        moved = self._moves.together(list(claims.values()), pieces)
         known = moved.known.values()
         if any(isinstance(value, bytes) and value.endswith(token) for value in known):
             raise StoreError("away", "the store has done as asked, and what came of it was lost on the way")
@@ -714,111 +718,7 @@ class RedisStore:
         e = int(self.features.plan.limits[limit, L_ENTITY])
         return e, int(touches.keys[i, e])
 
-    def _reservation(self, limit: int, time: int, claim: bytes, amount: int, most: int) -> bytes:
-        out = np.empty(wire.RESERVATION, np.uint8)
-        event, rest = np.frombuffer(claim, np.int64).tolist()
-        wire.put_reservation(out, 0, self._cell(limit), self._terms.tag, time, event, rest, amount, most)
-        return out.tobytes()
-
-    def _release(self, limit: int, time: int, claim: bytes, amount: int, bucket: int) -> bytes:
-        out = np.empty(wire.BOOKING, np.uint8)
-        event = int.from_bytes(claim[:8], "little", signed=True)
-        wire.put_release(out, 0, self._cell(limit), self._terms.tag, time, event, amount, bucket)
-        return out.tobytes()
-
-    def _cell(self, limit: int) -> int:
-        plan = self.features.plan
-        return int(plan.limits[limit, L_CELL] - plan.entities[int(plan.limits[limit, L_ENTITY]), E_CELLS])
-
-    def _move(self, claims: Sequence[_Entry], pieces: _Pieces) -> _Moved:
-        """Call observe.lua off the hot path: enter claims, and append to entities what is of new ones.
-
-        On a cluster each partition enters those that it appends something of.
-        """
-        groups: dict[int, list[tuple[int, int]]] = {}
-        for spot in pieces:
-            groups.setdefault(self.place.part_of(spot[1]), []).append(spot)
-        parts = sorted(groups)
-        calls = []
-        for part in parts:
-            numbers = sorted({number for spot in groups[part] for number, _ in pieces[spot]})
-            calls.append((part, numbers if self._terms.mask else range(len(claims)), groups[part]))
-        return self._moved(claims, pieces, calls)
-
-    def _move_once(self, claim: _Entry, pieces: _Pieces) -> tuple[bool, Item]:
-        """Enter one claim, and append to entities where it is new: whether it was, or its value.
-
-        On a cluster the event's own partition says so, and the others are asked then; also where the claim
-        was entered with this very value before: what is called again finishes what a crash left undone.
-        """
-        if not self._terms.mask:
-            moved = self._moved([claim], pieces, [(0, range(1), list(pieces))])
-            return moved.new[0, 0], moved.known.get((0, 0))
-        part = self.place.part_of(claim.key)
-        moved = self._moved([claim], {}, [(part, range(1), [])])
-        new, known = moved.new[0, part], moved.known.get((0, part))
-        if pieces and (new or known == claim.value):
-            end = claim.end + b".there"  # that it is entered says nothing of what others have appended
-            self._move([claim._replace(end=end)], pieces)
-        return new, known
-
-    def _moved(
-        self,
-        claims: Sequence[_Entry],
-        pieces: _Pieces,
-        calls: Sequence[tuple[int, Sequence[int], Sequence[tuple[int, int]]]],
-    ) -> _Moved:
-        """`calls` are partition, numbers of claims, and entities."""
-        texts = [self._moving(claims, pieces, *call) for call in calls]
-        parts = np.array([part for part, _, _ in calls])
-        ends = np.cumsum([len(request) for request in texts]).tolist()
-        reply = self._link.ask_all(memoryview(b"".join(texts)), ends, parts)
-        moved = _Moved({}, {}, [], [])
-        for call, (part, numbers, spots) in enumerate(calls):
-            at = int(reply.firsts[call])
-            if reply.item(at) != self.place.epoch:
-                raise self._other_life(reply.item(at))
-            marks = reply.item(at + 2)
-            assert isinstance(marks, bytes), "observe.lua answers marks as a string"
-            at += 3
-            for c, number in enumerate(numbers):
-                moved.new[number, part] = not marks or marks[c] == ord("0")
-                if not moved.new[number, part]:
-                    moved.known[number, part] = reply.item(at)
-                    at += 2
-            moved.spots.extend(spots)
-            moved.values.extend(reply.item(at + k) for k in range(len(spots)))
-        return moved
-
-    def _moving(
-        self,
-        claims: Sequence[_Entry],
-        pieces: _Pieces,
-        part: int,
-        numbers: Sequence[int],
-        spots: Sequence[tuple[int, int]],
-    ) -> bytes:
-        """One call of observe.lua, with claims by their numbers."""
-        recipe, records = b"", []
-        places = {number: at for at, number in enumerate(numbers, 1)}
-        for spot in spots:
-            parts = pieces[spot]
-            recipe += len(parts).to_bytes(2, "little")
-            for number, piece in parts:
-                recipe += places[number].to_bytes(2, "little") + len(piece).to_bytes(2, "little")
-            records.append(b"".join(piece for _, piece in parts))
-        entered = [claims[number] for number in numbers]
-        place = self.place
-        return command(
-            ("EVALSHA", self._link.names["observe"], 2 + len(entered) + len(spots),
-             place.epoch_name(part), place.within(part) + b"edits",
-             *(place.claim_name(c.letter, c.key, part) + c.end for c in entered),
-             *(place.entity_name(self.features.entities[e], key) for e, key in spots),
-             place.epoch, len(entered), len(entered), *self._terms.lives, bytes(e for e, _ in spots), recipe,
-             *(c.value for c in entered), *records)
-        )  # fmt: skip
-
-    def _fold_again(self, moved: _Moved) -> None:
+    def _fold_again(self, moved: Moved) -> None:
         """Fold the values that a call off the hot path has answered."""
         values = [
             self._plans.converted(value, self.features.entities[e], self._terms.plan)
@@ -902,13 +802,13 @@ class RedisStore:
             for limit in np.flatnonzero(asked.give_back[i]).tolist():
                 amount, bucket = int(asked.amounts[i, limit]), int(asked.buckets[i, limit])
                 own = batch.claim[i].tobytes()
-                record = self._release(limit, int(batch.time[i]), own, amount, bucket)
+                record = self._terms.release(limit, int(batch.time[i]), own, amount, bucket)
                 pieces.setdefault(self._spot(touches, i, limit), []).append((0, record))
-            claim = _Entry(b"p", batch.claim[i].tobytes(), BY_DENIAL)
+            claim = Entry(b"p", batch.claim[i].tobytes(), BY_DENIAL)
             told = []
             for part in {self.place.part_of(key) for _, key in pieces}:
                 spots = [spot for spot in pieces if self.place.part_of(spot[1]) == part]
-                told.append((part, self._moving([claim], pieces, part, range(1), spots)))
+                told.append((part, self._moves.request([claim], pieces, part, range(1), spots)))
             shares.setdefault(self.place.part_of(claim.key), []).append(told)
         calls = [shares[part] for part in sorted(shares)]
 
@@ -1023,9 +923,11 @@ class RedisStore:
             pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
             for limit in missing:
                 amount = int(asked.amounts[0, limit])
-                record = self._reservation(limit, int(touches.batch.time[0]), claim, amount, slabs.AMOUNT_MAX)
+                record = self._terms.reservation(
+                    limit, int(touches.batch.time[0]), claim, amount, slabs.AMOUNT_MAX
+                )
                 pieces.setdefault(self._spot(touches, 0, limit), []).append((0, record))
-            self._move_once(_Entry(b"f", claim, BY_FAIL), pieces)
+            self._moves.once(Entry(b"f", claim, BY_FAIL), pieces)
         asked.granted[:, handed] = 1
         asked.give_back[:] = asked.granted * (held == 0)
 
@@ -1103,9 +1005,9 @@ class RedisStore:
         for limit in np.flatnonzero((prior[:, 1] != NONE) & ~handed).tolist():
             e = int(self.features.plan.limits[limit, L_ENTITY])
             bucket, amount = prior[limit].tolist()
-            record = self._release(limit, int(touches.batch.time[0]), bytes(8), amount, bucket)
+            record = self._terms.release(limit, int(touches.batch.time[0]), bytes(8), amount, bucket)
             pieces.setdefault((e, int(prior_keys[e])), []).append((0, record))
-        new, known = self._move_once(_Entry(b"r", followed.claim, own), pieces)
+        new, known = self._moves.once(Entry(b"r", followed.claim, own), pieces)
         if new or known == own:
             asked.handed[:] = handed
             asked.granted[0, handed] = 1
@@ -1128,9 +1030,9 @@ class RedisStore:
                 limit = self.features.limit_names.index(name)
                 e = int(self.features.plan.limits[limit, L_ENTITY])
                 at = trace.keys.get(self.features.entities[e], 0)
-                record = self._release(limit, known.time, bytes(8), amount, bucket)
+                record = self._terms.release(limit, known.time, bytes(8), amount, bucket)
                 pieces.setdefault((e, at), []).append((0, record))
-        return self._move_once(_Entry(b"r", key, BY_RELEASE), pieces)[0]
+        return self._moves.once(Entry(b"r", key, BY_RELEASE), pieces)[0]
 
     def label(self, key: bytes, label: str, time: int) -> bool:
         """Let a label count for the event's entities, in the place of the one it had; False when too old.
@@ -1150,7 +1052,7 @@ class RedisStore:
             ]
             if said is None or (said == value and self._terms.mask):
                 pieces = self._label_pieces(known, before, label)
-                new, entered = self._move_once(_Entry(b"l", key, value, end), pieces)
+                new, entered = self._moves.once(Entry(b"l", key, value, end), pieces)
                 if new or said == value:
                     return True
                 said = entered
@@ -1214,7 +1116,7 @@ class RedisStore:
 
     def members(self, spots: Sequence[Spot], links: Links, time: int) -> list[list[Int64s]]:
         """The members that entities have at a time: of each a list by its links."""
-        moved = self._move([], dict.fromkeys(spots, ()))
+        moved = self._moves.together([], dict.fromkeys(spots, ()))
         self._fold_again(moved)
         return slabs.members(self.features.flat, *self._work.arrays, spots, links, time)
 
@@ -1268,7 +1170,7 @@ class RedisStore:
     def look(self, touches: Touches) -> Int64s:
         """Read the features of entities at a time (n = 1) without an event; what each limit holds then."""
         spots = {(e, int(key)): () for e, key in enumerate(touches.keys[0]) if key}
-        moved = self._move([], spots)
+        moved = self._moves.together([], spots)
         if moved.spots:
             self._fold_again(moved)
         return slabs.look(self.features, self._work.arrays, touches, self._scratch)
@@ -1302,29 +1204,6 @@ class RedisStore:
         """Hang up."""
         self.claims.clear()
         self._link.close()
-
-
-class _Entry(NamedTuple):
-    """A claim to be entered: the letter of its name, the event's, its value, and what its name ends with."""
-
-    letter: bytes
-    key: bytes
-    value: bytes
-    end: bytes = b""
-
-
-_Pieces = Mapping[tuple[int, int], Sequence[tuple[int, bytes]]]  # by entity and key: number of claim, record
-
-
-class _Moved(NamedTuple):
-    """What calls off the hot path came to: which claims were new, by number and partition; the values of
-    those that were not; and what entities were before.
-    """
-
-    new: dict[tuple[int, int], bool]
-    known: dict[tuple[int, int], Item]
-    spots: list[tuple[int, int]]
-    values: list[Item]
 
 
 def copied(touches: Touches) -> Touches:
