@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,15 @@ def test_no_policy_is_rehearsed_twice(server: str, tmp_path: Path) -> None:
     words = [sys.executable, "-c", LITTLE, str(folder), store]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "['settle', 'settle_given'] True\n"), done.stderr
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_kernel_leaves_the_arrays_of_a_batch_of_none(shared: bool) -> None:
+    """Compiled kernels ask nobody whether an index is in an array: as plain Python they do."""
+    words = [sys.executable, "-c", f"from riskengine import warming; warming.main({shared})"]
+    plain = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=plain)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_engine_that_opens_without_kernels_rehearses_where_nobody_sees_it(
