@@ -67,8 +67,8 @@ class Workspace:
         self._out = np.empty(1 << 16, np.uint8)
         self._traces = np.empty(0, np.uint8)
         self._rooms: dict[int, Room] = {}
-        self._scratch = Scratch(0, 0, 0)
-        self._kinds = self._limits = self._parts = 0
+        self._kinds, self._limits, self._parts = 0, 0, 1
+        self._scratch = Scratch(_power(0), 0, 1)
         self._fixed = self._growth = 0
 
     @property
@@ -84,7 +84,7 @@ class Workspace:
         self._growth = int(plan[:, ledger.E_GROWTH].sum())
         self.row = blank(features)[np.newaxis]
         self._kinds, self._limits, self._parts = len(features.entities), len(features.limit_names), parts
-        self._scratch = Scratch(0, 0, 0)
+        self._scratch = Scratch(_power(0), self._kinds, parts)  # also for a batch of none
         self._rooms.clear()
 
     def room(self, n: int) -> Room:
