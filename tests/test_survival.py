@@ -219,9 +219,9 @@ def redis() -> Iterator[Server]:
 
 def begun(folder: Path, server: Server) -> str:
     lay_out(folder / "rules")
-    url = f"{server.url}?timeout=2000"
-    assert cli.run(("store", "init", "--store", url, "--rules", str(folder / "rules"))) == 0
-    return url
+    patient = f"{server.url}?timeout=20000"  # it waits for a disk that others wait for too
+    assert cli.run(("store", "init", "--store", patient, "--rules", str(folder / "rules"))) == 0
+    return f"{server.url}?timeout=2000"
 
 
 def test_kill_9_on_a_store_that_lives_on(tmp_path: Path, redis: Server) -> None:
