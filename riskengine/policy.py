@@ -1,6 +1,6 @@
 """A policy folder becomes one checked `Definition`, or every reason why it may not.
 
-`sections.py` reads what the files say; here is which files those are, and the fingerprints of what they
+`sections` reads what the files say; here is which files those are, and the fingerprints of what they
 said: a policy's goes into every decision, a feature's names what is kept for it.
 """
 
