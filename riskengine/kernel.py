@@ -166,7 +166,7 @@ def _typed_word_in(typing: Any, data: Any, at: Any) -> Any:
 
 def _set_word_in(data: Any, at: int, word: int) -> None:
     """Write an int64 as eight bytes, as `word_in` reads them."""
-    data[at : at + 8] = np.array([word], "<i8").view(np.uint8)
+    data[at : at + 8] = np.frombuffer((int(word) & (1 << 64) - 1).to_bytes(8, "little"), np.uint8)
 
 
 def _typed_set_word_in(typing: Any, data: Any, at: Any, word: Any) -> Any:

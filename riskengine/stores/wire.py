@@ -281,7 +281,7 @@ def put_piece(
 @jit
 def put_head(out: Bytes, at: int, kind: int, size: int, cell: int, tag: int) -> int:
     """Write a record's first eight bytes."""
-    return put_raw(out, at, kind | size << 8 | cell << 16 | tag << 24, 8)
+    return put_raw(out, at, kind | int(size) << 8 | int(cell) << 16 | int(tag) << 24, 8)
 
 
 @jit
