@@ -92,9 +92,7 @@ class Engine:
         )
         self._watch = Watch(policy.alerts, origin, journal)
         serving = Serving(policy, self._warming, self._partners)
-        stores = [store]
-        while len(stores) < store.at_once:
-            stores.append(store.another())
+        stores = [store, *(store.another() for _ in range(store.at_once - 1))]
         # A shared store knows what its journal has lost; here nothing does, but that something may be.
         forgetful = journal is not None and journal.was_cut_off and not journal.is_sync and not store.waits
         lost_until = clock() if forgetful else 0
@@ -188,12 +186,12 @@ class Engine:
     @property
     def epoch(self) -> str | None:
         """Which life of a shared store's data counts now; None in memory."""
-        place = getattr(self._store, "place", None)
-        return None if place is None else str(place.epoch.decode())
+        place = self._store.place
+        return None if place is None else place.epoch.decode()
 
     def scratch(self) -> Scratch | None:
         """What a store can be rehearsed on that is shared as this one's is; None where it is in memory."""
-        place = getattr(self._store, "place", None)
+        place = self._store.place
         if place is None:
             return None
         from riskengine.stores.scratch import Scratch  # and with it redis-py, as for a shared store
@@ -220,7 +218,7 @@ class Engine:
     @property
     def store_errors(self) -> Counter[str]:
         """By StoreError.kind: how many batches were judged without the store."""
-        return sum((judge.errors for judge in self._turns.judges), Counter())
+        return sum((judge.errors.copy() for judge in self._turns.judges), Counter())  # others go on counting
 
     # -- scoring
 

@@ -71,19 +71,18 @@ class Judge:
         self.lines: bytes | None = None  # the decisions of the last batch as JSON, one a line, where at hand
         self._shown: Callable[[Touches], None] | None = None  # whom rows are shown to, in a replay
         self._unfollowed: deque[Touch] = deque(maxlen=TOUCHES_MAX)  # of the listed, while the store was away
-        self._serve(serving)
+        self._serve(serving, serving.policy.tables(store.tables))
 
     def move_on(self, serving: Serving) -> None:
         """Go by this from the next batch on, with all that is known so far."""
-        serving.policy.tables(self.store.tables)  # for what cannot be read in them
+        tables = serving.policy.tables(self.store.tables)  # before anything changes: they may not fit
         self.store.reload(serving.policy.features)
-        self._serve(serving)
+        self._serve(serving, tables)
 
-    def _serve(self, serving: Serving) -> None:
+    def _serve(self, serving: Serving, tables: TableSet) -> None:
         self.policy, self._warming, self._partners = serving
         self._rooms = _Rooms()
-        self._rows = self.store.tables
-        self._tables = self.policy.tables(self._rows)
+        self._rows, self._tables = self.store.tables, tables
 
     def close(self) -> None:
         """Let go of the store, which is closed with it."""
@@ -240,7 +239,7 @@ class Judge:
         self, batch: Batch, names: list[bytes], contents: bytes, arrived: list[int], now: int | Int64s,
         features: bool,
     ) -> list[Result]:  # fmt: skip
-        """`_decide` where every event is new and no store can say otherwise: in half the time."""
+        """`decide` where every event is new and no store can say otherwise: in half the time."""
         serial, claim = self._serial, self.store.claim
         entered = [
             claim(name, contents[at : at + 16], when, serial)
@@ -256,7 +255,7 @@ class Judge:
         return list(judged)
 
     def _decide_one(self, batch: Batch, now: int, features: bool, room: _Room | None) -> Decision | None:
-        """`_decide` of an event that comes alone, where it is new or a retry of a decided one; else None.
+        """`decide` of an event that comes alone, where it is new or a retry of a decided one; else None.
 
         It needs none of the lists that keep a batch in order.
         """

@@ -41,9 +41,7 @@ def is_cold(policy: Policy, shared: bool) -> bool:
     walks = policy.champion is not None or bool(policy.challengers)
     if not is_cached(slabs.settle) or (walks and not is_cached(forest.walk)):
         return True
-    return shared and not is_cached(
-        wire.settle_given
-    )  # whatever the policy, a rehearsal comes to it, and late
+    return shared and not is_cached(wire.settle_given)  # a rehearsal of any policy comes to it, and late
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from riskengine.engine import Engine
 from riskengine.errors import EventError
 from riskengine.judge import Result
 from riskengine.stores.memory import MemoryStore
+from riskengine.stores.redis import RedisStore
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 T0 = 1_794_362_400_000  # 2026-11-11T10:00:00+08:00, a Wednesday
@@ -87,6 +88,12 @@ class Stage:
 def action(result: Result) -> str:
     """The action decided, or the code of the first problem."""
     return result.problems[0].code if isinstance(result, EventError) else result.action
+
+
+def store_of(engine: Engine) -> RedisStore:
+    """The store that an engine shares with others, to be looked into."""
+    assert isinstance(engine._store, RedisStore)
+    return engine._store
 
 
 def memory(engine: Engine) -> MemoryStore:

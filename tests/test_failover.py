@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 from clusters import NODE_TIMEOUT_MS, Cluster, client, cluster, facts, is_synced, until
 from servers import Server, apart
-from stage import Stage, claim, policy
+from stage import Stage, claim, policy, store_of
 
 from riskengine.decision import Decision
 from riskengine.stores.address import begin
-from riskengine.stores.redis import RedisStore
 
 USERS, BUDGET = 20, 300
 SECTIONS = policy(
@@ -38,8 +37,7 @@ class Caller:
 
     def __init__(self, folder: Path, store: str, name: str) -> None:
         self.stage = Stage(folder, SECTIONS, store=store)
-        opened = self.stage.engine._store
-        assert isinstance(opened, RedisStore)
+        opened = store_of(self.stage.engine)
         self.store = opened
         self.stage.engine.score_many([claim(f"{name}-well{n}", user_id=f"well{n}") for n in range(50)])
         opened._link.hurry(400, 1000)  # from here on: to open it takes what it takes on a busy machine

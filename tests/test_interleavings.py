@@ -27,14 +27,13 @@ from typing import Any
 
 import pytest
 from servers import apart, valkey
-from stage import KEY, T0, claim, policy, write
+from stage import KEY, T0, claim, policy, store_of, write
 
 from riskengine.decision import Decision
 from riskengine.definition import Label
 from riskengine.engine import Engine
 from riskengine.stores import redis as shared_store
 from riskengine.stores.address import begin
-from riskengine.stores.redis import RedisStore
 
 SCHEDULES = int(os.environ.get("RISKENGINE_SCHEDULES", "300"))
 SEED = int(os.environ.get("RISKENGINE_SEED", "0"))
@@ -120,8 +119,7 @@ class Client:
         self.own = self.engine.policy
         other = OTHER if sections is POLICY else POLICY
         self.other = self.engine.prepare(write(folder / "other", other))
-        opened = self.engine._store
-        assert isinstance(opened, RedisStore)
+        opened = store_of(self.engine)
         self.store = opened
         self.link = Stepped(opened._link)
         opened._link = self.link  # type: ignore[assignment]  # a link in all but name

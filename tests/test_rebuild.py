@@ -12,7 +12,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from servers import apart, valkey
-from stage import KEY, MINUTE, T0, Stage, claim, payment, policy, write
+from stage import KEY, MINUTE, T0, Stage, claim, payment, policy, store_of, write
 from strategies import Reload, Step, World
 from test_parity import KEY as PARITY_KEY
 from test_parity import EngineSubject, Tables, comparable, stories, take, write_policy
@@ -28,7 +28,6 @@ from riskengine.policy import load_definition
 from riskengine.rebuild import Journals, Rebuilt, count_entries, from_journals, resume
 from riskengine.replay import blurred
 from riskengine.stores.address import begin
-from riskengine.stores.redis import RedisStore
 
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
@@ -127,8 +126,7 @@ def test_a_store_that_was_emptied_is_rebuilt_from_its_journal(
             Stage(tmp_path / "policy", sections, store=store, journal=journal) as stage,
             redis.Redis.from_url(url) as client,
         ):
-            shared = stage.engine._store
-            assert isinstance(shared, RedisStore)
+            shared = store_of(stage.engine)
             for n in range(20):
                 stage.row(claim(f"e{n}", n * MINUTE, device_id=f"d{n % 8}"))
             assert stage.engine.release("e0")
@@ -209,8 +207,6 @@ def test_whoever_stops_a_rebuild_loses_nothing(
     with Stage(tmp_path / "policy", policy(features=COUNTS), store=store, journal=journal) as stage:
         for n in range(10):
             stage.engine.score(claim(f"e{n}", n))
-        shared = stage.engine._store
-        assert isinstance(shared, RedisStore)
         keys = keys_of(store)
         assert stage.engine.journal is not None
         stage.engine.journal.flush()

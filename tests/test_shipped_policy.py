@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stage import memory
 
 from riskengine import Decision, Engine
 from riskengine.check import explain_text, findings_of
@@ -21,7 +22,6 @@ from riskengine.policy import examine, load_definition
 from riskengine.ruletest import render_report, run_tests
 from riskengine.simulate import simulate
 from riskengine.spreads import links_of
-from riskengine.stores.memory import MemoryStore
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "rules"
@@ -54,8 +54,7 @@ def test_a_campaign_keeps_every_entity_within_what_check_says(shipped: Definitio
     largest: dict[str, int] = {}
     with Engine.open(shipped) as engine:
         assert all(isinstance(done, Decision) for done in engine.score_many(events, now=now))
-        assert isinstance(engine._store, MemoryStore)
-        for _, entity, value in engine._store.values():
+        for _, entity, value in memory(engine).values():
             largest[entity] = max(largest.get(entity, 0), len(value) - HEADER)
     assert {entity for entity, size in largest.items() if size > bound[entity]} == set()
     assert set(largest) >= {"user", "device", "ip", "merchant", "account", "address", "charge", "code"}

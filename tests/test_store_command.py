@@ -13,13 +13,12 @@ import pytest
 import redis
 from clusters import cluster
 from servers import apart, valkey
-from stage import KEY, T0, Stage, claim, memory, payment, policy
+from stage import KEY, T0, Stage, claim, memory, payment, policy, store_of
 from typer.testing import CliRunner
 
 from riskengine.cli import app
 from riskengine.stores import StoreError
 from riskengine.stores.address import begin
-from riskengine.stores.redis import RedisStore
 from riskengine.stores.undecided import GIVE_BACK, STOP
 from riskengine.stores.wire import CLAIM_BYTES
 
@@ -199,8 +198,7 @@ def prefix_of(store: str) -> str:
 
 def died(stage: Stage, event: dict[str, Any]) -> None:
     """Score an event, and never tell the store what was decided."""
-    store = stage.engine._store
-    assert isinstance(store, RedisStore)
+    store = store_of(stage.engine)
     store.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed after the wait
     stage.engine.score(event)
     del store.conclude  # the class's own again
@@ -247,7 +245,7 @@ def test_what_is_given_back_by_half_is_given_back_in_full_the_next_time(
         for entity in ("device", "campaign", "user")
     }
     with Stage(tmp_path / "one", {**SECTIONS, "limits": limits}, store=store) as one:
-        link = type(one.engine._store._link)  # type: ignore[attr-defined]  # a shared store has one
+        link = type(store_of(one.engine)._link)
         for n in range(5):
             own: dict[str, Any] = {"user_id": f"v{n}", "device_id": f"v{n}", "campaign_id": f"v{n}"}
             died(one, claim(f"e{n}", **own))

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 import redis
 from servers import Server, apart, running
-from stage import Stage, claim, policy
+from stage import Stage, claim, policy, store_of
 
 from riskengine.service.metrics import Metrics
 from riskengine.stores import StoreError
 from riskengine.stores.address import begin
 from riskengine.stores.place import kind_of
-from riskengine.stores.redis import RedisStore
 
 SECTIONS = policy(
     events={"coupon_claim": {"required": ["user_id"], "fail": "review"}},
@@ -193,7 +192,7 @@ def test_each_fault_has_an_error_of_its_own(
             metrics = Metrics(stage.engine)
             assert stage.engine.score(claim("before")).flags == ()
             if kind == "slow":
-                stage.engine._store._link.hurry(300, 1000)  # type: ignore[attr-defined]  # a shared store has one
+                store_of(stage.engine)._link.hurry(300, 1000)
             with fault(server, client):
                 event = claim("meanwhile", 1)
                 decision = stage.engine.score(event)
@@ -218,8 +217,7 @@ def test_each_fault_has_an_error_of_its_own(
 
 def told(stage: Stage) -> list[StoreError]:
     """Every error that scoring meets from now on."""
-    store = stage.engine._store
-    assert isinstance(store, RedisStore)
+    store = store_of(stage.engine)
     errors: list[StoreError] = []
     observe = store.observe
 

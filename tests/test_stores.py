@@ -15,7 +15,7 @@ import pytest
 from clusters import cluster
 from hypothesis import HealthCheck, given, settings
 from servers import apart, redis_server, valkey
-from stage import T0, Stage, claim, payment, policy, write
+from stage import T0, Stage, claim, payment, policy, store_of, write
 from strategies import Step, World
 from test_naive import SCENARIOS, Scenario, a_feature_taken_out_and_put_back_starts_empty
 from test_parity import KEY, EngineSubject, Tables, comparable, singly, stories, take, write_policy
@@ -145,8 +145,7 @@ def test_what_many_wrote_is_compacted_and_counts_the_same(server: str, tmp_path:
         for n in range(300):
             stage = (one, two)[n % 2]
             assert stage.row(claim(f"e{n}", n))["claims"] == n + 1
-        shared = one.engine._store
-        assert isinstance(shared, RedisStore)
+        shared = store_of(one.engine)
         ((call, name),) = keys_of(shared, b"e" + kind_of("user"))
         value = call("GET", name)[0]
         assert isinstance(value, bytes)
@@ -182,8 +181,7 @@ def test_an_event_whose_engine_died_before_it_decided_counts_once(server: str, t
         Stage(tmp_path / "two", sections, store=store) as two,
     ):
         event = claim("e1", device_id="d1")
-        dying = one.engine._store
-        assert isinstance(dying, RedisStore)
+        dying = store_of(one.engine)
         dying.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed after the wait
         one.engine.score(event)
         late = two.engine.score(claim("e2", 1000, device_id="d1"), features=True)
@@ -205,8 +203,7 @@ def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(
     events = [claim(f"e{n}", n, device_id="d1") for n in range(4)]
     sections = policy(features=features, limits=one)
     with Stage(tmp_path / "one", sections, store=store, journal=journal) as dying:
-        opened = dying.engine._store
-        assert isinstance(opened, RedisStore)
+        opened = store_of(dying.engine)
         opened.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed before it told
         said = dying.engine.score_many(events)
     with Stage(tmp_path / "two", sections, store=store, journal=journal) as after:
@@ -230,8 +227,7 @@ def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(
         event = claim("e1", device_id="d1")
         assert stage.engine.score(event).action == "allow"
         assert stage.row(claim("e2"))["claims"] == 2
-        shared = stage.engine._store
-        assert isinstance(shared, RedisStore)
+        shared = store_of(stage.engine)
         own = shared.place.claim_name(b"d", stage.engine._claim_key("e1"))
         (call,) = [call for call, name in keys_of(shared, b"d") if name == own]
         call("DEL", own)
@@ -335,8 +331,7 @@ def test_a_batch_keeps_what_it_decided_in_two_keys(server: str, tmp_path: Path) 
 
         decided = scored()
         assert [decision.action for decision in decided] == ["allow", "allow", "deny", "deny"]
-        shared = stage.engine._store
-        assert isinstance(shared, RedisStore)
+        shared = store_of(stage.engine)
         together = len(shared.place.tags) == 1
         assert [sum(1 for _ in keys_of(shared, letter)) for letter in (b"t", b"k", b"d")] == (
             [1, 1, 0] if together else [0, 0, 4]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import redis
 from servers import apart, running, valkey
-from stage import T0, Stage, claim, payment, policy
+from stage import T0, Stage, claim, payment, policy, store_of
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine
@@ -25,7 +25,6 @@ from riskengine.stores.address import Address, begin
 from riskengine.stores.line import ALONE_S, PATIENCE
 from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
-from riskengine.stores.redis import RedisStore
 from riskengine.stores.wire import HEAD
 
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
@@ -216,8 +215,7 @@ def test_what_was_missed_is_told_in_its_order(tmp_path: Path) -> None:
         begin(store, "stage")
         with Stage(tmp_path, failing("review"), store=store) as stage:
             stage.engine.score(claim("e0"))
-            opened = stage.engine._store
-            assert isinstance(opened, RedisStore)
+            opened = store_of(stage.engine)
             opened._link.hurry(300, 1000)
             server.hold(True)
             times = [40, 10, 30, 20]
@@ -248,8 +246,7 @@ def test_a_server_that_does_not_answer_is_left_alone_between_tries(tmp_path: Pat
         begin(store, "stage")
         with Stage(tmp_path, failing("review"), store=store) as stage:
             stage.engine.score(claim("e0"))
-            opened = stage.engine._store
-            assert isinstance(opened, RedisStore)
+            opened = store_of(stage.engine)
             assert isinstance(opened._link, Link)
             line = opened._link._line
             tries: list[float] = []

@@ -20,6 +20,7 @@ from riskengine.stores.traces import Trace
 
 if TYPE_CHECKING:
     from riskengine.stores.lists import Lists
+    from riskengine.stores.place import Place
 
 Row = dict[str, float | str | None]
 Spot = tuple[int, int]  # number of an entity, key
@@ -116,6 +117,10 @@ class Store(Protocol):
     @property
     def waits(self) -> bool:
         """Whether it answers over a network."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where in a shared store its data is; None in memory."""
 
     @property
     def at_once(self) -> int:

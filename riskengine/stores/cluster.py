@@ -196,12 +196,6 @@ class ClusterLink:
         return self.topology.failovers
 
     @property
-    def waiting(self) -> int:
-        """How many requests that were told have not been answered."""
-        unsent = sum(map(len, self._unsent.values()))
-        return unsent + sum(len(node.flight) for node in self._nodes.values())
-
-    @property
     def is_behind(self) -> bool:
         """Whether something that was told is still to be sent."""
         return any(self._unsent.values())

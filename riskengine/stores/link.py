@@ -48,11 +48,6 @@ class Link:
         self._line.connect_s = connect_ms / 1000
 
     @property
-    def waiting(self) -> int:
-        """How many requests that were told have not been answered."""
-        return len(self._told)
-
-    @property
     def is_behind(self) -> bool:
         """Whether something that was told is still to be sent."""
         return len(self._told) > self._sent

@@ -61,6 +61,7 @@ class MemoryStore:
     """
 
     waits: Final = False
+    place: Final = None
     at_once: Final = 1
     is_behind: Final = False
     batch_max: Final = 1024  # more gain nothing, and others wait for the lock

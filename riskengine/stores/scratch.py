@@ -40,7 +40,6 @@ class Scratch:
         self.refused: str | None = None
         self.unsure = False
         self.dropped = self.failovers = 0
-        self.waiting = 0
         self.place = Place("scratch:", EPOCH, tags=tags)
         self._values: dict[bytes, bytes] = {self.place.epoch_name(part): EPOCH for part in range(len(tags))}
         self._entries: dict[bytes, bytes] = {}

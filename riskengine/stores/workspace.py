@@ -91,8 +91,8 @@ class Workspace:
         """Room for a batch of n events, in which nothing is asked for yet."""
         room = self._rooms.get(n)
         if room is None:
-            if self._scratch.n < max(n, 1):  # a batch of none, as in a rehearsal, is one call too
-                self._scratch = Scratch(_power(max(n, 1)), self._kinds, self._parts)
+            if n > self._scratch.n:
+                self._scratch = Scratch(_power(n), self._kinds, self._parts)
                 self._rooms.clear()
             slots = self._table(n * self._kinds, self._slots)
             room = self._rooms[n] = Room(n, self._kinds, self._limits, slots, self._scratch)
