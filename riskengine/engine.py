@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
@@ -143,21 +143,28 @@ class Engine:
             state = store(policy.features)
         else:
             state = _open_shared(store, policy) if shared else MemoryStore(policy.features, size)
-        opened = _open_journal(journal) if journal is not None else None
-        engine = cls(policy, state, opened, clock or _wall_clock, chosen, model, origin)
-        if opened is not None:
-            opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
-            engine._watch.resume(engine._clock())
-        if warming.is_cold(policy, state.waits):
-            scratch = engine.scratch() if isinstance(store, str) else None
-            if scratch is None:
-                with engine._open() as judge:
-                    judge.rehearse()
-            else:
-                with cls.open(
-                    policy.definition, scratch.store, clock=lambda: motions.NOW, key=chosen, model=model
-                ) as other:
-                    motions.go_through(other, policy.definition, scratch)
+        with ExitStack() as unfinished:  # what is open already is closed again where something fails
+            unfinished.callback(state.close)
+            opened = _open_journal(journal) if journal is not None else None
+            if opened is not None:
+                unfinished.callback(opened.close)
+            engine = cls(policy, state, opened, clock or _wall_clock, chosen, model, origin)
+            unfinished.pop_all()
+            unfinished.callback(engine.close)
+            if opened is not None:
+                opened.append([PolicyEntry(fingerprint=policy.fingerprint, time_ms=engine._clock())])
+                engine._watch.resume(engine._clock())
+            if warming.is_cold(policy, state.waits):
+                scratch = engine.scratch() if isinstance(store, str) else None
+                if scratch is None:
+                    with engine._open() as judge:
+                        judge.rehearse()
+                else:
+                    with cls.open(
+                        policy.definition, scratch.store, clock=lambda: motions.NOW, key=chosen, model=model
+                    ) as other:
+                        motions.go_through(other, policy.definition, scratch)
+            unfinished.pop_all()
         return engine
 
     def __enter__(self) -> Self:

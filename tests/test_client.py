@@ -7,6 +7,7 @@ import http.server
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -250,6 +251,19 @@ DECIDED = json.dumps(
 ).encode()  # fmt: skip
 
 
+def message_from(there: socket.socket) -> bytes:
+    """A request or an answer, which may come in pieces."""
+    said = b""
+    while True:
+        head, end, body = said.partition(b"\r\n\r\n")
+        size = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+        if end and len(body) >= int(size[1] if size is not None else 0):
+            return said
+        more = there.recv(65_536)
+        assert more, said
+        said += more
+
+
 @contextmanager
 def forgetful(port: int) -> Iterator[str]:
     """Passes requests on to a sidecar, and loses the first answer."""
@@ -261,8 +275,8 @@ def forgetful(port: int) -> Iterator[str]:
             except OSError:
                 return
             with near, socket.create_connection(("127.0.0.1", port)) as far:
-                far.sendall(near.recv(65_536))
-                said = far.recv(65_536)
+                far.sendall(message_from(near))
+                said = message_from(far)
                 if keeps:
                     near.sendall(said)
 

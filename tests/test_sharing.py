@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,8 @@ def test_keys_are_needed_where_something_is_kept(
     monkeypatch.setenv("RISKENGINE_PARTNER_KEY_ACME_FILE", str(tmp_path / "none"))
     with pytest.raises(RiskEngineError, match="cannot be read"):
         Engine.open(rules, journal=journal)
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("riskengine")]
+    assert left == [], "an engine that cannot be opened lets go of its journal"
 
 
 def test_a_shared_list_spreads_to_nobody(rules: Path) -> None:
