@@ -5,6 +5,7 @@
 --       an operator released (1), n times (claim's value with its trace, decision), r times (number of the
 --       event, number of the entity, records)
 --
+-- An event of which there is no claim was lost by the server: it is new when it comes again.
 -- The first decision of an event stands, also one that is kept together with its batch's: of a second one
 -- nothing is kept, and nothing is given back. Where an operator released what an undecided event held, an empty
 -- decision keeps its engine from deciding, should it live. What is given back is marked (p), so that it is given
@@ -28,8 +29,8 @@ for i = 1, n do
   local before = redis.call('GET', claim)
   local batch = before and string.sub(before, 31, 41) or alone
   local together = batch ~= alone and redis.call('EXISTS', start .. 't' .. batch) == 1
-  local first = not together and redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')
-  if not together and not first and ARGV[6] == '1' and redis.call('GET', decision) == '' then
+  local first = before and not together and redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')
+  if before and not together and not first and ARGV[6] == '1' and redis.call('GET', decision) == '' then
     first = redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5])
   end
   if first then
