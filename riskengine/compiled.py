@@ -64,6 +64,7 @@ class Policy:
     salt: Words  # (2): what decision ids mix in
     resident: Mapping[str, Rows]  # rows of the tables that have a file
     horizon_ms: int  # how long a label, release or follow-up can still matter
+    window_ms_max: int  # how long an event may stand in a window, and so be missing there
     masking: Masking
     entity_marks: tuple[int, ...]  # 32 bits of what each entity means, whatever else the policy says
     row_columns: Int64s  # of cells: the numbers of a row in policy order, two of a location
@@ -130,6 +131,7 @@ class Policy:
             np.frombuffer(salt_of(fingerprint), "<u8").astype(np.uint64),
             {n: _rows(t, schema) for n, t in definition.tables.items() if t.rows is not None},
             _horizon_ms(definition),
+            _window_ms_max(definition),
             Masking.compile(definition, schema),
             (marks := tuple(_mark(definition, name) for name in schema.entities)),
             *(row := _row(features)),
@@ -284,13 +286,16 @@ def _horizon_ms(definition: Definition) -> int:
     what was seen before, and no count is wrong for it. A label of which the newest event is asked for
     (`since_last: fraud`) does hold traces so long. However long, the store keeps no more than TRACES_MAX.
     """
-    reaches_ms = [SETTLE_MS_MIN, *(_reach_ms(limit.window) for limit in definition.limits.values())]
-    for feature in definition.features.values():
-        if feature.window is not None:
-            reaches_ms.append(_reach_ms(feature.window))
-        elif feature.label is not None:
-            reaches_ms.append(SIGHT_KEEP_MS)
+    reaches_ms = [SETTLE_MS_MIN, _window_ms_max(definition)]
+    if any(f.window is None and f.label is not None for f in definition.features.values()):
+        reaches_ms.append(SIGHT_KEEP_MS)
     return max(reaches_ms) + definition.lateness_ms + definition.skew_ms
+
+
+def _window_ms_max(definition: Definition) -> int:
+    windows = [limit.window for limit in definition.limits.values()]
+    windows += [one.window for one in definition.features.values() if one.window is not None]
+    return max(map(_reach_ms, windows), default=0)
 
 
 def _reach_ms(window: Window) -> int:

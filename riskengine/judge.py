@@ -27,7 +27,7 @@ from riskengine.ledger import Int64s
 from riskengine.models import REASON_RISK_MIN
 from riskengine.served import Served
 from riskengine.spreading import Found, Spreading, Touch, journaled
-from riskengine.stores import NONE_MET, Claim, Followed, Lives, Met, Store, StoreError
+from riskengine.stores import NONE_MET, Claim, Followed, Lives, Loss, Met, Store, StoreError
 from riskengine.stores.traces import exclude
 from riskengine.tables import TableSet
 from riskengine.watch import Watch
@@ -529,11 +529,13 @@ class Judge:
         unkept: bool,
     ) -> list[tuple[str, ...]]:
         common: tuple[str, ...] = ()
-        if self._warming:
+        losses = self.store.losses
+        if self._warming or losses:
             latest = now if isinstance(now, int) else int(now[0])
             common = tuple(
                 sorted(f"warming:{name}" for name, until in self._warming.items() if latest < until)
             )
+            common = (*self._lost(losses, latest), *common)
         if not counted:
             common = ("redecided", *common)
         if unkept:
@@ -556,6 +558,17 @@ class Judge:
             flag = common if stamped or at >= lost_until else ("redecided", *common)
             flags.append(("late", *flag) if late else flag)
         return flags
+
+    def _lost(self, losses: Sequence[Loss], latest: int) -> tuple[str, ...]:
+        """What says how many events the store lost that windows would have; `+` where there may be more."""
+        policy = self.policy
+        settings = policy.definition
+        reach_ms = policy.window_ms_max + settings.lateness_ms + settings.skew_ms
+        missed = [loss for loss in losses if latest < loss.time + reach_ms]
+        if not missed:
+            return ()
+        more = "+" if any(loss.more for loss in missed) else ""
+        return (f"lost:{sum(loss.events for loss in missed)}{more}",)
 
     def _answer(
         self,

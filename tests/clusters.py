@@ -94,6 +94,14 @@ def is_synced(node: Any) -> bool:
     return bool(told["role"] == "slave" and told["master_link_status"] == "up")
 
 
+def hold_back(master: Server, replica: Server) -> None:
+    """Let the replica get nothing any more: its line to the master breaks, and it is not let in again."""
+    with client(replica) as node, client(master) as other:
+        node.config_set("masterauth", "not what the master asks for")
+        other.execute_command("CLIENT KILL TYPE replica")
+        until(lambda: not is_synced(node))
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -9,17 +9,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import NODE_TIMEOUT_MS, Cluster, client, cluster, facts, is_synced, until
+from clusters import NODE_TIMEOUT_MS, Cluster, client, cluster, facts, hold_back, is_synced, until
 from servers import Server, apart
 from stage import Stage, claim, policy, store_of
 
 from riskengine.decision import Decision
+from riskengine.hashing import signed
 from riskengine.stores.address import begin
+from riskengine.stores.cluster import ClusterLink
 
 USERS, BUDGET = 20, 300
 SECTIONS = policy(
@@ -78,7 +80,7 @@ class Caller:
             nonlocal wells
             wells += 1
             said = self.stage.engine.score(claim(f"{self._name}-well-{wells}", user_id="well"))
-            return said.flags == () and not self.store.is_behind
+            return is_sound(said) and not self.store.is_behind
 
         until(well, 60)
         assert self.stage.engine.info().failovers == 1, "operators are told"
@@ -112,7 +114,7 @@ def test_a_replica_takes_over_under_load(fault: str, servers: Cluster, tmp_path:
         taken = [len(caller.answers) for caller in callers]
         until(
             lambda: all(
-                len(caller.answers) > n + 100 and not caller.answers[-1][1].flags
+                len(caller.answers) > n + 100 and is_sound(caller.answers[-1][1])
                 for caller, n in zip(callers, taken, strict=True)
             ),
             60,
@@ -124,9 +126,75 @@ def test_a_replica_takes_over_under_load(fault: str, servers: Cluster, tmp_path:
     last = {
         event["event_id"]
         for event, decision, when in answers
-        if not decision.flags and begun - NODE_TIMEOUT_MS / 1000 < when < begun + 1
+        if is_sound(decision) and begun - NODE_TIMEOUT_MS / 1000 < when < begun + 1
     }
     check(answers, last, tmp_path, store)
+
+
+def is_sound(decision: Decision) -> bool:
+    """Whether it was made with the store, and says at most that something had been lost."""
+    return all(flag.startswith("lost:") for flag in decision.flags)
+
+
+def test_what_a_replica_had_not_got_is_counted_and_told(servers: Cluster, tmp_path: Path) -> None:
+    """A master dies whose replica had got nothing of late: each engine counts its own, and both say so."""
+    master, replica = servers.masters[2], servers.servers[2 + len(servers.masters)]
+    store = apart(servers.url)
+    begin(store, "stage")
+    with (
+        client(replica) as promoted,
+        client(master) as node,
+        Stage(tmp_path / "one", SECTIONS, store=store) as one,
+        Stage(tmp_path / "two", SECTIONS, store=store) as two,
+    ):
+        until(lambda: is_synced(promoted))
+        told(one, "before", (60, 1))
+        told(two, "before-too", (60, 1))
+        assert node.wait(1, 10_000) == 1
+        hold_back(master, replica)
+        lost = [
+            told(stage, name, sizes, master.port)
+            for stage, name, sizes in ((one, "last", (1, 30, 1, 5, 1)), (two, "last-too", (20, 1, 1)))
+        ]
+        assert min(lost) > 5
+        master.kill()
+        until(lambda: promoted.info("replication")["role"] == "master", 60)
+        until(lambda: facts(promoted)["cluster_state"] == "ok")
+        assert heard(one, "after") == {(f"lost:{lost[0]}",)}, "by the decisions that find it"
+        assert heard(two, "after-too") == {(f"lost:{sum(lost)}",)}
+        assert heard(one, "later") == {(f"lost:{sum(lost)}",)}, "of the other engine's it is told"
+        assert [stage.engine.info().lost_events for stage in (one, two)] == [sum(lost)] * 2
+        assert [stage.engine.info().failovers for stage in (one, two)] == [1, 1]
+
+
+def told(stage: Stage, name: str, sizes: Sequence[int], port: int = 0) -> int:
+    """Have batches decided; how many of their events the master at a port has something of."""
+    opened, count = store_of(stage.engine), 0
+    assert isinstance(opened._link, ClusterLink)
+    owners, place = opened._link.topology.owners, opened.place
+    for b, size in enumerate(sizes):
+        names = [f"{name}{b}.{n}" for n in range(size)]
+        for decision in stage.engine.score_many([claim(n, user_id=n, device_id=n) for n in names]):
+            assert isinstance(decision, Decision)
+            assert decision.flags == ()
+        for n in names:
+            keys = [signed(stage.engine.policy.schema.entity_key(entity, n)) for entity in ("user", "device")]
+            parts = {place.part_of(stage.engine._claim_key(n)), *map(place.part_of, keys)}
+            count += any(owners[part].endswith(f":{port}") for part in parts)
+    return count
+
+
+def heard(stage: Stage, name: str) -> set[tuple[str, ...]]:
+    """What decisions say once all masters are reached again."""
+    for k in range(600):
+        decisions = stage.engine.score_many(
+            [claim(f"{name}{k}.{n}", user_id=f"{name}{n}") for n in range(60)]
+        )
+        flags = {decision.flags for decision in decisions if isinstance(decision, Decision)}
+        if flags != {("degraded:store",)}:
+            return flags
+        time.sleep(0.05)
+    raise AssertionError("they never were")
 
 
 def lives_on(master: Server, fault: str) -> None:
@@ -146,9 +214,12 @@ def check(
     sent = Counter(event["user_id"] for event, _, _ in answers)
     sure = Counter(event["user_id"] for event, _, _ in answers if event["event_id"] not in last)
     with Stage(folder / "check", SECTIONS, store=store) as stage:
+        missing = 0
         for n in range(USERS):
             counted = stage.row(claim(f"check-{n}", 1500, user_id=f"u{n}"))["claims"] - 1
             assert sure[f"u{n}"] <= counted <= sent[f"u{n}"]
+            missing += sent[f"u{n}"] - int(counted)
+        assert missing <= stage.engine.info().lost_events, "what is lost is told"
         again = stage.engine.score_many([event for event, _, _ in answers])
     changed = [
         event["event_id"]

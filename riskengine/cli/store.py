@@ -46,6 +46,10 @@ def info(
         return
     show(f"server {facts.server}, epoch {facts.epoch}, {facts.memory:,} bytes of {facts.memory_max or 'any'}")
     show(f"{facts.slow_calls} slow calls in the server's log")
+    if facts.lost_events:
+        show(
+            f"{facts.lost_events:,} events were answered and lost by a server: riskengine rebuild counts them"
+        )
     for kind, (keys, size) in facts.kinds.items():
         show(f"{kind:12} {keys:12,} keys {size:14,} bytes")
 

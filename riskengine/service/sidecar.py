@@ -34,7 +34,9 @@ class Sidecar:
         found: dict[str, tuple[bool, str]] = {}
         kind = settings.store.partition(":")[0]
         try:
-            found["store"] = True, f"{kind}, {engine.info().entities:,} entities"
+            info = engine.info()
+            lost = f", {info.lost_events:,} events lost" if info.lost_events else ""
+            found["store"] = True, f"{kind}, {info.entities:,} entities{lost}"
             found["epoch"] = True, engine.epoch or "that of this process"
         except StoreError as error:
             found["store"] = True, f"{kind}, degraded: {error.kind}"

@@ -77,8 +77,8 @@ class Lives(NamedTuple):
 class Info:
     """Sizes and losses, for operators. `bytes` is what entities take, the key table included.
 
-    `failovers` is how often this engine saw a replica take the place of a master of its cluster: what had not
-    reached the replica is lost.
+    `failovers` is how often this engine saw a replica take the place of a master of its cluster, and
+    `lost_events` how many events servers answered for and lost in this life of the data, as any engine found.
     """
 
     entities: int
@@ -89,6 +89,15 @@ class Info:
     lost: int
     claims: int
     failovers: int = 0
+    lost_events: int = 0
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """Events that servers had answered for and lost: so many are known, and there may be more of them."""
+
+    events: int
+    time: int  # of the last of them, ms
+    more: bool
 
 
 class Store(Protocol):
@@ -132,6 +141,10 @@ class Store(Protocol):
     @property
     def is_behind(self) -> bool:
         """Whether what was decided without it has not been counted yet."""
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What its servers lost in this life of the data, or may have; the same object until that changes."""
 
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""

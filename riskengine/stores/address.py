@@ -15,6 +15,7 @@ from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink, ClusterLink, tags
+from riskengine.stores.edits import losses_of
 from riskengine.stores.line import Item, facts_of
 from riskengine.stores.link import Link
 from riskengine.stores.place import Place, missing_epoch
@@ -211,6 +212,7 @@ class Survey(msgspec.Struct, frozen=True):
     memory: int
     memory_max: int
     slow_calls: int
+    lost_events: int  # that servers had answered for and lost, as engines found out
     kinds: dict[str, tuple[int, int]]
 
 
@@ -247,7 +249,8 @@ def survey(url: str, tenant: str) -> Survey:
         for kind, some in sizes.items():
             mean = sum(some) / len(some) if some else 0
             kinds[kind] = counts[kind], round(mean * counts[kind])
-        return Survey(server, place.epoch.decode() or "none", memory, memory_max, slow_calls, kinds)
+        lost = sum(loss.events for loss in losses_of(link, place)) if place.epoch else 0
+        return Survey(server, place.epoch.decode() or "none", memory, memory_max, slow_calls, lost, kinds)
     finally:
         link.close()
 

@@ -162,6 +162,7 @@ class Told(NamedTuple):
 class _Node:
     """One master: the line to it, and what it was told and has not answered."""
 
+    address: str
     line: Line
     breaker: Breaker = field(default_factory=Breaker)
     flight: deque[Told] = field(default_factory=deque)
@@ -178,6 +179,8 @@ class ClusterLink:
         self.dropped = 0  # of what was told, as there was too much of it
         self.topology = Topology(urls, connect_ms / 1000)
         self.topology.learn()
+        self.renewed: list[frozenset[int]] = []  # partitions of one log whose server was reached anew
+        self._owners = self.topology.owners  # as they were when that was looked at last
         self._connect_s = connect_ms / 1000
         self._nodes: dict[str, _Node] = {}
         self._unsent: dict[int, deque[Told]] = {}  # by partition
@@ -301,6 +304,8 @@ class ClusterLink:
         """
         self._catch_up(deadline)
         owners = self.topology.owners
+        if owners is not self._owners:
+            self._note_owners(owners)
         shares: dict[str, list[int]] = {}
         for k in left:
             shares.setdefault(asking.get(k) or owners[parts[k]], []).append(k)
@@ -325,7 +330,7 @@ class ClusterLink:
                 own.append(k)
             try:
                 if not node.line.is_open:  # opening has a deadline of its own
-                    node.line.open()
+                    self._open(node)
                     deadline = time.monotonic() + self.timeout_s
                 self.unsure = True
                 node.line.send(b"".join(block), deadline)
@@ -385,13 +390,34 @@ class ClusterLink:
     def _node(self, address: str) -> _Node:
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = _Node(Line(self.topology.url(address), self._connect_s))
+            node = self._nodes[address] = _Node(address, Line(self.topology.url(address), self._connect_s))
         return node
+
+    def _open(self, node: _Node) -> None:
+        """Have a line to a master; where that is a new one, the master may have lost what it had."""
+        if not node.line.is_open:
+            node.line.open()
+            owned = (part for part, owner in enumerate(self._owners) if owner == node.address)
+            self._renew(frozenset(owned))
+
+    def _renew(self, parts: frozenset[int]) -> None:
+        if parts and parts not in self.renewed:
+            self.renewed.append(parts)
+
+    def _note_owners(self, owners: list[str]) -> None:
+        """Note which partitions have another master: where it was a replica, it may lack what came last."""
+        moved: dict[str, set[int]] = {}
+        for part, (before, now) in enumerate(zip(self._owners, owners, strict=True)):
+            if before != now:
+                moved.setdefault(before, set()).add(part)
+        self._owners = owners
+        for parts in moved.values():
+            self._renew(frozenset(parts))
 
     def _call_at(self, address: str, *words: bytes | str | int) -> list[Item]:
         node, deadline = self._node(address), time.monotonic() + self.timeout_s
         try:
-            node.line.open()
+            self._open(node)
             node.line.send(resp.command(words), deadline)
             self._acknowledge(node, deadline)
             reply = node.line.receive(deadline)
@@ -440,7 +466,7 @@ class ClusterLink:
                 if address in away:
                     continue
                 node.breaker.check()
-                node.line.open()
+                self._open(node)
                 while waiting:
                     node.flight.append(waiting.popleft())
                     node.line.send(node.flight[-1].request, deadline)

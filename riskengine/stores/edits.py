@@ -6,32 +6,46 @@ has missed some reads them from a log of the latest, or all entries anew.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
 from riskengine.features import FeatureSet
-from riskengine.stores import Row, StoreError
+from riskengine.stores import Loss, Row, StoreError
 from riskengine.stores.cluster import AnyLink
+from riskengine.stores.line import Item
 from riskengine.stores.lists import Lists
 from riskengine.stores.paths import PathEdit, Trail
 from riskengine.stores.place import Place, missing_epoch
 
 LOG_EDITS: Final = 1000  # edits that are learned one by one; as edit.lua has it
+LOSSES_MS: Final = 900 * 86_400_000  # no window reaches further back
+OF_LOSSES: Final = msgspec.msgpack.encode(("loss", "", "", 0))[:6] + b"*"  # as their names begin
+# Answers are flat arrays here, and HSCAN's is not.
+LOSSES: Final = """
+local found = redis.call('HSCAN', KEYS[1], ARGV[1], 'MATCH', ARGV[2], 'COUNT', 1000)
+return {found[1], unpack(found[2])}
+"""
 TOGETHER: Final = 100  # edits of one call: the server does nothing else meanwhile
 
-# Which, its name, entity (of a list), key. A path has the name of its list, a slash, and its id.
-Name = tuple[Literal["list", "table", "path"], str, str, int]
+# Which, name, entity (of a list), key. A path has the name of its list, a slash, and its id; a loss, an id.
+Name = tuple[Literal["list", "table", "path", "loss"], str, str, int]
 _Change = tuple[Name, Any]
 
 
 class Edits:
-    """What is known of lists and live tables. `tables` is replaced as a whole where it changes."""
+    """What is known of lists and live tables, and of losses that some engine has noticed.
+
+    `tables` and `losses` are replaced as a whole where they change.
+    """
 
     def __init__(self, features: FeatureSet, link: AnyLink, place: Place) -> None:
         self.lists = Lists(features)
         self.tables: dict[str, dict[int, Row]] = {}
+        self.losses: tuple[Loss, ...] = ()
+        self._losses: dict[str, Loss] = {}  # by id
         self._link = link
         self._place = place
         self._known = -1  # how many edits are
@@ -53,6 +67,12 @@ class Edits:
     def edit(self, name: Name, entry: Mapping[str, Any] | None) -> bool:
         """Make an edit (None removes) and learn of those of others; whether there was an entry before."""
         return self._make([(name, entry)]) == b"1"
+
+    def lose(self, loss: Loss) -> None:
+        """Let every engine know what the servers lost; what they lost long ago is no news any more."""
+        old = [id for id, one in self._losses.items() if one.time < loss.time - LOSSES_MS]
+        made: list[tuple[Name, Any]] = [(("loss", id, "", 0), None) for id in old]
+        self._make([*made, (("loss", secrets.token_hex(8), "", 0), msgspec.structs.asdict(loss))])
 
     def spread(self, edits: Sequence[PathEdit]) -> None:
         """Enter and take out paths."""
@@ -93,7 +113,8 @@ class Edits:
         else:
             items = self._link.call("HGETALL", place.name("entries"))
             self.lists.clear()
-            self.tables = {}
+            self._losses.clear()
+            self.tables, self.losses = {}, ()
             changes = [
                 (msgspec.msgpack.decode(field, type=Name), msgspec.msgpack.decode(value))
                 for field, value in zip(items[::2], items[1::2], strict=True)
@@ -109,6 +130,24 @@ class Edits:
                 name, _, id = name.rpartition("/")
                 path = None if entry is None else msgspec.convert(entry, Trail)
                 self.lists.apply(PathEdit((name, entity, key), id, path))
+            elif kind == "loss":
+                self._losses.pop(name, None)
+                if entry is not None:
+                    self._losses[name] = msgspec.convert(entry, Loss)
+                self.losses = tuple(self._losses.values())
             else:
                 rows = {k: row for k, row in self.tables.get(name, {}).items() if k != key}
                 self.tables = {**self.tables, name: rows if entry is None else {**rows, key: entry}}
+
+
+def losses_of(link: AnyLink, place: Place) -> list[Loss]:
+    """What engines have told of losses, in this life of the data."""
+    found: dict[bytes, Loss] = {}
+    cursor: Item = b"0"
+    while True:
+        cursor, *items = link.call("EVAL", LOSSES, 1, place.name("entries"), cursor or b"0", OF_LOSSES)
+        for field, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(field, bytes) and isinstance(value, bytes):
+                found[field] = msgspec.msgpack.decode(value, type=Loss)
+        if cursor == b"0":
+            return list(found.values())

@@ -18,6 +18,7 @@ from riskengine.stores.line import PUT_OFF, Breaker, Item, Line, Reply, said, sc
 from riskengine.stores.resp import Int64s
 
 TOLD_BYTES_MAX: Final = 1 << 28  # what is kept for a store that is away
+WHOLE: Final = frozenset({0})
 AHEAD_MAX: Final = 64  # requests on the way whose replies have not been read
 
 Call = Callable[..., list[Item]]
@@ -36,6 +37,7 @@ class Link:
         self.unsure = False  # whether the last request may have been served, though its reply never came
         self.dropped = 0  # of what was told, as there was too much of it
         self.failovers = 0  # of a lone server nobody takes the place
+        self.renewed: list[frozenset[int]] = []  # partitions of one log whose server was reached anew
         self._line = Line(url, connect_ms / 1000)
         self._breaker = Breaker()
         self._told: deque[bytes] = deque()  # not answered yet
@@ -139,6 +141,7 @@ class Link:
         if not self._line.is_open:  # opening has a deadline of its own
             self._sent = 0
             self._line.open()
+            self.renewed = [WHOLE]
             deadline = time.monotonic() + self.timeout_s
         put_off: list[bytes] = []
         try:

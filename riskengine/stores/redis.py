@@ -41,6 +41,7 @@ from riskengine.stores import (
     Info,
     Links,
     Lives,
+    Loss,
     Met,
     Row,
     Spot,
@@ -58,6 +59,7 @@ from riskengine.stores.holds import held_of, holds_in
 from riskengine.stores.known import Known
 from riskengine.stores.line import Item, Reply, facts_of
 from riskengine.stores.lists import Lists
+from riskengine.stores.losses import Losses
 from riskengine.stores.moves import Entry, Moved, Moves
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, missing_epoch
@@ -74,6 +76,8 @@ NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
 ANEW: Final = b"anew"
+MAY_BE_LOST: Final = Loss(0, 2**62, True)  # while nobody knows
+LOSS_MARGIN_S: Final = 5.0  # before a claim expires
 IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
 LOOK_AGAIN_S: Final = 0.002
 BY_RELEASE: Final = b"released"
@@ -82,9 +86,13 @@ _DECODER = msgspec.msgpack.Decoder(Decision)
 
 
 class _Doors:
-    """What the doors of one engine to the same data share: events decided without the store, by claim."""
+    """What the doors of one engine to the same data share: events decided without the store, by claim.
+
+    And what they had answered of late, which may be lost.
+    """
 
     def __init__(self) -> None:
+        self.losses = Losses()
         self.lock = threading.Lock()
         self.stores: list[RedisStore] = []
         self.postponed: dict[bytes, Claim] = {}
@@ -95,9 +103,17 @@ class RedisStore:
 
     Exactly once: an event, and each thing done for it, has a claim that is entered together with what it
     moves. An engine that dies may leave an event undecided: who it comes to again settles it, a journal, or
-    an operator (undecided.py). What a server loses it loses from the end of its log: with appendfsync always
-    nothing that was answered, with everysec what came in its last one to two seconds, without a file
-    everything, which the missing epoch tells. A replica that is promoted lacks what had not reached it.
+    an operator (undecided.py).
+
+    What a server loses of what it had answered for, it loses from the end of its log. With appendfsync always
+    that is nothing; with everysec what came in its last one to two seconds, where the machine fails (nothing
+    of a process that is killed); with snapshots alone what came since the last one; without a file
+    everything, which the missing epoch tells. A replica that takes over lacks what had not reached it: where
+    the old master lives on, cut off, at most what came within cluster-node-timeout; where it died, what its
+    link to the replica was behind, which min-replicas-max-lag bounds where min-replicas-to-write is set.
+    Each engine asks a server that it reaches anew for the last events that it was answered (losses.py), and
+    lets all engines know how many are gone: `losses`. What an engine was told that died at the same time as
+    the server only its journal can say.
     """
 
     waits: Final = True
@@ -124,6 +140,7 @@ class RedisStore:
         self._way = way
         self._doors = beside or _Doors()
         self._doors.stores.append(self)
+        self._answered = self._doors.losses.door()
         self._in_doubt: deque[tuple[Touches, Sequence[Decision], Bytes, Lives]] = deque()
         self._plans = Plans(self._plan_bytes)
         self._serve(features, announced=beside is None)
@@ -137,6 +154,21 @@ class RedisStore:
     def is_behind(self) -> bool:
         """Whether what was decided without the server is still to be told or asked."""
         return self._link.is_behind or bool(self._in_doubt)
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What servers lost in this life of the data, or may have; the same object until that changes."""
+        known = self._edits.losses
+        return (*known, MAY_BE_LOST) if self._doors.losses.is_looking else known
+
+    def _look_for_losses(self) -> None:
+        """Ask servers that were reached anew for what they had answered for, and tell what is gone."""
+        losses, epoch = self._doors.losses, self.place.epoch
+        renewed, self._link.renewed = self._link.renewed, []
+        for parts in renewed:
+            losses.suspect(parts, epoch, self._terms.elsewhere_ms / 1000 - LOSS_MARGIN_S)
+        if losses.is_looking:
+            losses.look(self._link, self.place, self._edits.lose)
 
     def _serve(self, features: FeatureSet, announced: bool = True) -> None:
         """Go by a plan, once it is `announced` to whoever will read what is written by it."""
@@ -200,6 +232,10 @@ class RedisStore:
             self.claims.clear()
             raise
         self._asked = asked
+        if self._link.renewed or self._doors.losses.is_looking:
+            self._look_for_losses()
+        if touches.batch.n:
+            self._answered.add(asked, place.epoch)
         work, features = self._work, self.features
         slabs.observe(
             features.flat,
@@ -1147,8 +1183,8 @@ class RedisStore:
 
     def info(self) -> Info:
         """Sizes and losses, as the server tells them: entities are the keys of its database."""
-        if self._link.call("GET", self.place.epoch_key)[0] != self.place.epoch:
-            raise StoreError("epoch", missing_epoch(self.place))
+        self._edits.look()
+        self._look_for_losses()
         facts, size = [], 0
         for call in self._link.each():
             memory, keys = call("INFO", "memory")[0], call("DBSIZE")[0]
@@ -1165,6 +1201,7 @@ class RedisStore:
             lost=self._link.dropped,
             claims=0,
             failovers=self._link.failovers,
+            lost_events=sum(loss.events for loss in self._edits.losses),
         )
 
     def look(self, touches: Touches) -> Int64s:

@@ -40,6 +40,7 @@ class Scratch:
         self.refused: str | None = None
         self.unsure = False
         self.dropped = self.failovers = 0
+        self.renewed: list[frozenset[int]] = []
         self.place = Place("scratch:", EPOCH, tags=tags)
         self._values: dict[bytes, bytes] = {self.place.epoch_name(part): EPOCH for part in range(len(tags))}
         self._entries: dict[bytes, bytes] = {}
