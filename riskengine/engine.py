@@ -702,7 +702,7 @@ class Engine:
                 own = nows if isinstance(nows, int) else nows[batch.index]
                 decided = judge.decide(batch, own, features, room is not None)
                 if lines is not None and judge.lines is not None and not errors:
-                    lines += judge.lines.splitlines()
+                    lines += judge.lines.split(b"\n")[:-1]  # each ends so; splitlines() takes thrice that
             finally:
                 turns.give(judge)
             self._settle()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,7 @@ from riskengine.decision import Message, Reason
 from riskengine.definition import Definition
 from riskengine.errors import Finding, Place, PolicyError, nearest
 from riskengine.forest import Forest
+from riskengine.kernel import jit
 from riskengine.modeltext import ModelError
 from riskengine.policy import definition_fingerprint, feature_fingerprint
 from riskengine.shipped import shipped
@@ -186,7 +187,7 @@ class Scorer:
     forest: Forest
     calibration: Calibration
     columns: Int64s  # of cells, by feature of the model
-    kinds: tuple[str, ...]  # types of those features
+    told: tuple[tuple[str, str, str], ...]  # of each of those: the reason's name, its own, and its type
     strange: NDArray[np.bool_] | None  # by event type: not among those it was trained on; None: all were
 
     @classmethod
@@ -199,7 +200,7 @@ class Scorer:
             model.forest,
             model.calibration,
             np.array([features.columns[feature] for feature in names], np.int64),
-            tuple(features.types[feature] for feature in names),
+            tuple((REASON + feature, feature, features.types[feature]) for feature in names),
             strange if strange.any() else None,
         )
 
@@ -216,27 +217,63 @@ class Scorer:
         p is shared out among those that add to the raw score, by what each adds; others are left out.
         """
         places = np.array(rows, np.int64)
+        cells = np.ascontiguousarray(cells)
         shares = self.forest.contributions(cells, self.columns, places)
-        np.maximum(shares, 0.0, out=shares)
-        shares *= (p[places] / np.maximum(shares.sum(axis=1), TINY))[:, None]
-        most = np.argsort(-shares, axis=1, kind="stable")[:, :REASONS_MAX]
-        parts = np.take_along_axis(shares, most, axis=1)
-        values = cells[self.columns[most], places[:, None]]
+        shape = len(places), REASONS_MAX
+        features, parts, values = np.empty(shape, np.int64), np.empty(shape), np.empty(shape)
+        blame(shares, p, cells, self.columns, places, features, parts, values)
+        told = self.told
         return [
             tuple(
-                self._reason(feature, value, part)
-                for feature, value, part in zip(*row, strict=True)
-                if part >= REASON_RISK_MIN
+                [
+                    # NaN is not itself: nothing would be found again by it.
+                    Reason(told[at][0], _message(*told[at][1:], value if value == value else None), part)
+                    for at, value, part in zip(*row, strict=True)
+                    if part >= REASON_RISK_MIN
+                ]
             )
-            for row in zip(most.tolist(), values.tolist(), parts.tolist(), strict=True)
+            for row in zip(features.tolist(), values.tolist(), parts.tolist(), strict=True)
         ]
 
-    def _reason(self, feature: int, value: float, part: float) -> Reason:
-        name = self.forest.features[feature]
-        if math.isnan(value):
-            return Reason(REASON + name, Message(f"{name} 缺失", f"{name} is missing"), part)
-        said = f"{name} = {_said(value, self.kinds[feature])}"
-        return Reason(REASON + name, Message(said, said), part)
+
+@jit
+def blame(
+    shares: Float64s,
+    p: Float64s,
+    cells: Float64s,
+    columns: Int64s,
+    rows: Int64s,
+    features: Int64s,
+    parts: Float64s,
+    values: Float64s,
+) -> None:
+    """Write which features raised `p` most in the chosen rows, what part of it each has, and its value.
+
+    shares: (len(rows), features), what each adds; p: (n,); features, parts and values: (len(rows), the most
+    that are wanted), the greatest part first, and of equal ones that of the first feature. Where fewer raised
+    it the parts left are 0. With numpy's calls, a sort of each row among them, it took 10 us a row.
+    """
+    for i in range(len(rows)):
+        total = TINY
+        for f in range(shares.shape[1]):
+            if shares[i, f] > 0.0:
+                total += shares[i, f]
+        scale = p[rows[i]] / total
+        features[i] = 0
+        parts[i] = 0.0  # which what is to stand there must be above
+        for f in range(shares.shape[1]):
+            part = shares[i, f] * scale
+            at = parts.shape[1]
+            while at > 0 and part > parts[i, at - 1]:
+                at -= 1
+                if at + 1 < parts.shape[1]:
+                    features[i, at + 1] = features[i, at]
+                    parts[i, at + 1] = parts[i, at]
+            if at < parts.shape[1]:
+                features[i, at] = f
+                parts[i, at] = part
+        for k in range(parts.shape[1]):
+            values[i, k] = cells[columns[features[i, k]], rows[i]]
 
 
 def bind_all(
@@ -249,6 +286,14 @@ def bind_all(
 
     champion = bound(definition.model) if definition.model is not None else None
     return champion, tuple(bound(name) for name in definition.challengers)
+
+
+@lru_cache(maxsize=4_096)  # whole numbers, most of them, and small ones: 0.1 us instead of 0.8
+def _message(name: str, kind: str, value: float | None) -> Message:
+    if value is None:
+        return Message(f"{name} 缺失", f"{name} is missing")
+    said = f"{name} = {_said(value, kind)}"
+    return Message(said, said)
 
 
 def _said(value: float, kind: str) -> str:

@@ -1465,6 +1465,16 @@ def answer(decision: dict[str, Any], features: bool) -> dict[str, Any]:
     return {name: value for name, value in decision.items() if features or name != "features"}
 
 
+def blame(shares: Iterable[float], p: float, most: int) -> list[tuple[int, float]]:
+    """Which features raised a model's `p` most, and what part of it each has, by what each adds."""
+    raised = [max(share, 0.0) for share in shares]
+    total = 1e-300
+    for share in raised:
+        total += share
+    parts = [(f, share * (p / total)) for f, share in enumerate(raised) if share > 0]
+    return sorted(parts, key=lambda part: -part[1])[:most]
+
+
 def plain_hash(event_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big")
 

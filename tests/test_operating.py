@@ -11,11 +11,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+import stage
 from servers import apart, running
+from stage import Stage
 from test_policies import SHARED, activate, files, lay_out, until
 from test_service import JSON, ROOT, Served, claim, start
 
 from riskengine.policy import load_definition
+from riskengine.service import metrics
 from riskengine.service.logs import SCORING, RequestLog, request_id
 from riskengine.stores.address import begin
 
@@ -150,6 +154,28 @@ def test_requests_that_are_told() -> None:
     found = [(r.levelname, r.__dict__["request_id"], r.__dict__["ms"]) for r in kept.records]
     assert found == [("INFO", "c", 1.5), ("WARNING", "d", 100.0), ("ERROR", "e", 100.0)]
     assert request_id([(b"x-request-id", b"\xff")]) != request_id([])
+
+
+def test_decisions_of_a_kind_are_counted_together_and_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many kinds there are, and when somebody asks: nothing is lost or counted twice."""
+    monkeypatch.setattr(metrics, "SEEN_MAX", 2)
+    rules = {
+        f"rule-{i}": {"on": "any", "when": f"score > {i}", "then": "flag", "mode": mode}
+        for i, mode in enumerate(("live", "live", "shadow", "shadow"))
+    }
+    with Stage(tmp_path, stage.policy(rules=rules)) as played:
+        counted = metrics.Metrics(played.engine)
+        for i in range(30):
+            event = stage.claim(f"e{i}", i, score=i % 5)
+            counted.results([event], [played.engine.score(event)])
+            if i % 7 == 0:
+                counted.text()
+        told = counted.text().decode()
+    assert 'riskengine_decisions_total{action="allow",type="coupon_claim"} 30.0' in told
+    for i, name in enumerate(("fired", "fired", "shadow", "shadow")):
+        assert f'riskengine_{name}_total{{rule="rule-{i}"}} {6.0 * (4 - i)}' in told
 
 
 def test_the_units_of_the_readme(tmp_path: Path) -> None:

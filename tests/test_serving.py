@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import naive
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from modelled import predicted, write_model
 from stage import DAY, HOUR, MINUTE, Stage, claim, payment, policy, write
 
@@ -22,7 +25,14 @@ from riskengine.demo.stories import tell
 from riskengine.files import open_output
 from riskengine.forest import walk
 from riskengine.judge import Judge, Result
-from riskengine.models import REASON_RISK_MIN, REASONS_MAX, Model, models_folders, served_fingerprint
+from riskengine.models import (
+    REASON_RISK_MIN,
+    REASONS_MAX,
+    Model,
+    blame,
+    models_folders,
+    served_fingerprint,
+)
 from riskengine.modeltext import ModelError
 from riskengine.policy import definition_fingerprint, load_definition
 from riskengine.ruletest import run_tests
@@ -189,6 +199,32 @@ def test_a_decision_that_is_not_allow_says_what_the_model_saw(rules: Path) -> No
             assert reason.message.en == said(reason.rule.removeprefix("model:"), row)
     told = {reason.message for decision in blamed for reason in decision.reasons}
     assert any(message and message.zh and message.zh.endswith(" 缺失") for message in told)
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 4))
+def test_who_is_to_blame_is_found_as_its_twin_finds_it(
+    data: st.DataObject, n: int, features: int, most: int
+) -> None:
+    few = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 0.5, 5e-324])  # with equal ones
+    share = few | st.floats(-10, 10)
+    shares = data.draw(
+        st.lists(st.lists(share, min_size=features, max_size=features), min_size=1, max_size=5)
+    )
+    p = data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))
+    rows = data.draw(st.lists(st.integers(0, n - 1), min_size=len(shares), max_size=len(shares)))
+    columns = data.draw(st.permutations(range(features + 2)))[:features]
+    cells = np.arange(float((features + 2) * n)).reshape(-1, n)
+    shape = len(shares), most
+    found, parts, values = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)
+    blame(
+        np.array(shares), np.array(p), cells, np.array(columns), np.array(rows), found, parts, values
+    )  # fmt: skip
+    for i, row in enumerate(rows):
+        known = naive.blame(shares[i], p[row], most)
+        known = [(f, part) for f, part in known if part > 0]  # a part may be too small to be one
+        assert list(zip(found[i].tolist(), parts[i].tolist(), strict=True))[: len(known)] == known
+        assert parts[i, len(known) :].tolist() == [0.0] * (most - len(known))
+        assert values[i].tolist() == [cells[columns[f], row] for f in found[i].tolist()]
 
 
 def said(name: str, row: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.entries import Entry
-from riskengine.kernel import Call, Holder, jit, jit_inline
+from riskengine.kernel import Call, Holder, jit, jit_inline, set_word_in, word_in
 
 Bytes = NDArray[np.uint8]
 Int32s = NDArray[np.int32]
@@ -31,6 +31,10 @@ Float64s = NDArray[np.float64]
 KEPT, NUMBER, BOOL, TIME, PLACE, HASHED, UNKNOWN = range(7)
 HASH_EXT: Final = 1
 _PLACES: Final = struct.Struct("<II")
+# Eight bytes as an int64: a newline in each, a 1 in each, and the highest bit of each.
+NEWLINES: Final = 0x0A0A0A0A0A0A0A0A
+ONES: Final = 0x0101010101010101
+HIGHS: Final = 0x8080808080808080 - (1 << 64)
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
@@ -127,7 +131,8 @@ def room_for(arrays: Arrays) -> int:
         + len(arrays.layout)
         + 24 * arrays.keys.shape[1]
     )
-    texts = len(arrays.lines) + len(arrays.extras) + int(np.maximum(arrays.str_len, 0).sum())
+    strings = int(arrays.str_len.sum()) + arrays.str_len.size  # of an absent one the length is -1
+    texts = len(arrays.lines) + len(arrays.extras) + strings
     return texts + len(arrays.type_index) * int(a_record)
 
 
@@ -322,6 +327,34 @@ def _put_bytes(out: Bytes, at: int, value: np.uint64, size: int) -> int:
 
 
 @jit_inline
+def _copy(out: Bytes, at: int, text: Bytes, off: int, size: int) -> int:
+    """Copy bytes, eight at a time: one by one, an event took 1.2 us more of 3.3. Return where they end."""
+    end = at + size
+    while at + 8 <= end:
+        set_word_in(out, at, word_in(text, off))
+        at += 8
+        off += 8
+    while at < end:
+        out[at] = text[off]
+        at += 1
+        off += 1
+    return end
+
+
+@jit_inline
+def _line_end(lines: Bytes, at: int) -> int:
+    """Where the line that begins at `at` ends: its newline."""
+    while at + 8 <= len(lines):
+        mixed = word_in(lines, at) ^ NEWLINES  # a newline is a zero now, ...
+        if (mixed - ONES) & ~mixed & HIGHS != 0:  # ... and only a zero borrows (Warren, "Hacker's Delight")
+            break
+        at += 8
+    while lines[at] != 10:
+        at += 1
+    return at
+
+
+@jit_inline
 def _put_int(out: Bytes, at: int, value: int) -> int:
     if value >= 0:
         return _put_uint(out, at, np.uint64(value))
@@ -358,9 +391,7 @@ def _put_text(out: Bytes, at: int, text: Bytes, off: int, size: int) -> int:
     else:
         out[at] = 0xDB
         at = _put_bytes(out, at + 1, np.uint64(size), 4)
-    for i in range(size):
-        out[at + i] = text[off + i]
-    return at + size
+    return _copy(out, at, text, off, size)
 
 
 @jit_inline
@@ -427,14 +458,10 @@ def write_records(
     for i in range(len(type_index)):
         offsets[i] = at
         out[at] = 0x96
-        end = line
-        while lines[end] != 10:
-            end += 1
+        end = _line_end(lines, line)
         out[at + 1] = 0xC6
         at = _put_bytes(out, at + 2, np.uint64(end - line), 4)
-        for k in range(line, end):
-            out[at] = lines[k]
-            at += 1
+        at = _copy(out, at, lines, line, end - line)
         line = end + 1
         kind = type_index[i]
         at = _put_uint(out, at, np.uint64(2 * kind + (1 if stamped[i] else 0)))
@@ -480,9 +507,7 @@ def write_records(
                 else:
                     at = _put_float(out, at, value, narrow, narrow_bits, wide, wide_bits)
             found += 1
-        for k in range(extra, extra_ends[i]):
-            out[at] = extras[k]
-            at += 1
+        at = _copy(out, at, extras, extra, extra_ends[i] - extra)
         extra = extra_ends[i]
         out[head] = 0xDE
         _put_bytes(out, head + 1, np.uint64(found + extra_counts[i]), 2)
@@ -511,9 +536,7 @@ def write_records(
 
         out[at] = 0x94
         at += 1
-        for k in range(len(layout)):
-            out[at] = layout[k]
-            at += 1
+        at = _copy(out, at, layout, 0, len(layout))
         known = 0
         for e in range(len(marks)):
             known += 1 if keys[i, e] != np.uint64(0) else 0

@@ -125,13 +125,12 @@ class Gatherer:
 
     def check(self, n: int, until: float) -> None:
         """Raise FullError where n events would not fit, or would have to wait for too long."""
-        now = time.monotonic()
         # Scored here too, not only at each turn of the loop: of thousands of connections it reads tens of
         # thousands of requests at a stretch. And not at once when there is enough, as what waits in our queue
         # is seen here, and what waits in sockets is not.
         if (
             self._waiting_events >= INLINE_MAX
-            and now - self._reads_since > READ_SECONDS
+            and time.monotonic() - self._reads_since > READ_SECONDS
             and not self._in_hand
             and not self._waits()
         ):
@@ -139,7 +138,7 @@ class Gatherer:
         held = self.held
         if not self._open or held + n > self._queue_max:
             raise FullError
-        if held > FEW and held * self._pace > self.sure * (until - now):
+        if held > FEW and held * self._pace > self.sure * (until - time.monotonic()):
             self._refused += 1
             raise FullError
 

@@ -7,6 +7,7 @@ that takes the place of a dead one goes on from what that one wrote: sums never 
 from __future__ import annotations
 
 import os
+import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ SECONDS: Final = (
 EVENTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 RISK: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 WRITE_SECONDS: Final = 0.5  # between a worker's writes of what it counted
+SEEN_MAX: Final = 4_096  # kinds of decisions between two times that they are told apart
 DEGRADED: Final = "degraded:"
+Names = tuple[str, ...]
 
 
 class Histogram(msgspec.Struct):
@@ -133,6 +136,10 @@ class Metrics(Collector):
         self._gatherer: Gatherer | None = None
         self._counts = _read(own) or Counts() if own is not None else Counts()
         self._counts.gauges = {}
+        # Decisions by type, action, what fired, what did in shadow, and flags: one look-up an event, not one
+        # for each of them (0.5 us less). Told apart when somebody asks, or when they are many.
+        self._seen: dict[tuple[str, str, Names, Names, Names], int] = {}
+        self._lock = threading.Lock()  # around what is told apart
         self._before = dict(self._counts.store_errors)
         self._webhook_before = dict(self._counts.webhook)
         self._alerting: Alerting | None = None
@@ -166,22 +173,29 @@ class Metrics(Collector):
 
     def results(self, events: Sequence[Any], results: Sequence[Result]) -> None:
         """Events were answered."""
-        counts = self._counts
-        decisions, risk = counts.decisions, counts.risk
         for event, result in zip(events, results, strict=True):
-            if type(result) is not Decision:
-                assert isinstance(result, EventError)
-                _count(counts.problems, (result.problems[0].code,))
-                continue
-            key = event["type"].strip(), result.action
-            decisions[key] = decisions.get(key, 0) + 1
-            risk.add(result.risk)
-            if result.fired:
-                _count(counts.fired, result.fired)
-            if result.shadow:
-                _count(counts.shadow, result.shadow)
-            if result.flags:
-                _count(counts.flags, result.flags)
+            if isinstance(result, EventError):
+                _count(self._counts.problems, (result.problems[0].code,))
+            else:
+                self.decided(event, result)
+
+    def decided(self, event: Mapping[str, Any], decision: Decision) -> None:
+        """An event was decided."""
+        seen = self._seen
+        key = event["type"], decision.action, decision.fired, decision.shadow, decision.flags
+        known = seen.get(key)
+        if known is None:
+            if len(seen) >= SEEN_MAX:
+                self._tell_apart()
+            known = 0
+        seen[key] = known + 1
+        self._counts.risk.add(decision.risk)
+
+    def _tell_apart(self) -> None:
+        """Add what was seen to what is counted. On the event loop, or while nothing is decided."""
+        with self._lock:
+            _add_seen(self._counts, self._seen)
+            self._seen.clear()
 
     def write(self) -> None:
         """Let the other workers read what was counted."""
@@ -246,7 +260,15 @@ class Metrics(Collector):
 
     def _now(self) -> Counts:
         """What this process counted, with what there is in it just now."""
-        counts = self._counts
+        with self._lock:
+            counts = msgspec.structs.replace(
+                self._counts,
+                decisions=self._counts.decisions.copy(),
+                fired=self._counts.fired.copy(),
+                shadow=self._counts.shadow.copy(),
+                flags=self._counts.flags.copy(),
+            )
+            _add_seen(counts, self._seen.copy())  # the event loop goes on meanwhile
         counts.store_errors = dict(self._before)
         for kind, n in self._engine.store_errors.copy().items():
             counts.store_errors[kind] = counts.store_errors.get(kind, 0) + n
@@ -265,9 +287,18 @@ class Metrics(Collector):
         return counts
 
 
-def _count(tally: dict[str, int], names: Sequence[str]) -> None:
+def _add_seen(counts: Counts, seen: Mapping[tuple[str, str, Names, Names, Names], int]) -> None:
+    for (kind, action, fired, shadow, flags), n in seen.items():
+        key = kind.strip(), action
+        counts.decisions[key] = counts.decisions.get(key, 0) + n
+        _count(counts.fired, fired, n)
+        _count(counts.shadow, shadow, n)
+        _count(counts.flags, flags, n)
+
+
+def _count(tally: dict[str, int], names: Sequence[str], n: int = 1) -> None:
     for name in names:
-        tally[name] = tally.get(name, 0) + 1
+        tally[name] = tally.get(name, 0) + n
 
 
 def _read(path: Path) -> Counts | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import httptools
@@ -285,7 +286,8 @@ class Protocol(HttpToolsProtocol):
         """Have a request answered that is there as a whole."""
         self.waits_for = OURS
         front = self.front
-        more: Headers = ((b"x-request-id", request_id(head.headers if head.names_itself else ())),)
+        own = request_id(head.headers if head.names_itself else ())
+        more: Headers = ()
         scope = None
         if front.access.required:
             scope = {"method": "POST", "path": head.route, "headers": head.headers}
@@ -293,41 +295,41 @@ class Protocol(HttpToolsProtocol):
         self.cycle = cycle  # type: ignore[assignment]  # a _Short has all that is asked of a cycle
         if scope is not None:
             try:
-                more += front.access.admit(scope)
+                more = front.access.admit(scope)
             except RefusedError as refused:
-                self._answer(head.route, cycle, Answer(*told(refused)), more)
+                self._answer(head.route, cycle, own, (), Answer(*told(refused)))
                 return
             except Exception as error:
-                self._answer(head.route, cycle, failed(error), more)
+                self._answer(head.route, cycle, own, (), failed(error))
                 return
-        front.scoring.ask(
-            head.asked, b"", body, began, lambda answer: self._answer(head.route, cycle, answer, more)
-        )
+        front.scoring.ask(head.asked, b"", body, began, partial(self._answer, head.route, cycle, own, more))
 
-    def _answer(self, route: str, cycle: _Short, answer: Answer, more: Headers) -> None:
+    def _answer(self, route: str, cycle: _Short, own: bytes, more: Headers, answer: Answer) -> None:
         seconds = time.perf_counter() - cycle.began
         front = self.front
         front.metrics.request(route, answer.status, seconds)
         if answer.status >= 500 or front.log.everything:
             key = None if cycle.scope is None else cycle.scope.get("riskengine.key")
-            front.log.tell("POST", route, answer.status, seconds, more[0][1], key)
+            front.log.tell("POST", route, answer.status, seconds, own, key)
         if cycle.disconnected or self.transport.is_closing():
             return
         cycle.response_complete = True
         keeps = cycle.keep_alive and (b"connection", b"close") not in answer.headers
-        self._write(answer, more, keeps)
+        self._write(answer, own, more, keeps)
         self.on_response_complete()
 
-    def _write(self, answer: Answer, more: Headers, keeps: bool) -> None:
+    def _write(self, answer: Answer, own: bytes, more: Headers, keeps: bool) -> None:
         status, headers, body, lines = answer
-        written = self.shared.opening(status, self.server_state.default_headers) + lines
+        if more:
+            headers = (*headers, *more)
         for header in headers:
-            written += b"%b: %b\r\n" % header
-        for header in more:
-            written += b"%b: %b\r\n" % header
+            lines += b"%b: %b\r\n" % header
+        if own:
+            lines += b"x-request-id: %b\r\n" % own
         if not keeps and (b"connection", b"close") not in headers:
-            written += b"connection: close\r\n"
-        self.transport.write(b"%b\r\n%b" % (written, body))
+            lines += b"connection: close\r\n"
+        opening = self.shared.opening(status, self.server_state.default_headers)
+        self.transport.write(b"%b%b\r\n%b" % (opening, lines, body))
         if not keeps:
             self.transport.close()
 
@@ -357,4 +359,4 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
             cycle.keep_alive = False
         else:
-            self._write(Answer(*told(refused)), (), False)
+            self._write(Answer(*told(refused)), b"", (), False)

@@ -149,7 +149,11 @@ class _Request(Job):
         respond: Respond,
         entered: float,
     ) -> None:
-        super().__init__(events, features, until)
+        self.events = events  # as the base class does: calling it takes 0.2 us
+        self.features = features
+        self.until = until
+        self.is_done = False
+        self.fine = 0.0
         self.scoring = scoring
         self.format = format
         self.respond = respond
@@ -167,6 +171,11 @@ class _Request(Job):
         self.respond(answer)
 
     def _answer(self, outcome: Outcome, seconds: float) -> Answer:
+        if type(outcome) is list and self.batch is None and self.format == "json":
+            result, line = outcome[0]
+            if line is not None:
+                self.scoring.metrics.decided(self.events[0], result)
+                return self._of(line, seconds)
         if outcome is None:
             policy = self.scoring.engine.policy
             outcome = [
@@ -186,6 +195,9 @@ class _Request(Job):
             rest = iter(outcome)
             items = [self._item(i, self.poisoned.get(i) or next(rest)) for i in range(len(self.batch))]
             body = _ENCODE[self.format](items)
+        return self._of(body, seconds)
+
+    def _of(self, body: bytes, seconds: float) -> Answer:
         waited_us = max(int(1e6 * (time.perf_counter() - self.entered - seconds)), 0)
         us = int(1e6 * seconds)
         told = len(body), waited_us // 1000, waited_us % 1000, us // 1000, us % 1000
