@@ -124,7 +124,7 @@ class Judge:
         for part, _ in chain(_parts(batch, list(first.values()), [], []), (([i], True) for i in left)):
             rows = None if part is None else np.array(part, np.int64)
             own, nows = (batch, now) if rows is None else (batch.take(rows), now[rows])
-            followed = store.followed(own.follows_claim.tobytes()) if own.follows is not None else None
+            followed = self._followed(own) if own.follows is not None else None
             read_at = np.maximum(own.time, nows - policy.definition.lateness_ms)
             touches = policy.features.touches(own, read_at, self._known_tables())
             for trace in followed.chain if followed is not None else ():
@@ -190,11 +190,13 @@ class Judge:
             rows = None if part is None else np.array(part, np.int64)
             own = batch if rows is None else batch.take(rows)
             nows = now if isinstance(now, int) or rows is None else now[rows]
-            followed = None
+            followed, away = None, None
             if own.follows is not None:
-                with suppress(StoreError):  # `observe` will meet it too
-                    followed = store.followed(own.follows_claim.tobytes())
-            judged, first, met = self._judge(own, nows, counted, followed, features, room)
+                try:
+                    followed = self._followed(own)
+                except StoreError as error:
+                    away = error
+            judged, first, met = self._judge(own, nows, counted, followed, features, room, away)
             places = range(batch.n) if part is None else part
             for trace, i, decision in zip(range(first, first + own.n), places, judged, strict=True):
                 claim = entered[i]
@@ -290,8 +292,13 @@ class Judge:
         followed: Followed | None,
         features: bool,
         room: _Room | None,
+        away: StoreError | None = None,
     ) -> tuple[list[Decision], int, Met]:
-        """Plan, wait, read, predict, fire, decide, settle: decisions, first trace, who was met."""
+        """Plan, wait, read, predict, fire, decide, settle: decisions, first trace, who was met.
+
+        The store is not asked where it is known to be `away`: what it could not say of a followed event it
+        will not have heard either.
+        """
         policy, store = self.policy, self.store
         lasting = room is not None
         if room is None:
@@ -305,6 +312,9 @@ class Judge:
         for trace in followed.chain if followed is not None else ():
             exclude(policy.features, touches, trace)
         try:
+            if away is not None:
+                store.lists.look_up(touches)  # as far as we know them
+                raise away
             met = store.observe(touches, counted, followed)
         except StoreError as error:
             verdict = room.verdict
@@ -346,6 +356,10 @@ class Judge:
         if self._unfollowed and spreading is not None:
             self._catch_up(spreading)
         return decisions, first, met
+
+    def _followed(self, batch: Batch) -> Followed | None:
+        """What is known of the event that a lone one follows."""
+        return self.store.followed(batch.follows_claim.tobytes(), batch.claim.tobytes())
 
     def _look_up_shared(self, touches: Touches) -> None:
         """Find the events' values on lists that are shared with partners, by the partners' hashes."""

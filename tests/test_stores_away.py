@@ -78,6 +78,24 @@ def test_a_store_that_stands_still(fail: str, action: str, after: str, tmp_path:
             assert stage.engine.score(claim("e9", 2, device_id="d1")).action == after
 
 
+def test_what_follows_another_meanwhile_goes_by_itself(tmp_path: Path) -> None:
+    """Of what it follows nothing can be known: it counts, holds what its decision says, and is kept."""
+    with running() as server:
+        store = apart(server.url, timeout=400)
+        begin(store, "stage")
+        with Stage(tmp_path, failing("open"), store=store) as stage:
+            stage.engine.score(claim("e0", device_id="d0"))
+            server.hold(True)
+            follow = claim("f0", 1, device_id="d0", follows="e0")
+            decision = stage.engine.score(follow)
+            assert (decision.action, decision.flags) == ("allow", ("degraded:store", "follows:unknown"))
+            server.hold(False)
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            assert stage.row(claim("e1", 2))["claims"] == 3
+        with Stage(tmp_path / "other", failing("open"), store=store) as stage:
+            assert stage.engine.score(follow) == decision
+
+
 def test_a_store_that_is_killed_and_comes_back(tmp_path: Path) -> None:
     """With its file written at once, kill -9 loses nothing that was answered."""
     with running(appendonly="yes", appendfsync="always") as server:

@@ -149,8 +149,8 @@ class Store(Protocol):
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""
 
-    def followed(self, key: bytes) -> Followed | None:
-        """What an event moved that another follows; None where nothing is known of it any more."""
+    def followed(self, key: bytes, by: bytes) -> Followed | None:
+        """What an event moved that `by` follows; None where nothing is known of it any more."""
 
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """The one wait: count a batch, and fill in each event's features, list and text columns.

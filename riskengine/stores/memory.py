@@ -312,8 +312,8 @@ class MemoryStore:
 
     # -- what comes after an event
 
-    def followed(self, key: bytes) -> Followed | None:
-        """What an event moved that another follows; None where nothing is known of it any more."""
+    def followed(self, key: bytes, by: bytes) -> Followed | None:
+        """What an event moved that `by` follows; None where nothing is known of it any more."""
         chain: list[Trace] = []
         at: bytes | None = key
         while at is not None and len(chain) < FOLLOWS_MAX:

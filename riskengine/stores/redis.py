@@ -76,6 +76,8 @@ NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
 ANEW: Final = b"anew"
+TAKES_OVER: Final = b"over"
+BY_ITSELF: Final = b"self"
 MAY_BE_LOST: Final = Loss(0, 2**62, True)  # while nobody knows
 LOSS_MARGIN_S: Final = 5.0  # before a claim expires
 IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
@@ -983,8 +985,21 @@ class RedisStore:
 
     # -- what comes after an event
 
-    def followed(self, key: bytes) -> Followed | None:
-        """What an event moved that another follows; None where nothing is known of it any more."""
+    def followed(self, key: bytes, by: bytes) -> Followed | None:
+        """What an event moved that `by` follows; None where nothing is known of it any more.
+
+        Two engines may meet the one that follows at once, and only one of them know the other: that one takes
+        its place, while the other one has it hold more beside it, and which of the two is kept is a race. So
+        whoever comes first says which it is, for all.
+        """
+        followed = self._chain(key)
+        said = TAKES_OVER if followed is not None else BY_ITSELF
+        new, known = self._moves.once(Entry(b"m", by, said), {})
+        if new or known == said:
+            return followed
+        return self._chain(key) if known == TAKES_OVER else None
+
+    def _chain(self, key: bytes) -> Followed | None:
         chain: list[Trace] = []
         at: bytes | None = key
         while at is not None and len(chain) < FOLLOWS_MAX:
