@@ -26,6 +26,7 @@ from riskengine.entries import Activation, AlertEntry, EditEntry, LabelEntry, Po
 from riskengine.errors import EventError, Problem, RiskEngineError, nearest
 from riskengine.event import Batch, Event
 from riskengine.features import Touches
+from riskengine.fibers import afloat, mine
 from riskengine.hashing import signed, unsigned
 from riskengine.judge import Judge, Result, Serving
 from riskengine.ledger import L_DIGITS
@@ -223,6 +224,13 @@ class Engine:
         return not self._turns.is_free
 
     @property
+    def floats(self) -> bool:
+        """Whether scoring would wait for replies of a shared store now, and for nothing else (fibers.py)."""
+        if not self._store.waits or (self._journal is not None and self._journal.may_wait):
+            return False
+        return self._turns.is_at_hand
+
+    @property
     def store_errors(self) -> Counter[str]:
         """By StoreError.kind: how many batches were judged without the store."""
         return sum((judge.errors.copy() for judge in self._turns.judges), Counter())  # others go on counting
@@ -277,11 +285,13 @@ class Engine:
 
     async def ascore(self, event: Event, features: bool = False) -> Decision:
         """`score`, for callers in an event loop: it goes on while a shared store is waited for."""
-        if self._store.waits:
-            import asyncio  # who calls this has it; the others need not wait for it
+        if not self._store.waits:
+            return self.score(event, features)
+        if self.floats:
+            return await afloat(lambda: self.score(event, features))
+        import asyncio  # who calls this has it; the others need not wait for it
 
-            return await asyncio.to_thread(self.score, event, features)
-        return self.score(event, features)
+        return await asyncio.to_thread(self.score, event, features)
 
     # -- history
 
@@ -686,7 +696,7 @@ class Engine:
             nows = self._clock() if now is None else now
             room = None
             if isinstance(events, _BATCHES):
-                room = self._rooms.of(policy) if len(events) == 1 else None
+                room = mine(self._rooms).of(policy) if len(events) == 1 else None
                 batch, errors = policy.schema.parse(events, nows, room)
             elif isinstance(events, Sequence):
                 batch, errors = policy.schema.parse(events, nows)
@@ -848,7 +858,7 @@ class State(NamedTuple):
 
 
 class _Rooms(threading.local):
-    """Each thread's room to parse lone events in, used again for the next one."""
+    """Each thread's room (and each fiber's) to parse lone events in, used again for the next one."""
 
     _policy: Policy | None = None
     _room: parsing.Room

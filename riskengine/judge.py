@@ -21,6 +21,7 @@ from riskengine.definition import ACTIONS
 from riskengine.errors import EventError, Problem, RiskEngineError
 from riskengine.event import Batch
 from riskengine.features import Touches
+from riskengine.fibers import mine
 from riskengine.hashing import signed
 from riskengine.kernel import Call, Holder, bind
 from riskengine.ledger import Int64s
@@ -142,7 +143,7 @@ class Judge:
 
         `is_lone`: it is one event, in a room that the next is parsed in.
         """
-        room = self._rooms.of(self.policy) if is_lone else None
+        room = mine(self._rooms).of(self.policy) if is_lone else None
         self.lines = self._lines = None
         if batch.n == 1:
             decided = self._decide_one(batch, now if isinstance(now, int) else int(now[0]), features, room)
@@ -715,7 +716,7 @@ class _Room(NamedTuple):
 
 
 class _Rooms(threading.local):
-    """Each thread's room for lone events, used again for the next one: making it took 16 of 66 us."""
+    """Each thread's and fiber's room for lone events, used again for the next: making it took 16 of 66 us."""
 
     _policy: Policy | None = None
     _room: _Room

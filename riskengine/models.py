@@ -226,8 +226,10 @@ class Scorer:
         return [
             tuple(
                 [
-                    # NaN is not itself: nothing would be found again by it.
-                    Reason(told[at][0], _message(*told[at][1:], value if value == value else None), part)
+                    # NaN is not itself: nothing would be found again by it; and -0.0 is 0.0.
+                    Reason(
+                        told[at][0], _message(*told[at][1:], value + 0.0 if value == value else None), part
+                    )
                     for at, value, part in zip(*row, strict=True)
                     if part >= REASON_RISK_MIN
                 ]

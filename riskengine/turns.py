@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from riskengine.fibers import Fiber, GivenUp, Waker, current, help_out
 from riskengine.judge import Judge
 
 
@@ -17,6 +19,7 @@ class Turns:
         self._locks = [threading.Lock() for _ in judges]
         self._freed = threading.Condition(threading.Lock())
         self._waiting = 0  # threads, for any to be free
+        self._asleep: deque[Waker] = deque()  # fibers, likewise
 
     def take(self) -> Judge:
         """One that is free, or as soon as one is. Give it back with `give`.
@@ -24,25 +27,57 @@ class Turns:
         The first that is; while one is behind with what it decided without its store, that one alone, so
         that it catches up, and what is decided meanwhile is decided in order.
         """
-        judges, locks = self.judges, self._locks
-        if len(judges) == 1:
-            locks[0].acquire()
+        judges, fiber = self.judges, current()
+        if len(judges) == 1 and fiber is None:
+            self._acquire(0)
             return judges[0]
         behind = [i for i, judge in enumerate(judges) if judge.store.is_behind]
         wanted = behind[:1] or range(len(judges))
-        for i in wanted:
-            if locks[i].acquire(blocking=False):
-                return judges[i]
+        if fiber is not None:
+            return self._take_afloat(fiber, wanted)
+        while True:
+            if (judge := self._taken(wanted)) is not None:
+                return judge
+            if not help_out():
+                break
         with self._freed:
             self._waiting += 1
             try:
-                while True:
-                    for i in wanted:
-                        if locks[i].acquire(blocking=False):
-                            return judges[i]
+                while (judge := self._taken(wanted)) is None:
                     self._freed.wait()
+                return judge
             finally:
                 self._waiting -= 1
+
+    def _acquire(self, i: int) -> None:
+        while not self._locks[i].acquire(blocking=False):
+            if not help_out():
+                self._locks[i].acquire()
+                return
+
+    def _taken(self, wanted: Sequence[int]) -> Judge | None:
+        for i in wanted:
+            if self._locks[i].acquire(blocking=False):
+                return self.judges[i]
+        return None
+
+    def _take_afloat(self, fiber: Fiber, wanted: Sequence[int]) -> Judge:
+        """`take` for a fiber, whose thread has others to let go on."""
+        at_hand = [i for i in wanted if self.judges[i].store.is_at_hand]
+        wanted = at_hand or wanted
+        while (judge := self._taken(wanted)) is None:
+            waker = Waker(fiber)
+            self._asleep.append(waker)
+            judge = self._taken(wanted)  # what was given back just before has woken nobody
+            if judge is not None:
+                waker.cancel()
+                return judge
+            try:
+                waker.wait()
+            except GivenUp:
+                self._wake_one()  # this one may have been woken in its stead
+                raise
+        return judge
 
     def give(self, judge: Judge) -> None:
         """Give back what `take` gave."""
@@ -50,6 +85,18 @@ class Turns:
         if self._waiting:  # whoever counts itself in later looks at the locks after that
             with self._freed:
                 self._freed.notify_all()
+        self._wake_one()
+
+    def _wake_one(self) -> None:
+        with suppress(IndexError):
+            while not self._asleep.popleft().wake():
+                pass
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether the store of one answers, as far as is known, and nothing is to be caught up with."""
+        stores = [judge.store for judge in self.judges]
+        return any(store.is_at_hand for store in stores) and not any(store.is_behind for store in stores)
 
     @property
     def is_free(self) -> bool:
@@ -59,7 +106,7 @@ class Turns:
     @contextmanager
     def first(self) -> Iterator[Judge]:
         """The first, for what is no scoring: so that one thread sees there what another did."""
-        self._locks[0].acquire()
+        self._acquire(0)
         try:
             yield self.judges[0]
         finally:
@@ -68,8 +115,8 @@ class Turns:
     @contextmanager
     def all(self) -> Iterator[Sequence[Judge]]:
         """Every one, when each has done what it is at."""
-        for lock in self._locks:
-            lock.acquire()
+        for i in range(len(self._locks)):
+            self._acquire(i)
         try:
             yield self.judges
         finally:

@@ -21,9 +21,9 @@ PACKAGE = ROOT / "riskengine"
 FLOORS: tuple[tuple[str, ...], ...] = (
     # values, and what reads and writes them
     (
-        "errors", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source", "normal",
-        "scalars", "sharing", "spreads", "intake", "reading", "columns", "event", "files", "entries",
-        "answer",
+        "errors", "fibers", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source",
+        "normal", "scalars", "sharing", "spreads", "intake", "reading", "columns", "event", "files",
+        "entries", "answer",
     ),
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",

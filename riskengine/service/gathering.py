@@ -2,8 +2,8 @@
 
 A request that comes alone never waits for others; what waits is bounded. Where nothing outside of the process
 is waited for, the event loop scores small batches itself: on one core, handing each to a thread and back took
-a third of the throughput. Everything else is the work of threads, one for each batch that the engine may have
-under way, so that the loop goes on reading.
+a third of the throughput. Where a shared store is waited for and answers, fibers of the loop do: it goes on
+reading. Everything else is the work of threads, one for each batch that the engine may have at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Final
 
+from riskengine.fibers import Fibers
 from riskengine.service.logs import where
 
 Score = Callable[[list[Any], bool], Sequence[Any]]
@@ -82,17 +83,19 @@ class Gatherer:
         observe: Callable[[int, float], None],
         waits: Callable[[], bool],
         at_once: int = 1,
+        floats: Callable[[], bool] = lambda: False,
     ) -> None:
         """`observe` is told how many events each batch had and how many seconds it took.
 
         `waits` says whether scoring may wait for a store or a disk now; of batches that may, `at_once` are
-        scored at a time.
+        scored at a time. `floats` says whether a fiber can do what waiting there is.
         """
         self.held = 0  # events waiting or being scored
         self._score = score
         self._queue_max = queue_max
         self._observe = observe
         self._waits = waits
+        self._floats = floats
         self._waiting: deque[Job] = deque()
         self._in_hand: list[list[Job]] = []  # of the threads
         self._inbox: SimpleQueue[list[Job] | None] = SimpleQueue()
@@ -114,6 +117,7 @@ class Gatherer:
     def start(self) -> None:
         """Begin to take jobs, on the running event loop."""
         self._loop = asyncio.get_running_loop()
+        self._fibers = Fibers(self._loop)
         self._open = True
         self._idle.set()
         for thread in self._threads:
@@ -205,8 +209,10 @@ class Gatherer:
     def _dispatch(self) -> None:
         jobs = [self._waiting.popleft()]
         n, features = len(jobs[0].events), jobs[0].features
-        inline = n <= INLINE_MAX and not self._in_hand and not self._waits()
-        most = INLINE_MAX if inline else BATCH_MAX
+        few = n <= INLINE_MAX
+        inline = few and not self._in_hand and not self._waits()
+        floating = few and not inline and self._floats()
+        most = INLINE_MAX if inline or floating else BATCH_MAX
         while self._waiting and self._waiting[0].features is features:
             more = len(self._waiting[0].events)
             if n + more > most:
@@ -218,11 +224,23 @@ class Gatherer:
             began = time.perf_counter()
             outcomes = self._outcomes(jobs)
             self._deliver(jobs, outcomes, time.perf_counter() - began)
+            return
+        self._in_hand.append(jobs)
+        if floating:
+            self._float(jobs)
         else:
-            self._in_hand.append(jobs)
             self._inbox.put(jobs)
 
-    def _delivered_by_thread(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
+    def _float(self, jobs: list[Job]) -> None:
+        began = time.perf_counter()
+
+        def done(outcomes: list[Outcome], wrong: BaseException | None) -> None:
+            assert wrong is None, "what goes wrong is an outcome"
+            self._delivered_later(jobs, outcomes, time.perf_counter() - began)
+
+        self._fibers.run(lambda: self._outcomes(jobs), done)
+
+    def _delivered_later(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
         self._in_hand.remove(jobs)
         self._deliver(jobs, outcomes, seconds)
         if not self._comes:
@@ -282,7 +300,7 @@ class Gatherer:
             began = time.perf_counter()
             outcomes = self._outcomes(jobs)
             self._loop.call_soon_threadsafe(
-                self._delivered_by_thread, jobs, outcomes, time.perf_counter() - began
+                self._delivered_later, jobs, outcomes, time.perf_counter() - began
             )
 
     def _outcomes(self, jobs: list[Job]) -> list[Outcome]:

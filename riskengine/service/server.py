@@ -75,6 +75,7 @@ def build(
         metrics.batch,
         lambda: engine.waits,
         engine.at_once,
+        lambda: engine.floats,
     )
     alerting = Alerting(engine, settings)
     metrics.watch(gatherer, alerting)

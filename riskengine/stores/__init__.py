@@ -146,6 +146,10 @@ class Store(Protocol):
     def losses(self) -> tuple[Loss, ...]:
         """What its servers lost in this life of the data, or may have; the same object until that changes."""
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether who asks waits for a reply and nothing else, as far as is known."""
+
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""
 

@@ -32,6 +32,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 import redis
 
+from riskengine.fibers import pause
 from riskengine.stores import StoreError, resp
 from riskengine.stores.line import PUT_OFF, Breaker, Item, Line, Reply, said, script_names
 from riskengine.stores.link import AHEAD_MAX, TOLD_BYTES_MAX, Call, Link
@@ -203,6 +204,12 @@ class ClusterLink:
         """Whether something that was told is still to be sent."""
         return any(self._unsent.values())
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether who asks waits for replies and nothing else, as far as is known."""
+        nodes = self._nodes.values()
+        return not self.is_behind and len(nodes) > 0 and all(node.line.is_open for node in nodes)
+
     def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
         """Send one request of partition `at` and wait for its reply. StoreError where it fails."""
         return self.ask_all(memoryview(request), (len(request),), np.array([at]))
@@ -219,21 +226,21 @@ class ClusterLink:
         where = parts.tolist()
         self._gathered.begin(len(texts))
         self.unsure = False
-        left, asking, pause = list(range(len(texts))), dict[int, str](), PAUSE_S
+        left, asking, longer = list(range(len(texts))), dict[int, str](), PAUSE_S
         try:
             while True:
                 left, error = self._round(texts, where, left, asking, deadline)
                 if not left:
                     self.unsure = False
                     return self._gathered.reply
-                pause_s = pause * random.uniform(0.5, 1.0) if error is not None else 0.0
+                pause_s = longer * random.uniform(0.5, 1.0) if error is not None else 0.0
                 if time.monotonic() + pause_s >= deadline:
                     raise error or StoreError("away", "the cluster changes hands just now")
                 if error is not None:
                     if error.kind not in ("away", "slow", "loading", "read-only"):
                         raise error
-                    time.sleep(pause_s)
-                    pause *= 2
+                    pause(pause_s)
+                    longer *= 2
         except StoreError:
             raise
         except BaseException:  # replies that nobody has read would be taken for those of the next request

@@ -21,6 +21,7 @@ import numpy as np
 import redis
 
 from riskengine.errors import RiskEngineError
+from riskengine.fibers import current, ready
 from riskengine.stores import Kind, StoreError, resp
 from riskengine.stores.resp import Bytes, Int64s
 
@@ -106,6 +107,13 @@ class Reply:
             return None
         start = int(self.offsets[first])
         return self.data[start : start + ERROR_SHOWN].tobytes().split(b"\r")[0].decode("utf-8", "replace")
+
+    def are_errors(self) -> list[bool]:
+        """Of each reply whether it is one."""
+        firsts = self.firsts[: self.replies]
+        is_empty = firsts == np.append(firsts[1:], self.count)  # which has no first item
+        wrong: list[bool] = ((self.lengths[firsts] == resp.ERROR) & ~is_empty).tolist()
+        return wrong
 
     def _end(self, reply: int) -> int:
         return self.count if reply + 1 == self.replies else int(self.firsts[reply + 1])
@@ -305,7 +313,7 @@ class Line:
         """Wait for an event of the connection. TimeoutError where there is none before the deadline."""
         poll, began = self._poll, time.monotonic()
         poll.modify(self._number, event)
-        if self._waited_s < AWAKE_S and YIELD is not None:
+        if self._waited_s < AWAKE_S and YIELD is not None and current() is None:
             until = began + AWAKE_S
             while not poll.poll(0):  # others are let in between looks, at the processor and the interpreter
                 if time.monotonic() > until:
@@ -314,8 +322,7 @@ class Line:
             else:
                 self._waited_s = time.monotonic() - began
                 return
-        left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(1000 * left):
+        if not ready(self._number, event, deadline - time.monotonic(), poll):
             raise TimeoutError
         self._waited_s = time.monotonic() - began
 

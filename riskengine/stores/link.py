@@ -54,6 +54,11 @@ class Link:
         """Whether something that was told is still to be sent."""
         return len(self._told) > self._sent
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether who asks waits for a reply and nothing else, as far as is known."""
+        return self._line.is_open and not self.is_behind
+
     def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
         """Send one request and wait for its reply, which is good until the next. StoreError where it fails.
 
@@ -149,10 +154,9 @@ class Link:
                 self._send(self._told[self._sent], deadline)
                 self._sent += 1
                 if self._sent > AHEAD_MAX:
-                    self._acknowledge(put_off, deadline)
+                    self._acknowledge(1, put_off, deadline)
                     if put_off:  # and so would the rest be
-                        while self._sent:
-                            self._acknowledge(put_off, deadline)
+                        self._acknowledge(self._sent, put_off, deadline)
                         raise said(self.refused or "")
                     if time.monotonic() > deadline - self.timeout_s / 2:
                         raise StoreError(
@@ -160,24 +164,26 @@ class Link:
                         )
             self.unsure = True
             self._send(request, deadline)
-            while self._sent:
-                self._acknowledge(put_off, deadline)
+            if self._sent:
+                self._acknowledge(self._sent, put_off, deadline)
             reply = self._receive(deadline)
         finally:
             self._told.extendleft(reversed(put_off))
         self.unsure = False
         return reply
 
-    def _acknowledge(self, put_off: list[bytes], deadline: float) -> None:
-        """Read the reply to the first of what was told: what a server does not do just now is `put_off`."""
-        reply = self._receive(deadline)
-        self._sent -= 1
-        told, message = self._told.popleft(), reply.error()
-        self.refused = message or self.refused
-        if message is not None and message.startswith(PUT_OFF):
-            put_off.append(told)
-        else:
-            self._told_bytes -= len(told)
+    def _acknowledge(self, n: int, put_off: list[bytes], deadline: float) -> None:
+        """Read replies to the first n of what was told: what a server does not do just now is `put_off`."""
+        reply = self._receive(deadline, n)
+        self._sent -= n
+        for k, is_wrong in enumerate(reply.are_errors()):
+            told = self._told.popleft()
+            message = reply.error(k) if is_wrong else None
+            self.refused = message or self.refused
+            if message is not None and message.startswith(PUT_OFF):
+                put_off.append(told)
+            else:
+                self._told_bytes -= len(told)
 
     def _send(self, request: bytes | memoryview, deadline: float) -> None:
         try:
@@ -186,9 +192,9 @@ class Link:
             self._sent = 0
             raise
 
-    def _receive(self, deadline: float) -> Reply:
+    def _receive(self, deadline: float, replies: int = 1) -> Reply:
         try:
-            return self._line.receive(deadline)
+            return self._line.receive(deadline, replies)
         except StoreError:
             self._sent = 0
             raise

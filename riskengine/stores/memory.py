@@ -65,6 +65,7 @@ class MemoryStore:
     at_once: Final = 1
     is_behind: Final = False
     losses: Final = ()
+    is_at_hand: Final = True
     batch_max: Final = 1024  # more gain nothing, and others wait for the lock
 
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from riskengine import packing
 from riskengine.decision import DENY, Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
+from riskengine.fibers import pause
 from riskengine.ledger import (
     E_RECORD,
     E_WIDTH,
@@ -71,7 +71,7 @@ from riskengine.stores.traces import FOLLOWS_MAX, Trace
 from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
 from riskengine.stores.workspace import Workspace
 
-TAIL_RECORDS: Final = 64
+TAIL_RECORDS: Final = 16
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
@@ -171,6 +171,11 @@ class RedisStore:
             losses.suspect(parts, epoch, self._terms.elsewhere_ms / 1000 - LOSS_MARGIN_S)
         if losses.is_looking:
             losses.look(self._link, self.place, self._edits.lose)
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether who asks waits for a reply and nothing else, as far as is known."""
+        return self._link.is_at_hand and not self._in_doubt
 
     def _serve(self, features: FeatureSet, announced: bool = True) -> None:
         """Go by a plan, once it is `announced` to whoever will read what is written by it."""
@@ -388,7 +393,7 @@ class RedisStore:
                     name = place.claim_name(b"b", claim, part)
                     self._link.call("SET", name, RESUMED, "NX", "PX", UNDECIDED_MS, at=part)
                 return
-            time.sleep(LOOK_AGAIN_S)
+            pause(LOOK_AGAIN_S)
 
     def _is_in_flight(self, key: bytes, claim: bytes) -> bool:
         """Whether an event has come so lately that another door, or engine, is deciding it just now."""
@@ -1021,7 +1026,7 @@ class RedisStore:
                 break
             if not self._is_in_flight(key, claim):
                 return None
-            time.sleep(LOOK_AGAIN_S)
+            pause(LOOK_AGAIN_S)
         settled = self._link.call("GET", self.place.claim_name(b"r", key), at=part)[0]
         return Known.read(claim, key, settled, self._plans)
 

@@ -83,6 +83,11 @@ class Scratch:
         """Whether something that was told is still to be sent."""
         return bool(self._later)
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it answers."""
+        return not self._is_away
+
     def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
         """Answer one request; the reply is good until the next."""
         return self.ask_all(memoryview(request), (len(request),), np.array([at]))
