@@ -49,7 +49,8 @@ MAY_READ_A_CLOCK = {
     "service",
     "cli",
     "client",
-}  # stores: how long to wait for a server; journal: how long what may be lost has waited
+    "fibers",
+}  # stores and fibers: how long to wait for a server; journal: how long what may be lost has waited
 CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("time", "monotonic"), ("time", "monotonic_ns"),
     ("time", "perf_counter"), ("time", "perf_counter_ns"), ("time", "process_time"),
