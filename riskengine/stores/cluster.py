@@ -270,8 +270,9 @@ class ClusterLink:
             start = end
         self._send_now()
 
-    def later(self, request: bytes | memoryview, at: int = 0) -> None:
-        """Keep a request until it can be sent."""
+    def later(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> None:
+        """Keep a request until it can be sent: one, as each may be sent on to another master."""
+        assert replies == 1, "one by one"
         self._later(request, at, None)
 
     def _later(

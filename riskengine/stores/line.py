@@ -108,12 +108,12 @@ class Reply:
         start = int(self.offsets[first])
         return self.data[start : start + ERROR_SHOWN].tobytes().split(b"\r")[0].decode("utf-8", "replace")
 
-    def are_errors(self) -> list[bool]:
-        """Of each reply whether it is one."""
-        firsts = self.firsts[: self.replies]
-        is_empty = firsts == np.append(firsts[1:], self.count)  # which has no first item
-        wrong: list[bool] = ((self.lengths[firsts] == resp.ERROR) & ~is_empty).tolist()
-        return wrong
+    def errors(self) -> dict[int, str]:
+        """The server's messages by the number of the reply, where there are any."""
+        if self.count == 0 or self.lengths[: self.count].min() > resp.ERROR:  # at one look
+            return {}
+        each = ((k, self.error(k)) for k in range(self.replies))
+        return {k: message for k, message in each if message is not None}
 
     def _end(self, reply: int) -> int:
         return self.count if reply + 1 == self.replies else int(self.firsts[reply + 1])

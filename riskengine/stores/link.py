@@ -40,7 +40,7 @@ class Link:
         self.renewed: list[frozenset[int]] = []  # partitions of one log whose server was reached anew
         self._line = Line(url, connect_ms / 1000)
         self._breaker = Breaker()
-        self._told: deque[bytes] = deque()  # not answered yet
+        self._told: deque[tuple[bytes, int]] = deque()  # not answered yet, and how many answers it has
         self._told_bytes = 0
         self._sent = 0  # how many of these went out over this connection
 
@@ -102,9 +102,12 @@ class Link:
         It is kept, and sent again where it may have been lost.
         """
         self.later(request, at)
+        self._send_now()
+
+    def _send_now(self) -> None:
         left = len(self._told) - self._sent
         if self._line.is_open and left <= AHEAD_MAX:
-            request = self._told[-1] if left == 1 else b"".join(islice(self._told, self._sent, None))
+            request = b"".join(request for request, _ in islice(self._told, self._sent, None))
             with suppress(StoreError):  # the next `ask` sends it again
                 self._send(request, time.monotonic() + self.timeout_s)
                 self._sent += left
@@ -121,12 +124,12 @@ class Link:
         assert after is None, "what comes after is part of the request"
         self.tell(requests)
 
-    def later(self, request: bytes | memoryview, at: int = 0) -> None:
-        """Keep a request until the server can be asked again."""
-        self._told.append(bytes(request))
+    def later(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> None:
+        """Keep a request until the server can be asked again, or several of them with as many `replies`."""
+        self._told.append((bytes(request), replies))
         self._told_bytes += len(request)
         while self._told_bytes > TOLD_BYTES_MAX and not self._sent:
-            self._told_bytes -= len(self._told.popleft())
+            self._told_bytes -= len(self._told.popleft()[0])
             self.dropped += 1
 
     def call(self, *words: bytes | str | int, at: int = 0) -> list[Item]:
@@ -148,10 +151,10 @@ class Link:
             self._line.open()
             self.renewed = [WHOLE]
             deadline = time.monotonic() + self.timeout_s
-        put_off: list[bytes] = []
+        put_off: list[tuple[bytes, int]] = []
         try:
             while self._sent < len(self._told):
-                self._send(self._told[self._sent], deadline)
+                self._send(self._told[self._sent][0], deadline)
                 self._sent += 1
                 if self._sent > AHEAD_MAX:
                     self._acknowledge(1, put_off, deadline)
@@ -172,16 +175,19 @@ class Link:
         self.unsure = False
         return reply
 
-    def _acknowledge(self, n: int, put_off: list[bytes], deadline: float) -> None:
+    def _acknowledge(self, n: int, put_off: list[tuple[bytes, int]], deadline: float) -> None:
         """Read replies to the first n of what was told: what a server does not do just now is `put_off`."""
-        reply = self._receive(deadline, n)
+        reply = self._receive(deadline, sum(replies for _, replies in islice(self._told, n)))
         self._sent -= n
-        for k, is_wrong in enumerate(reply.are_errors()):
-            told = self._told.popleft()
-            message = reply.error(k) if is_wrong else None
-            self.refused = message or self.refused
-            if message is not None and message.startswith(PUT_OFF):
-                put_off.append(told)
+        wrong = reply.errors()
+        at = 0
+        for _ in range(n):
+            told, replies = self._told.popleft()
+            messages = [wrong[k] for k in range(at, at + replies) if k in wrong] if wrong else ()
+            at += replies
+            self.refused = messages[-1] if messages else self.refused
+            if any(message.startswith(PUT_OFF) for message in messages):
+                put_off.append((told, replies))
             else:
                 self._told_bytes -= len(told)
 

@@ -137,7 +137,7 @@ class RedisStore:
         self._edits = Edits(features, link, place)
         self._work = Workspace()
         self._asked: Asked | None = None
-        self._folded: list[tuple[bytes, int]] = []  # values to be written back, and their partitions
+        self._folded: list[tuple[bytes, int, int]] = []  # values to be written back, see `folding`
         self.at_once = at_once
         self._way = way
         self._doors = beside or _Doors()
@@ -822,8 +822,8 @@ class RedisStore:
         self._link.tell_all(*calls, self._giving_back(asked, rows) if back else None)
 
     def _tell_folded(self) -> None:
-        for request, part in self._folded:
-            self._link.later(request, part)
+        for call in self._folded:
+            self._link.later(*call)
         self._folded.clear()
 
     def _in_order(self, touches: Touches, rows: Sequence[int]) -> Sequence[int]:

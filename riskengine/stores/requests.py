@@ -145,8 +145,11 @@ def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Req
 
 def folding(
     terms: Terms, work: Workspace, asked: Asked, reply: Reply, count: int
-) -> Iterator[tuple[bytes, int]]:
-    """Calls of compact.lua for the values that wire.unfold found to be long, and their partitions."""
+) -> Iterator[tuple[bytes, int, int]]:
+    """Calls of compact.lua for the values that wire.unfold found to be long: their partition, and how many.
+
+    A single server is told all at once: by themselves they took as long to tell as to write.
+    """
     done = 0
     while done < count:
         out = work.room_for_request(1 << 16)
@@ -157,20 +160,24 @@ def folding(
             *work.arrays, asked.entities, reply.data, reply.offsets, reply.lengths, asked.scratch.items,
             asked.scratch.tails, asked.scratch.long, first, count, work.snapshot, asked.scratch.ends,
         )  # fmt: skip
-        start = 0
+        start, calls = 0, 0
         for k, end in enumerate(asked.scratch.ends[first:done].tolist(), first):
-            if end > start:
+            if end > start and not terms.mask:
+                calls += 1
+            elif end > start:
                 part = int(asked.entities[asked.scratch.long[k], 0]) & terms.mask
-                yield out[start:end].tobytes(), part
+                yield out[start:end].tobytes(), part, 1
             start = end
+        if calls:
+            yield out[:start].tobytes(), 0, calls
         if done == first:  # larger than there is room for
             work.grow()
 
 
 def folding_one(
     terms: Terms, e: int, key: int, head: bytes, length: int, sections: bytes, data: Bytes, at: int, end: int
-) -> tuple[bytes, int]:
-    """The call of compact.lua that puts snapshots in the place of what was read, and its partition.
+) -> tuple[bytes, int, int]:
+    """The call of compact.lua that puts snapshots in the place of what was read, as `folding` has them.
 
     data[at:end] is the tail that was folded. Snapshots are counted: no two values begin alike.
     """
@@ -185,7 +192,7 @@ def folding_one(
         terms.opening["compact"], terms.lives_ms[e], terms.claims_there_ms, key, e, as_array(head),
         length, as_array(value), data, at, end,
     )  # fmt: skip
-    return out[:end].tobytes(), part
+    return out[:end].tobytes(), part, 1
 
 
 def concluding(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -97,9 +96,8 @@ class Scratch:
         if self._is_away:
             raise StoreError("away", "the store is away in this rehearsal")
         self._catch_up()
-        texts = [bytes(requests[start:end]) for start, end in pairwise((0, *ends))]
-        data = b"".join(encoded(self._served(text)) for text in texts)
-        reply, size, calls = self._reply, len(data), len(texts)
+        data = b"".join(encoded(self._served(words)) for words in split(bytes(requests[: ends[-1]])))
+        reply, size, calls = self._reply, len(data), len(ends)
         items = size // 4 + 1  # none is shorter: ":1\r\n"
         if size > len(reply.data):
             reply.data = np.empty(2 * size, np.uint8)
@@ -128,12 +126,12 @@ class Scratch:
         after: Callable[[int, list[Item]], None] | None = None,
     ) -> None:
         """`tell` several things; `after` gets the number of each and what is answered."""
-        for k, (start, end) in enumerate(pairwise((0, *ends))):
-            answer = self._served(bytes(requests[start:end])) if not self._loses else b""
+        for k, words in enumerate(split(bytes(requests[: ends[-1]]))):
+            answer = self._served(words) if not self._loses else b""
             if after is not None:
                 after(k, [answer if isinstance(answer, bytes) else b""])
 
-    def later(self, request: bytes | memoryview, at: int = 0) -> None:
+    def later(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> None:
         """Take in one request when something is asked next."""
         self._later.append((bytes(request), at))
 
@@ -154,10 +152,11 @@ class Scratch:
         told, self._later = self._later, []
         for request, _ in told:
             if not self._loses:
-                self._served(request)
+                for words in split(request):
+                    self._served(words)
 
-    def _served(self, request: bytes) -> _Answer:
-        name, *words = split(request)
+    def _served(self, command: list[bytes]) -> _Answer:
+        name, *words = command
         values = self._values
         if name == b"EVALSHA":
             count = int(words[1])
@@ -252,16 +251,19 @@ def _nothing(keys: list[bytes], given: list[bytes]) -> _Answer:
     return 0
 
 
-def split(request: bytes) -> list[bytes]:
-    """The words of a command of RESP."""
-    words = []
-    at = request.index(b"\n") + 1
-    while at < len(request):
-        start = request.index(b"\n", at) + 1
-        end = start + int(request[at + 1 : start])
-        words.append(request[start:end])
-        at = end + 2
-    return words
+def split(requests: bytes) -> Iterator[list[bytes]]:
+    """The words of each command of RESP."""
+    at = 0
+    while at < len(requests):
+        start = requests.index(b"\n", at) + 1
+        words, count = [], int(requests[at + 1 : start])
+        at = start
+        for _ in range(count):
+            start = requests.index(b"\n", at) + 1
+            end = start + int(requests[at + 1 : start])
+            words.append(requests[start:end])
+            at = end + 2
+        yield words
 
 
 def encoded(answer: _Answer) -> bytes:
