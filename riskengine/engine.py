@@ -696,7 +696,9 @@ class Engine:
             nows = self._clock() if now is None else now
             room = None
             if isinstance(events, _BATCHES):
-                room = mine(self._rooms).of(policy) if len(events) == 1 else None
+                if len(events) == 1:
+                    rooms = mine(self._rooms) if self._store.waits else self._rooms
+                    room = rooms.of(policy)
                 batch, errors = policy.schema.parse(events, nows, room)
             elif isinstance(events, Sequence):
                 batch, errors = policy.schema.parse(events, nows)

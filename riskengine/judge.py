@@ -143,7 +143,10 @@ class Judge:
 
         `is_lone`: it is one event, in a room that the next is parsed in.
         """
-        room = mine(self._rooms).of(self.policy) if is_lone else None
+        room = None
+        if is_lone:
+            rooms = mine(self._rooms) if self.store.waits else self._rooms
+            room = rooms.of(self.policy)
         self.lines = self._lines = None
         if batch.n == 1:
             decided = self._decide_one(batch, now if isinstance(now, int) else int(now[0]), features, room)

@@ -27,7 +27,8 @@ class Turns:
         The first that is; while one is behind with what it decided without its store, that one alone, so
         that it catches up, and what is decided meanwhile is decided in order.
         """
-        judges, fiber = self.judges, current()
+        judges = self.judges
+        fiber = current() if judges[0].store.waits else None
         if len(judges) == 1 and fiber is None:
             self._acquire(0)
             return judges[0]
@@ -85,10 +86,11 @@ class Turns:
         if self._waiting:  # whoever counts itself in later looks at the locks after that
             with self._freed:
                 self._freed.notify_all()
-        self._wake_one()
+        if self._asleep:
+            self._wake_one()
 
     def _wake_one(self) -> None:
-        with suppress(IndexError):
+        with suppress(IndexError):  # others take them, too
             while not self._asleep.popleft().wake():
                 pass
 
