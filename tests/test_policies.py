@@ -21,6 +21,7 @@ from test_service import JSON, Answer, Served, claim, start
 from benchmarks.crowd import Told, crowd
 from riskengine.engine import HASH_KEY_VARIABLE
 from riskengine.policy import load_definition
+from riskengine.service import trial
 from riskengine.service.access import make_key
 from riskengine.service.trial import difference, wrong_name
 from riskengine.stores.activations import Activations
@@ -324,6 +325,26 @@ def test_what_the_store_cannot_tell_is_refused(redis: str) -> None:
     with pytest.raises(Exception, match="none that this version reads"):
         log.newer()
     log.close()
+
+
+def test_a_trial_that_is_left_no_core_goes_on_at_a_low_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = trial._ask
+
+    def noted(said: bytes, priority: str, seconds: float) -> bytes:
+        asked.append(priority)
+        return ask(said, priority, seconds)
+
+    monkeypatch.setattr(trial, "_ask", noted)
+    given = trial.Trial(files(), str(tmp_path / "rules"), tests=True)
+    first = trial.run(given)
+    assert first.ok
+    assert (first.tests, first.failed) == (1, ())
+    monkeypatch.setattr(trial, "IDLE_SECONDS_MAX", 0.01)
+    assert trial.run(given) == first
+    assert asked == [trial.IDLE, trial.IDLE, trial.LOW]
 
 
 def test_differences() -> None:
