@@ -49,15 +49,17 @@ async def crowd(
     seconds: float = float("inf"),
     think_seconds: float = 0.0,
     each: Callable[[float, int, float], None] | None = None,
+    pause_seconds: float = 0.0,
 ) -> Told:
     """Hold so many connections open and send the requests through them, for as long as said.
 
-    `each` is told of every answer: when it was asked for (time.perf_counter), its status, and the seconds.
+    Each thinks before it asks again, and pauses where it was refused. `each` is told of every answer: when it
+    was asked for (time.perf_counter), its status, and the seconds.
     """
     loop = asyncio.get_running_loop()
     told = Told()
     until = time.perf_counter() + seconds
-    people = [_Person(told, requests, until, think_seconds, each) for _ in range(connections)]
+    people = [_Person(told, requests, until, think_seconds, pause_seconds, each) for _ in range(connections)]
     for at in range(0, connections, 500):  # a listening socket's queue has its bound too
         await asyncio.gather(
             *(loop.create_connection(lambda p=p: p, "127.0.0.1", port) for p in people[at : at + 500])  # type: ignore[misc]  # a default in a lambda
@@ -79,10 +81,11 @@ class _Person(asyncio.Protocol):
         requests: Iterator[bytes],
         until: float,
         think_seconds: float,
+        pause_seconds: float,
         each: Callable[[float, int, float], None] | None,
     ) -> None:
         self._told, self._requests, self._until, self._each = told, requests, until, each
-        self._think_seconds = think_seconds
+        self._think_seconds, self._pause_seconds = think_seconds, pause_seconds
         self._heard = b""
         self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport
@@ -110,13 +113,15 @@ class _Person(asyncio.Protocol):
         if len(body) < int(head.partition(b"\r\ncontent-length: ")[2].split(b"\r\n", 1)[0]):
             return
         self._heard = b""
-        self._count(int(head[9:12]))
+        status = int(head[9:12])
+        self._count(status)
         if timing := _TIMING.search(head):
             self._told.own.append(sum(map(float, timing.groups())) / 1e3)
         self._told.degraded += b'"degraded:' in body
-        self._told.without_retry += head[9:12] == b"503" and b"\r\nretry-after: " not in head
-        if self._think_seconds:
-            self._loop.call_later(self._think_seconds, self.ask)
+        self._told.without_retry += status == 503 and b"\r\nretry-after: " not in head
+        wait = self._pause_seconds if status == 503 else self._think_seconds
+        if wait:
+            self._loop.call_later(wait, self.ask)
         else:
             self.ask()
 
