@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -16,8 +17,12 @@ from servers import apart, running
 from stage import Stage, claim, payment, policy
 
 from riskengine.decision import Decision
+from riskengine.fibers import afloat
 from riskengine.stores import StoreError
 from riskengine.stores.address import begin
+from riskengine.stores.line import Item
+from riskengine.stores.link import Link
+from riskengine.stores.resp import command
 
 TLS = Path(__file__).parent / "tls"
 FEATURES = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
@@ -111,6 +116,57 @@ def said(client: redis.Redis) -> str:
     except redis.BusyLoadingError:
         return "LOADING"
     return ""
+
+
+def test_several_requests_told_in_one_piece() -> None:
+    """Each has an answer; where one is put off all are told again, and one that is no good is forgotten."""
+    with running() as server, redis.Redis.from_url(server.url) as client:
+        link = Link(server.url, 5000, 5000)
+        piece = b"".join(command(("SET", f"k{n}", n)) for n in range(3))
+        link.later(piece, replies=3)
+        link.tell(command(("SET", "after", 1)))
+        assert link.call("GET", "k2") == [b"2"]
+        client.replicaof("127.0.0.1", 1)
+        link.later(command(("SET", "k0", "again")) + command(("GET", "k1")), replies=2)
+        assert link.call("GET", "k0") == [b"0"], "it was put off"
+        assert link.refused is not None
+        assert link.refused.startswith("READONLY")
+        client.replicaof("NO", "ONE")
+        link.call("PING")
+        assert link.call("GET", "k0") == [b"again"]
+        link.later(command(("INCR", "after")) + command(("LPUSH", "k1", 1)), replies=2)
+        assert link.call("GET", "after") == [b"2"]
+        assert link.refused.startswith("WRONGTYPE")
+        assert not link.is_behind
+        link.close()
+
+
+def test_a_loop_goes_on_while_a_store_behind_tls_is_waited_for() -> None:
+    """Requests and replies larger than what a socket takes at once."""
+    with running() as server, encrypted(server.port) as port:
+        url = f"rediss://localhost:{port}/0?ssl_ca_certs={TLS / 'cert.pem'}"
+        link = Link(url, 20_000, 20_000)
+        link.call("PING")
+        large = b"x" * 400_000
+
+        async def play() -> tuple[list[Item], int]:
+            ticks = 0
+
+            async def tick() -> None:
+                nonlocal ticks
+                while True:
+                    ticks += 1
+                    await asyncio.sleep(0)
+
+            ticking = asyncio.create_task(tick())
+            found = await afloat(lambda: (link.call("SET", "large", large), link.call("GET", "large")))
+            ticking.cancel()
+            return found[1], ticks
+
+        found, ticks = asyncio.run(play())
+        assert found == [large]
+        assert ticks > 1
+        link.close()
 
 
 def test_a_master_that_became_a_replica(tmp_path: Path) -> None:
