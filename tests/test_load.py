@@ -29,9 +29,7 @@ TOGETHER = 50  # events of a request, so that a client in Python is faster than 
 CALLERS = 40  # before the step; with ten times as many there is more to do than can be done by the deadline
 PAUSE_SECONDS = 0.1  # of who was refused, as Retry-After would have it for longer
 TRIES = 2
-DISTURBED = (
-    0.3  # of the time that the server waited for a processor: what is late then is no fault of its own
-)
+DISTURBED = 0.2  # of the time that a server waited for a processor: what is late then is not its own fault
 
 
 def asked(together: int = 0) -> Iterator[bytes]:
@@ -84,7 +82,7 @@ def test_a_tenfold_step_is_borne(tmp_path: Path) -> None:
         step, at_once, disturbed = stepped(tmp_path)
         if disturbed < DISTURBED:
             assert quantiles(step.own, n=100)[-1] <= DEADLINE_MS / 1e3, sorted(step.own)[-100:]
-            assert step.degraded < step.statuses[200] / 100, (step.degraded, step.statuses)
+            assert step.degraded < step.statuses[200] / 20, (step.degraded, step.statuses)
             assert at_once > 0.95 * step.statuses[503], (at_once, step.statuses)
             return
         assert quantiles(step.own, n=20)[-1] < 2 * DEADLINE_MS / 1e3, sorted(step.own)[-100:]
@@ -95,16 +93,16 @@ def stepped(folder: Path) -> tuple[Told, float, float]:
     """The step, how many of its requests were answered within 5 ms, and its share of waiting."""
     server = start(folder, "--journal", "none", RISKENGINE_QUEUE_EVENTS="100000")
 
-    async def play() -> tuple[Told, Told, Told, list[float], float]:
+    async def play() -> tuple[Told, Told, Told, list[tuple[int, float]], float]:
         calm = await crowd(server.port, CALLERS, asked(), 0.7, think_seconds=0.02)
         began, waited = time.perf_counter(), waited_seconds(server.process.pid)
         step = await crowd(server.port, 10 * CALLERS, asked(TOGETHER), 2.0, pause_seconds=PAUSE_SECONDS)
         ended = time.perf_counter()
         disturbed = (waited_seconds(server.process.pid) - waited) / (ended - began)
-        late: list[float] = []  # what is not as it was before, 2 s after the step
+        late: list[tuple[int, float]] = []  # what is not as it was before, 2 s after the step
         after = await crowd(
             server.port, CALLERS, asked(), 2.5, think_seconds=0.02,
-            each=lambda at, status, took: late.append(took) if at > ended + 2.0 else None,
+            each=lambda at, status, took: late.append((status, took)) if at > ended + 2.0 else None,
         )  # fmt: skip
         return calm, step, after, late, disturbed
 
@@ -114,12 +112,13 @@ def stepped(folder: Path) -> tuple[Told, float, float]:
     finally:
         code = server.stop()
     assert code == 0
-    assert set(calm.statuses) == set(after.statuses) == {200}, server.told
+    assert set(calm.statuses) == {status for status, _ in late} == {200}, server.told
+    assert set(after.statuses) <= {200, 503}, server.told
     assert set(step.statuses) == {200, 503}, (step.statuses, server.told)
     assert step.without_retry == 0
     assert len(step.own) == step.statuses[200]
     assert step.p(0.5, 503) < step.p(0.5)
-    assert median(late) < 2 * calm.p(0.5) + 0.02
+    assert median(took for _, took in late) < 2 * calm.p(0.5) + 0.02
     return step, within_5_ms(told, "/v1/score/batch"), disturbed
 
 
