@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -129,7 +130,7 @@ class Forest:
             raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
         except UnicodeDecodeError as error:
             raise ModelError(f"{path} is not UTF-8 text: expected LightGBM's model.txt. {MEND}") from error
-        return cls.parse(text, str(path))
+        return _parsed(text, str(path))
 
     @classmethod
     def parse(cls, text: str, file: str = "model.txt") -> Forest:
@@ -438,6 +439,16 @@ def sweep(
 
 
 # -- trees to arrays
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str, file: str) -> Forest:
+    """`Forest.parse`, or what it made of this very text before.
+
+    A policy is activated more often than its model is trained: of 65 ms that this takes beside the traffic,
+    35 were for the model.
+    """
+    return Forest.parse(text, file)
 
 
 def _compile(model: TreeModel, file: str) -> Forest:
