@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -107,10 +106,14 @@ class Link:
     def _send_now(self) -> None:
         left = len(self._told) - self._sent
         if self._line.is_open and left <= AHEAD_MAX:
-            request = b"".join(request for request, _ in islice(self._told, self._sent, None))
-            with suppress(StoreError):  # the next `ask` sends it again
+            request = self._told[-1][0]
+            if left > 1:
+                request = b"".join([request for request, _ in islice(self._told, self._sent, None)])
+            try:
                 self._send(request, time.monotonic() + self.timeout_s)
-                self._sent += left
+            except StoreError:  # the next `ask` sends it again
+                return
+            self._sent += left
 
     def tell_all(
         self,
