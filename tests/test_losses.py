@@ -84,6 +84,8 @@ def test_a_server_that_starts_again_from_a_snapshot(
             with client(server) as node:
                 node.save()
             mine, theirs = asked(one, "c", BATCHES), asked(other, "d", (1, 5))
+            with one.engine._turns.first():  # so that another door of this engine is taken
+                mine += asked(one, "e", (2, 1))
             server.kill()
             server.start()
             assert flags(one, "after") == (f"lost:{len(mine)}",), "by the decision that finds it"

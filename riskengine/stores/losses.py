@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -68,9 +68,8 @@ class Answered:
 
     def __init__(self) -> None:
         self.told: deque[tuple[Any, ...]] = deque()  # what Told has
-        self.count = 0  # of batches so far
-        self.asked: dict[int, int] = {}  # of each partition, up to which batch it has been asked again
-        self._events = self._dropped = 0
+        self._events = 0
+        self._dropped = False
         self._lock = threading.Lock()
 
     def add(self, asked: Asked, epoch: bytes) -> None:
@@ -85,39 +84,28 @@ class Answered:
         told = time.monotonic(), batch.time.item(-1), epoch, batch.claim.tobytes(), known, groups, claimants
         with self._lock:
             self.told.append(told)
-            self.count += 1
             self._events += batch.n
-            if self._events > EVENTS_MAX or self.count > self._dropped + BATCHES_MAX:
+            if self._events > EVENTS_MAX or len(self.told) > BATCHES_MAX:
                 self._events -= len(self.told.popleft()[3]) // 16
-                self._dropped += 1
+                self._dropped = True
 
     def suspect(self, parts: frozenset[int], epoch: bytes, age_max_s: float) -> _Search | None:
         """Begin to look for what was entered in partitions that had one log; None where nothing was."""
         with self._lock:
-            told, count, dropped = [Told(*one) for one in self.told], self.count, self._dropped
-            floors = {part: self.asked.get(part, 0) for part in parts}
-            self.asked.update(dict.fromkeys(parts, count))
-        least = min(floors.values())
-        live = [
-            (number, one)
-            for number, one in enumerate(told, dropped + 1)
-            if number > least and one.epoch == epoch
-        ]
-        young = [(number, one) for number, one in live if time.monotonic() - one.when_s < age_max_s]
-        if not young:
-            return None
-        return _Search(young, floors, len(young) == len(live) and dropped <= least)
+            told, is_all = [Told(*one) for one in self.told], not self._dropped
+        live = [one for one in told if one.epoch == epoch]
+        young = [one for one in live if time.monotonic() - one.when_s < age_max_s]
+        return _Search(young, parts, is_all and len(young) == len(live)) if young else None
 
 
 class _Search:
     """Goes back over events until some are there. `lost` is what is not."""
 
-    def __init__(self, told: list[tuple[int, Told]], floors: Mapping[int, int], is_all: bool) -> None:
-        """`floors` are the partitions, and up to which batch each has been asked about."""
+    def __init__(self, told: list[Told], parts: frozenset[int], is_all: bool) -> None:
         self.lost: set[bytes] = set()
-        self.time = told[-1][1].time
+        self.time = told[-1].time
         self.more = False  # whether older ones may be lost too, of which nobody knows any more
-        self._told, self._floors, self._is_all = told, floors, is_all
+        self._told, self._parts, self._is_all = told, parts, is_all
 
     def look(self, link: AnyLink, place: Place) -> bool:
         """Look for as many as may be looked for at a time; whether that was all. Raises StoreError."""
@@ -127,8 +115,7 @@ class _Search:
             at = len(self._told)
             while at and len(spots) < width:
                 at -= 1
-                number, told = self._told[at]
-                spots += told.entered({part for part, floor in self._floors.items() if number > floor})
+                spots += self._told[at].entered(self._parts)
             there = _are_there(link, place, spots)
             del self._told[at:]
             self.lost.update(claim for (_, claim), is_there in zip(spots, there, strict=True) if not is_there)
@@ -150,6 +137,7 @@ class Losses:
         self._searches: list[_Search] = []
         self._found: list[_Search] = []
         self._lock = threading.Lock()  # of the three
+        self._counted: set[bytes] = set()  # claims: what is lost may be looked for again
         self._looker = threading.Lock()
         self._not_before_s = 0.0
 
@@ -177,11 +165,12 @@ class Losses:
                     return
                 with self._lock:
                     self._found.append(self._searches.pop(0))
-            lost = {claim for one in self._found for claim in one.lost}
+            lost = {claim for one in self._found for claim in one.lost} - self._counted
             if lost:
                 more = any(one.more for one in self._found)
                 loss = Loss(len(lost), max(one.time for one in self._found), more)
                 tell(loss)
+                self._counted = lost | (self._counted if len(self._counted) < EVENTS_MAX else set())
                 _log.warning(
                     "the store lost %s%d events that it had answered for, as it changed hands or started "
                     "again: counters lack them until they are rebuilt, and decisions say so",
