@@ -6,7 +6,6 @@ has missed some reads them from a log of the latest, or all entries anew.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -68,11 +67,11 @@ class Edits:
         """Make an edit (None removes) and learn of those of others; whether there was an entry before."""
         return self._make([(name, entry)]) == b"1"
 
-    def lose(self, loss: Loss) -> None:
-        """Let every engine know what the servers lost; what they lost long ago is no news any more."""
+    def lose(self, name: str, loss: Loss) -> None:
+        """Let every engine know what the servers lost, once by its name, and forget what was long ago."""
         old = [id for id, one in self._losses.items() if one.time < loss.time - LOSSES_MS]
         made: list[tuple[Name, Any]] = [(("loss", id, "", 0), None) for id in old]
-        self._make([*made, (("loss", secrets.token_hex(8), "", 0), msgspec.structs.asdict(loss))])
+        self._make([*made, (("loss", name, "", 0), msgspec.structs.asdict(loss))])
 
     def spread(self, edits: Sequence[PathEdit]) -> None:
         """Enter and take out paths."""

@@ -8,6 +8,7 @@ newest events that it had answered for are looked for first, and older ones unti
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -135,8 +136,10 @@ class Losses:
         self.is_looking = False
         self._doors: list[Answered] = []
         self._searches: list[_Search] = []
+        self._lock = threading.Lock()  # of these
+        # Of whoever looks:
         self._found: list[_Search] = []
-        self._lock = threading.Lock()  # of the three
+        self._news: dict[str, Loss] = {}
         self._counted: set[bytes] = set()  # claims: what is lost may be looked for again
         self._looker = threading.Lock()
         self._not_before_s = 0.0
@@ -153,37 +156,56 @@ class Losses:
         with self._lock:
             begun = (door.suspect(parts, epoch, age_max_s) for door in self._doors)
             self._searches += (search for search in begun if search is not None)
-            self.is_looking = bool(self._searches or self._found)
+            self.is_looking = bool(self._searches or self._found or self._news)
 
-    def look(self, link: AnyLink, place: Place, tell: Callable[[Loss], None]) -> None:
-        """Go on looking, and `tell` what was lost. Where the store is away that is for another time."""
+    def forget(self) -> None:
+        """The data has another life: what the one before lost is no loss of it."""
+        with self._lock:
+            for some in (self._searches, self._found, self._news):
+                some.clear()
+            self.is_looking = False
+
+    def look(self, link: AnyLink, place: Place, tell: Callable[[str, Loss], None]) -> None:
+        """Go on looking, and `tell` what was lost, by a name. Where the store is away it waits."""
         if time.monotonic() < self._not_before_s or not self._looker.acquire(blocking=False):
             return
         try:
-            while self._searches:
-                if not self._searches[0].look(link, place):
+            for search in list(self._searches):
+                if not search.look(link, place):
                     return
                 with self._lock:
-                    self._found.append(self._searches.pop(0))
-            lost = {claim for one in self._found for claim in one.lost} - self._counted
-            if lost:
-                more = any(one.more for one in self._found)
-                loss = Loss(len(lost), max(one.time for one in self._found), more)
-                tell(loss)
-                self._counted = lost | (self._counted if len(self._counted) < EVENTS_MAX else set())
-                _log.warning(
-                    "the store lost %s%d events that it had answered for, as it changed hands or started "
-                    "again: counters lack them until they are rebuilt, and decisions say so",
-                    "at least " if more else "",
-                    loss.events,
-                )
-            with self._lock:
-                self._found.clear()
-                self.is_looking = bool(self._searches)
+                    if search in self._searches:
+                        self._searches.remove(search)
+                        self._found.append(search)
+            self._count()
+            for name, loss in list(self._news.items()):
+                tell(name, loss)
+                with self._lock:
+                    self._news.pop(name, None)
+                    self.is_looking = bool(self._searches or self._news)
         except StoreError:
             self._not_before_s = time.monotonic() + PAUSE_S
         finally:
             self._looker.release()
+
+    def _count(self) -> None:
+        """What was found to be lost is news, under a name of its own: told twice it is the same."""
+        found = self._found
+        lost = {claim for one in found for claim in one.lost} - self._counted
+        if lost:
+            more = any(one.more for one in found)
+            loss = Loss(len(lost), max(one.time for one in found), more)
+            self._news[secrets.token_hex(8)] = loss
+            self._counted = lost | (self._counted if len(self._counted) < EVENTS_MAX else set())
+            _log.warning(
+                "the store lost %s%d events that it had answered for, as it changed hands or started again: "
+                "counters lack them until they are rebuilt, and decisions say so",
+                "at least " if more else "",
+                loss.events,
+            )
+        with self._lock:
+            found.clear()
+            self.is_looking = bool(self._searches or self._news)
 
 
 def _are_there(link: AnyLink, place: Place, spots: Sequence[tuple[int, bytes]]) -> list[bool]:

@@ -314,6 +314,7 @@ class RedisStore:
     def move(self, place: Place) -> None:
         """Go on with another life of the data."""
         self.place = place
+        self._doors.losses.forget()
         self._edits.begin(place)
         self._serve(self.features)
 
