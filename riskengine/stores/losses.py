@@ -134,6 +134,9 @@ class Losses:
 
     def __init__(self) -> None:
         self.is_looking = False
+        # Whether something may be lost that nobody has been told of: what has just begun to be looked for
+        # mostly is there, as where one of several connections is the first to be needed again.
+        self.is_in_doubt = False
         self._doors: list[Answered] = []
         self._searches: list[_Search] = []
         self._lock = threading.Lock()  # of these
@@ -163,7 +166,7 @@ class Losses:
         with self._lock:
             for some in (self._searches, self._found, self._news):
                 some.clear()
-            self.is_looking = False
+            self.is_looking = self.is_in_doubt = False
 
     def look(self, link: AnyLink, place: Place, tell: Callable[[str, Loss], None]) -> None:
         """Go on looking, and `tell` what was lost, by a name. Where the store is away it waits."""
@@ -171,7 +174,9 @@ class Losses:
             return
         try:
             for search in list(self._searches):
-                if not search.look(link, place):
+                ended = search.look(link, place)
+                self.is_in_doubt = self.is_in_doubt or not ended or bool(search.lost)
+                if not ended:
                     return
                 with self._lock:
                     if search in self._searches:
@@ -183,7 +188,9 @@ class Losses:
                 with self._lock:
                     self._news.pop(name, None)
                     self.is_looking = bool(self._searches or self._news)
+            self.is_in_doubt = self.is_looking
         except StoreError:
+            self.is_in_doubt = True
             self._not_before_s = time.monotonic() + PAUSE_S
         finally:
             self._looker.release()

@@ -161,7 +161,7 @@ class RedisStore:
     def losses(self) -> tuple[Loss, ...]:
         """What servers lost in this life of the data, or may have; the same object until that changes."""
         known = self._edits.losses
-        return (*known, MAY_BE_LOST) if self._doors.losses.is_looking else known
+        return (*known, MAY_BE_LOST) if self._doors.losses.is_in_doubt else known
 
     def _look_for_losses(self) -> None:
         """Ask servers that were reached anew for what they had answered for, and tell what is gone."""
