@@ -71,7 +71,7 @@ from riskengine.stores.traces import FOLLOWS_MAX, Trace
 from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
 from riskengine.stores.workspace import Workspace
 
-TAIL_RECORDS: Final = 16
+TAIL_RECORDS: Final = 32
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
