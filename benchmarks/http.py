@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -353,12 +354,14 @@ def running(command: Sequence[str], room: Path, core: int, **variables: str) -> 
         for line in process.stderr:
             told.append(line)
             if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                # Where nobody reads what a server logs, its next line waits for ever once the pipe is full.
+                threading.Thread(target=process.stderr.read, daemon=True).start()
                 yield Server(int(found[1]), process.pid)
                 return
         raise AssertionError(f"{command[1:3]} did not start: {''.join(told)}")
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 @contextlib.contextmanager
