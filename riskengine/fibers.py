@@ -220,7 +220,9 @@ class Waker:
         self._counts = True
 
     def wake(self) -> bool:
-        """Let it go on, soon; False where its loop has been closed."""
+        """Let it go on, soon; False where it waits no more, or its loop has been closed."""
+        if not self._counts:
+            return False
         try:
             self._fiber.loop.call_soon_threadsafe(self._fire)
         except RuntimeError:

@@ -160,7 +160,7 @@ class Judge:
         contents = batch.content.tobytes()
         arrived = [now] * batch.n if isinstance(now, int) else now.tolist()
         sure = self._journal is None or b"\1" not in batch.late.tobytes()  # late ones may be journaled
-        if batch.n > 1 and batch.follows is None and sure:
+        if batch.n > 1 and batch.follows is None and sure:  # one alone that comes here has been met
             names = [keys[at : at + 16] for at in range(0, 16 * batch.n, 16)]
             if len(set(names)) == batch.n and claims.keys().isdisjoint(names):
                 return self._decide_new(batch, names, contents, arrived, now, features)

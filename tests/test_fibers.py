@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from servers import apart, running, valkey
+from servers import apart, running
 from stage import Stage, claim, payment, policy
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine
-from riskengine.fibers import Fibers, Waker, afloat, current, help_out, mine, pause
+from riskengine.fibers import Fiber, Fibers, Waker, afloat, current, help_out, mine, pause
 from riskengine.stores.address import begin
 
 T = TypeVar("T")
@@ -35,19 +35,6 @@ class Own(threading.local):
     """What each has one of."""
 
     value = 0
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with valkey() as url:
-        yield url
-
-
-@pytest.fixture
-def store(server: str) -> str:
-    url = apart(server)
-    begin(url, "stage")
-    return url
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -267,6 +254,26 @@ def test_calls_on_the_loop_s_own_thread_do_not_wait_for_ever(tmp_path: Path, loo
                     assert isinstance(done, Decision) or "closed" in str(done)
 
             run(play(), loops)
+
+
+def test_who_waits_no_more_keeps_nobody_else_from_being_woken(store: str, tmp_path: Path) -> None:
+    """A fiber that got its turn after all, in front of one that still waits for its own."""
+    with Stage(tmp_path, RULES, store=f"{store}&at_once=1") as stage:
+        turns = stage.engine._turns
+        at_hand(stage.engine)
+
+        async def play() -> Decision:
+            judge = turns.take()
+            task = asyncio.create_task(stage.engine.ascore(claim("e1")))
+            await asyncio.sleep(0)
+            assert len(turns._asleep) == 1
+            gone = Waker(Fiber(Fibers(asyncio.get_running_loop())))
+            gone.cancel()
+            turns._asleep.appendleft(gone)
+            turns.give(judge)
+            return await asyncio.wait_for(task, 60)
+
+        assert run(play(), asyncio.new_event_loop).flags == ()
 
 
 def test_fibers_and_threads_take_turns(store: str, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from clusters import cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import Naive
-from servers import apart, running, valkey
+from servers import apart, running
 from stage import DAY, HOUR, KEY, T0, Stage, claim, memory, policy, write
 from test_service import start
 
@@ -167,12 +167,6 @@ def all_near_naive(twin: Naive, now: int) -> dict[tuple[str, str], list[int]]:
         for value in WHO[kind]
     }
     return {one: distances for one, distances in found.items() if distances}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with valkey() as url:
-        yield url
 
 
 @given(story=stories(), hops=st.integers(1, 3), degree=st.sampled_from((1, 2, 3, 8)))

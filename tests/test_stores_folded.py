@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from servers import apart, valkey
+from servers import apart
 from strategies import Step, World
 from test_parity import KEY, EngineSubject, comparable, stories, take, twin_of, write_policy
 
 from riskengine.engine import Engine
 from riskengine.stores import redis as shared_store
 from riskengine.stores.address import begin
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with valkey() as url:
-        yield url
 
 
 class Sharing(EngineSubject):

@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-from servers import apart, running, valkey
+from servers import apart, running
 from stage import Stage, claim, payment, policy, write
 
 from riskengine.decision import Decision
@@ -30,19 +29,6 @@ BLOCKED = {"lists": {"blocked": {"of": ["user"]}}}
 def counting(**more: Any) -> dict[str, Any]:
     """A policy that counts a user's claims, and lets a device claim once."""
     return policy(features=COUNTS, limits=ONE, **more)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with valkey() as url:
-        yield url
-
-
-@pytest.fixture
-def store(server: str) -> str:
-    url = apart(server)
-    begin(url, "stage")
-    return url
 
 
 @contextmanager
