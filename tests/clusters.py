@@ -94,6 +94,13 @@ def is_synced(node: Any) -> bool:
     return bool(told["role"] == "slave" and told["master_link_status"] == "up")
 
 
+def has_all(master: Server, replica: Server) -> None:
+    """Wait until the replica has what the master has by now. (WAIT asks for its own connection's writes only.)"""
+    with client(master) as node, client(replica) as other:
+        offset = node.info("replication")["master_repl_offset"]
+        until(lambda: is_synced(other) and other.info("replication")["slave_repl_offset"] >= offset)
+
+
 def hold_back(master: Server, replica: Server) -> None:
     """Let the replica get nothing any more: its line to the master breaks, and it is not let in again."""
     with client(replica) as node, client(master) as other:

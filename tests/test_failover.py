@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import NODE_TIMEOUT_MS, Cluster, client, cluster, facts, hold_back, is_synced, until
+from clusters import NODE_TIMEOUT_MS, Cluster, client, cluster, facts, has_all, hold_back, is_synced, until
 from servers import Server, apart
 from stage import Stage, claim, policy, store_of
 
@@ -143,14 +143,12 @@ def test_what_a_replica_had_not_got_is_counted_and_told(servers: Cluster, tmp_pa
     begin(store, "stage")
     with (
         client(replica) as promoted,
-        client(master) as node,
         Stage(tmp_path / "one", SECTIONS, store=store) as one,
         Stage(tmp_path / "two", SECTIONS, store=store) as two,
     ):
-        until(lambda: is_synced(promoted))
         told(one, "before", (60, 1))
         told(two, "before-too", (60, 1))
-        assert node.wait(1, 10_000) == 1
+        has_all(master, replica)
         hold_back(master, replica)
         lost = [
             told(stage, name, sizes, master.port)
