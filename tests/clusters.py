@@ -95,7 +95,7 @@ def is_synced(node: Any) -> bool:
 
 
 def has_all(master: Server, replica: Server) -> None:
-    """Wait until the replica has what the master has by now. (WAIT asks for its own connection's writes only.)"""
+    """Wait until the replica has what the master has by now. (WAIT asks for its own connection only.)"""
     with client(master) as node, client(replica) as other:
         offset = node.info("replication")["master_repl_offset"]
         until(lambda: is_synced(other) and other.info("replication")["slave_repl_offset"] >= offset)
