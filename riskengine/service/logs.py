@@ -18,6 +18,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from riskengine.service.outlet import Outlet
+
 Form = Literal["text", "json"]
 ROOT: Final = "riskengine"
 SCORING: Final = ("/v1/score", "/v1/score/batch")
@@ -29,10 +31,19 @@ _NUMBERS: Final = itertools.count(1)
 _USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
+_outlets: Final[list[Outlet]] = []  # that of this process
+
+
 def set_up(form: Form, worker: int | None = None) -> None:
-    """Have everything that `riskengine` logs written to standard error, each record a line."""
+    """Have everything that `riskengine` logs written to standard error, each record a line.
+
+    From here on nothing that this process says there waits for who reads it.
+    """
+    formatter = _Json(worker) if form == "json" else _Text()
+    outlet = Outlet.instead(lambda n: formatter.format(_untaken(n)))
+    _outlets[:] = [] if outlet is None else [outlet]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json(worker) if form == "json" else _Text())
+    handler.setFormatter(formatter)
     root = logging.getLogger(ROOT)
     root.handlers = [handler]
     root.setLevel(logging.INFO)
@@ -42,6 +53,11 @@ def set_up(form: Form, worker: int | None = None) -> None:
         other.handlers = [handler]
         other.setLevel(logging.ERROR)
         other.propagate = False
+
+
+def dropped() -> int:
+    """How many records found no room, because nobody read standard error."""
+    return sum(outlet.dropped for outlet in _outlets)
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -100,6 +116,14 @@ def _more(record: logging.LogRecord) -> dict[str, Any]:
     if record.exc_info and record.exc_info[1] is not None:
         found["error"] = where(record.exc_info[1])
     return found
+
+
+def _untaken(n: int) -> logging.LogRecord:
+    said = "records of this log were dropped: nobody read standard error, or it could not be written"
+    level = logging.WARNING
+    return logging.makeLogRecord(
+        {"name": ROOT, "levelno": level, "levelname": logging.getLevelName(level), "msg": said, "dropped": n}
+    )
 
 
 class _Json(logging.Formatter):

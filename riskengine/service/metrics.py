@@ -24,6 +24,7 @@ from riskengine.engine import Engine
 from riskengine.entries import AlertEntry
 from riskengine.errors import EventError, RiskEngineError
 from riskengine.judge import Result
+from riskengine.service import logs
 from riskengine.service.alerting import Alerting
 from riskengine.service.gathering import Gatherer
 
@@ -84,6 +85,7 @@ class Counts(msgspec.Struct):
     store_errors: dict[str, int] = {}
     alerts: dict[str, int] = {}  # episodes that began, by alert
     webhook: dict[str, int] = {}  # deliveries by outcome
+    log_dropped: int = 0
     risk: Histogram = msgspec.field(default_factory=lambda: Histogram.of(RISK))
     batches: Histogram = msgspec.field(default_factory=lambda: Histogram.of(EVENTS))
     scoring: Histogram = msgspec.field(default_factory=lambda: Histogram.of(SECONDS))
@@ -97,6 +99,7 @@ class Counts(msgspec.Struct):
                 tally[key] = tally.get(key, 0) + n
         for route, histogram in list(other.seconds.items()):
             self.seconds.setdefault(route, Histogram.of(SECONDS)).take_in(histogram)
+        self.log_dropped += other.log_dropped
         self.risk.take_in(other.risk)
         self.batches.take_in(other.batches)
         self.scoring.take_in(other.scoring)
@@ -141,6 +144,7 @@ class Metrics(Collector):
         self._seen: dict[tuple[str, str, Names, Names, Names], int] = {}
         self._lock = threading.Lock()  # around what is told apart
         self._before = dict(self._counts.store_errors)
+        self._dropped_before = self._counts.log_dropped
         self._webhook_before = dict(self._counts.webhook)
         self._alerting: Alerting | None = None
         engine.on_alert(self._alerted)
@@ -235,6 +239,11 @@ class Metrics(Collector):
         )
         yield _counter("alerts", "Episodes of alerts that began.", ("alert",), counts.alerts)
         yield _counter("webhook", "Deliveries to the alerts' webhook.", ("outcome",), counts.webhook)
+        yield CounterMetricFamily(
+            "riskengine_log_records_dropped",
+            "Records of the log that nobody read in time, or that could not be written.",
+            value=counts.log_dropped,
+        )
         for name, told, histogram in (
             ("risk", "Risk of what was decided.", counts.risk),
             ("batch_events", "Events in a batch of the engine.", counts.batches),
@@ -272,6 +281,7 @@ class Metrics(Collector):
         counts.store_errors = dict(self._before)
         for kind, n in self._engine.store_errors.copy().items():
             counts.store_errors[kind] = counts.store_errors.get(kind, 0) + n
+        counts.log_dropped = self._dropped_before + logs.dropped()
         for name, n in self._engine.alert_status.items():
             counts.gauges[f"alerts_{name}"] = float(n)
         if self._alerting is not None:
