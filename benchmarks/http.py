@@ -296,9 +296,8 @@ def reload(load: Load, server: Server, rules: Path) -> dict[str, Any]:
     async def play() -> tuple[Told, Told]:
         before = await crowd(server.port, 32, load.requests(), STEP_SECONDS, think_seconds=0.02)
         done = asyncio.create_task(asyncio.to_thread(activate))
-        during = Told()
-        while not done.done():
-            during.take_in(await crowd(server.port, 32, load.requests(), 0.5, think_seconds=0.02))
+        meanwhile = itertools.takewhile(lambda _: not done.done(), load.requests())
+        during = await crowd(server.port, 32, meanwhile, think_seconds=0.02)
         await done
         return before, during
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +34,10 @@ Words = NDArray[np.uint64]
 OUTCOMES_MAX: Final = 65_536
 FAIL: Final = {"open": ALLOW, "review": REVIEW, "closed": DENY}  # the least that is done without the store
 SETTLE_MS_MIN: Final = 7 * DAY_MS  # a review may take so long, even where nothing else keeps what it moved
+
+
+def at_a_stretch() -> None:
+    """The pause of those who want none."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -81,10 +85,17 @@ class Policy:
 
     @classmethod
     @collector_paused()
-    def compile(cls, definition: Definition, key: bytes, models: Mapping[str, Model] | None = None) -> Policy:
+    def compile(
+        cls,
+        definition: Definition,
+        key: bytes,
+        models: Mapping[str, Model] | None = None,
+        pause: Callable[[], None] = at_a_stretch,
+    ) -> Policy:
         """Compile a definition under a hash key, with the models it names (`models.load_models`).
 
-        Raises RiskEngineError past a bound of the plan.
+        `pause` is called between its parts, of some milliseconds each. Raises RiskEngineError past a bound of
+        the plan.
         """
         models = models or {}
         schema = Schema.compile(definition, key)
@@ -99,7 +110,9 @@ class Policy:
             return hashing.string_hash(data, schema.sip)
 
         features = FeatureSet.compile(definition, schema, layout, hasher)
+        pause()
         rules = RuleSet.compile(tuple(definition.rules.values()), schema.types, layout, hasher)
+        pause()
         thresholds = np.full((len(schema.types), 3), np.nan)
         challenge_with = [0] * len(schema.types)
         for name, decide in definition.decide.items():
@@ -116,6 +129,9 @@ class Policy:
         alerts = AlertSet.compile(
             definition, schema, layout, hasher, rules, features.limit_names, fingerprint, features.timezone
         )
+        pause()
+        fingerprints = {f.name: feature_fingerprint(f, definition) for f in definition.features.values()}
+        pause()
         return cls(
             definition,
             schema,
@@ -125,7 +141,7 @@ class Policy:
             thresholds,
             tuple(challenge_with),
             fingerprint,
-            {f.name: feature_fingerprint(f, definition) for f in definition.features.values()},
+            fingerprints,
             np.array(columns, np.int64),
             schema.entities.index("user") if "user" in schema.entities else -1,
             np.frombuffer(salt_of(fingerprint), "<u8").astype(np.uint64),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from riskengine import event as parsing
 from riskengine import features as planning
 from riskengine import hashing, motions, sharing, warming
-from riskengine.compiled import Policy
+from riskengine.compiled import Policy, at_a_stretch
 from riskengine.decision import Decision
 from riskengine.definition import LABELS, Definition, Label, Table
 from riskengine.entries import Activation, AlertEntry, EditEntry, LabelEntry, PolicyEntry, ReleaseEntry
@@ -565,9 +565,12 @@ class Engine:
         """
         self.switch(self.prepare(rules))
 
-    def prepare(self, rules: str | Path | Definition) -> Policy:
-        """A policy compiled for this engine, which goes on serving the other. Raises as `reload` does."""
-        policy = _compile(rules, self._key, self._model)
+    def prepare(self, rules: str | Path | Definition, pause: Callable[[], None] = at_a_stretch) -> Policy:
+        """A policy compiled for this engine, which goes on serving the other. Raises as `reload` does.
+
+        `pause` is called between its parts of some milliseconds, for whoever wants the interpreter too.
+        """
+        policy = _compile(rules, self._key, self._model, pause)
         if policy.definition.tenant != self._policy.definition.tenant:
             raise RiskEngineError(
                 f"the policy's tenant is {policy.definition.tenant}, the one serving is "
@@ -903,10 +906,18 @@ def _ends_later(expires: int | None, known: int | None) -> bool:
     return known is not None and (expires is None or expires > known)
 
 
-def _compile(rules: str | Path | Definition, key: bytes, model: str | None) -> Policy:
+def _compile(
+    rules: str | Path | Definition,
+    key: bytes,
+    model: str | None,
+    pause: Callable[[], None] = at_a_stretch,
+) -> Policy:
     definition = rules if isinstance(rules, Definition) else load_definition(rules)
     definition = asked_for(definition, model)
-    return Policy.compile(definition, key, load_models(definition))
+    pause()
+    models = load_models(definition)
+    pause()
+    return Policy.compile(definition, key, models, pause)
 
 
 def _typed_row(table: Table, row: Mapping[str, Any]) -> dict[str, float | str | None]:

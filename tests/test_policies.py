@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from test_service import JSON, Answer, Served, claim, start
 
 from benchmarks.crowd import Told, crowd
 from riskengine.engine import HASH_KEY_VARIABLE
-from riskengine.policy import load_definition
+from riskengine.policy import definition_fingerprint, load_definition
 from riskengine.service import trial
 from riskengine.service.access import make_key
 from riskengine.service.trial import difference, wrong_name
@@ -29,6 +30,7 @@ from riskengine.stores.address import begin
 
 SHARED = {HASH_KEY_VARIABLE: "a key of these tests"}
 SOON_SECONDS = 2.0
+COUNTED = {"claims_1h": {"count": "coupon_claim", "by": "user", "over": "1h", "where": "amount > 1"}}
 
 
 def files(level: str = "review", **sections: Any) -> dict[str, str]:
@@ -339,12 +341,31 @@ def test_a_trial_that_is_left_no_core_goes_on_at_a_low_priority(
 
     monkeypatch.setattr(trial, "_ask", noted)
     given = trial.Trial(files(), str(tmp_path / "rules"), tests=True)
-    first = trial.run(given)
-    assert first.ok
-    assert (first.tests, first.failed) == (1, ())
+    outcome = trial.run(given).outcome
+    assert outcome.serves
+    assert (outcome.tests, outcome.failed) == (1, ())
     monkeypatch.setattr(trial, "IDLE_SECONDS_MAX", 0.01)
-    assert trial.run(given) == first
+    assert trial.run(given).outcome == outcome
     assert asked == [trial.IDLE, trial.IDLE, trial.LOW]
+
+
+def test_a_trial_hands_over_the_policy_as_it_read_it(tmp_path: Path) -> None:
+    """Once it passed: the same definition, whose models are looked for beside the folder."""
+    rules = str(lay_out(tmp_path / "rules", files("deny", features=COUNTED)))
+    given = trial.read_folder(rules)
+    tried = trial.run(trial.Trial(given, rules, tests=True))
+    assert tried.definition is not None
+    read = load_definition(rules)
+    assert tried.definition.folder == rules
+    assert definition_fingerprint(tried.definition) == definition_fingerprint(read)
+    told, known = (re.sub(r"file='[^']*/", "file='", repr(each)) for each in (tried.definition, read))
+    assert told == known
+    assert "policy.yaml" in told
+    assert trial.run(trial.Trial(given, rules)).definition is None
+    failing = {name: text.replace('"action": "deny"', '"action": "review"') for name, text in given.items()}
+    assert failing != given
+    again = trial.run(trial.Trial(failing, rules, tests=True))
+    assert (again.definition, again.outcome.ok, again.outcome.serves) == (None, True, False)
 
 
 def test_differences() -> None:

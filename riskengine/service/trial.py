@@ -1,7 +1,8 @@
 """A policy is tried in a process of its own: checked, its rule tests run, and compared with another.
 
 A second of Python beside the scoring thread would hold its answers up; and what hangs can be ended.
-`python -m riskengine.service.trial PRIORITY` reads a `Trial` as JSON and writes an `Outcome`.
+`python -m riskengine.service.trial` reads a `Trial` as JSON and writes an `Outcome`, and the policy as it was
+read, which the process that serves needs not read again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -16,10 +18,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from riskengine.definition import Definition
 from riskengine.errors import Finding, Place
 
 SECONDS_MAX: Final = 60  # for the tests of a policy; a thousand take ten
@@ -67,12 +70,24 @@ class Outcome(msgspec.Struct, frozen=True):
         """Whether the policy may be used."""
         return not any(finding.severity == "error" for finding in self.findings)
 
+    @property
+    def serves(self) -> bool:
+        """Whether it may, and passed the rule tests that it brings."""
+        return self.ok and bool(self.tests) and not self.failed
+
+
+class Tried(NamedTuple):
+    """`definition` where it passed its tests too: as `load_definition` has it, with models beside `rules`."""
+
+    outcome: Outcome
+    definition: Definition | None
+
 
 class BusyError(Exception):
     """Other policies are being tried, or this one takes too long."""
 
 
-def run(trial: Trial) -> Outcome:
+def run(trial: Trial) -> Tried:
     """Try a policy in another process. Raises BusyError."""
     if not _ONE.acquire(timeout=WAIT_SECONDS_MAX):
         raise BusyError("other policies are being tried just now: try again")
@@ -86,13 +101,37 @@ def run(trial: Trial) -> Outcome:
         raise BusyError(f"its rule tests take more than {SECONDS_MAX} s: split the policy's tests") from None
     finally:
         _ONE.release()
-    return msgspec.json.decode(told, type=Outcome)
+    outcome, _, pickled = told.partition(b"\n")
+    # What is unpickled runs as code: this was pickled by `main`, in the process that `_ask` started, and came
+    # through a pipe that nobody else has. Of who sent the policy it holds texts and numbers.
+    definition = pickle.loads(pickled) if pickled else None
+    return Tried(msgspec.json.decode(outcome, type=Outcome), definition)
 
 
 def _ask(said: bytes, priority: str, seconds: float) -> bytes:
     """What a process answers within so many seconds."""
-    command = [sys.executable, "-m", "riskengine.service.trial", priority]
-    return subprocess.run(command, input=said, capture_output=True, timeout=seconds, check=True).stdout
+    command = [sys.executable, "-m", "riskengine.service.trial"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        # Told here, not by itself: by the time that its modules are there it had taken 100 ms from scoring.
+        _stand_back(process.pid, priority)
+        try:
+            told, _ = process.communicate(said, seconds)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return told
+
+
+def _stand_back(process: int, priority: str) -> None:
+    """Let others go before it."""
+    with suppress(OSError):  # where a sandbox forbids it; or it has ended already
+        os.setpriority(os.PRIO_PROCESS, process, 10)
+        if priority == IDLE and sys.platform == "linux":
+            os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
 
 
 @contextmanager
@@ -151,7 +190,7 @@ def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     return said if len(said) <= DIFFERENCE_MAX else f"{said[:DIFFERENCE_MAX]}\n... (cut)\n"
 
 
-def _tried(trial: Trial, folder: Path) -> Outcome:
+def _tried(trial: Trial, folder: Path) -> Tried:
     from riskengine import check
     from riskengine.policy import examine
 
@@ -161,7 +200,7 @@ def _tried(trial: Trial, folder: Path) -> Outcome:
         examined = dataclasses.replace(examined, definition=own)
     outcome = Outcome(check.findings_of(examined), difference=difference(trial.before or {}, trial.files))
     if not trial.tests or not outcome.ok:
-        return outcome
+        return Tried(outcome, None)
     from riskengine.engine import Engine
     from riskengine.ruletest import run_tests
 
@@ -178,26 +217,26 @@ def _tried(trial: Trial, folder: Path) -> Outcome:
         for result in report.results
         for failure in result.failures
     ]
-    return msgspec.structs.replace(
+    outcome = msgspec.structs.replace(
         outcome,
         findings=[*outcome.findings, *report.findings],
         tests=len(report.results),
         failed=tuple(failed),
     )
+    return Tried(outcome, examined.definition if outcome.serves else None)
 
 
 def main() -> None:
     """Try what standard input says."""
-    os.nice(10)
-    if sys.argv[1:] == [IDLE] and sys.platform == "linux":
-        with suppress(OSError):  # where a sandbox forbids it
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     trial = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
     with laid_out(trial.files) as folder:
-        said = msgspec.json.encode(_tried(trial, folder))
+        outcome, definition = _tried(trial, folder)
     # Places are told as the sender knows them.
+    said = msgspec.json.encode(outcome)
     said = said.replace(f'"{folder}/'.encode(), b'"').replace(f'"{folder}"'.encode(), b'"."')
-    sys.stdout.buffer.write(said.replace(f"{folder}/".encode(), b""))
+    sys.stdout.buffer.write(said.replace(f"{folder}/".encode(), b"") + b"\n")
+    if definition is not None:
+        sys.stdout.buffer.write(pickle.dumps(definition, pickle.HIGHEST_PROTOCOL))
 
 
 if __name__ == "__main__":
