@@ -26,7 +26,12 @@ COUNTS = {
     "frauds": {"count": "fraud", "on": "coupon_claim", "by": "user", "over": "1h"},
 }
 LIMITS = {"one": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 1, "then": "review"}}
-SECTIONS = policy(features=COUNTS, limits=LIMITS, lists={"blocked": {"of": ["user"]}})
+SECTIONS = policy(
+    features=COUNTS,
+    limits=LIMITS,
+    lists={"blocked": {"of": ["user"]}},
+    rules={"known": {"on": "any", "when": "listed('blocked', user)", "then": "deny", "mode": "live"}},
+)
 
 # Everything that a kernel is called with for the first time is either compiled then or read from the cache.
 PLAY = """
@@ -74,6 +79,10 @@ done("a label")
 engine.list_put("blocked", "user", "u2")
 engine.score(event("l1", user_id="u2"))
 done("a list")
+made = [event("d1", user_id="u2", device_id="again"), event("d2", device_id="again")]
+actions = [decision.action for decision in engine.score_many(made)]
+assert actions == ["deny", "allow"], actions
+done("a limit that is asked again, as who held it was denied")
 for n in range(3):
     engine.score_many([event(f"c{n}-{i}") for i in range(64)])
 done("a compaction")
@@ -132,7 +141,7 @@ def test_no_kernel_is_called_for_the_first_time_by_a_caller(server: str, tmp_pat
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     called = json.loads(done.stdout)
-    assert len(called) == 11
+    assert len(called) == 12
     assert {what: kernels for what, kernels in called.items() if kernels} == {}
 
 

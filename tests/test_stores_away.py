@@ -25,7 +25,7 @@ from riskengine.stores.address import Address, begin
 from riskengine.stores.line import ALONE_S, PATIENCE
 from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
-from riskengine.stores.wire import HEAD
+from riskengine.stores.values import HEAD
 
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from riskengine import packing
-from riskengine.stores import wire
+from riskengine.stores import values, wire
 from riskengine.stores.line import Item
 from riskengine.stores.place import kind_of, read_word
 from riskengine.stores.plans import LaidOut, Plans
@@ -39,12 +39,12 @@ def held_of(kept: Item, plans: Plans, plan: LaidOut) -> Iterator[Hold]:
     for at in range(0, len(kept), wire.HELD_BYTES):
         piece = kept[at : at + wire.HELD_BYTES]
         name, record = kinds.get(piece[1:3]), piece[3 + wire.KEY_CHARS :]
-        if name is None or len(record) != wire.BOOKING:
+        if name is None or len(record) != values.BOOKING:
             continue
         own = plans.adapted(record, name, plan)
         if own:
             key = read_word(piece[3 : 3 + wire.KEY_CHARS])
-            words = np.frombuffer(own, "<i8", offset=wire.HEAD).tolist()
+            words = np.frombuffer(own, "<i8", offset=values.HEAD).tolist()
             yield Hold(b"", name, key, own[2], words[0], words[2], own)
 
 
@@ -56,15 +56,15 @@ def holds_in(value: Item, entity: str, key: int, plans: Plans, plan: LaidOut) ->
     data, at = plans.fold(value, entity, plan)
     end = len(data)
     while at < end:
-        if data[at] == wire.RESERVE and packing.get_raw(data, at + wire.AT_MOST, 8) == wire.GRANTED:
+        if data[at] == values.RESERVE and packing.get_raw(data, at + values.AT_MOST, 8) == values.GRANTED:
             out = np.empty(wire.HELD_BYTES, np.uint8)
             kinds = as_array(b"".join(kind_of(name) for name in plan.entities))
             wire.put_held(out, 0, plan.flat, kinds, key, e, data, at)
             release = out[3 + wire.KEY_CHARS :].tobytes()
             claim = (
-                data[at + wire.HEAD + 8 : at + wire.HEAD + 16].tobytes()
-                + data[at + wire.AT_CLAIM : at + wire.AT_CLAIM + 8].tobytes()
+                data[at + values.HEAD + 8 : at + values.HEAD + 16].tobytes()
+                + data[at + values.AT_CLAIM : at + values.AT_CLAIM + 8].tobytes()
             )
-            words = np.frombuffer(release, "<i8", offset=wire.HEAD).tolist()
+            words = np.frombuffer(release, "<i8", offset=values.HEAD).tolist()
             yield Hold(claim, entity, key, int(data[at + 2]), words[0], words[2], release)
-        at += wire.HEAD + 8 * int(data[at + 1])
+        at += values.HEAD + 8 * int(data[at + 1])

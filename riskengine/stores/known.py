@@ -18,7 +18,7 @@ from riskengine.ledger import (
     RECORD_SLOTS,
     RECORD_TIME,
 )
-from riskengine.stores import wire
+from riskengine.stores import values, wire
 from riskengine.stores.line import Item
 from riskengine.stores.plans import LaidOut, Plans
 from riskengine.stores.resp import as_array
@@ -106,7 +106,7 @@ class Known:
             record = np.full(int(old.plan.entities[e, E_WIDTH]), NONE, np.int64)
             record[RECORD_TIME], record[RECORD_HASH], record[RECORD_MASK] = self.time, self.event, mask | sign
             record[RECORD_SLOTS : RECORD_SLOTS + len(self.slots[e])] = self.slots[e]
-            head = bytes((wire.RECORD, len(record), 0)) + old.tag.to_bytes(5, "little")
+            head = bytes((values.RECORD, len(record), 0)) + old.tag.to_bytes(5, "little")
             piece = head + record.astype("<i8").tobytes()
             own = plans.adapted(piece, old.entities[e], new)
             if own:

@@ -16,7 +16,8 @@ import numpy as np
 from riskengine import ledger, packing
 from riskengine.features import CellSpec, FeatureSet
 from riskengine.ledger import E_RECORD, E_WIDTH, NONE, RECORD_MASK, SIGN_BIT, Int64s, Plan
-from riskengine.stores import slabs, wire
+from riskengine.stores import slabs, values
+from riskengine.stores.memo import NOTHING
 from riskengine.stores.resp import Bytes
 from riskengine.stores.transition import Transition, blank, translate
 
@@ -145,7 +146,7 @@ class Plans:
         return self._steps[names]
 
     def partial(self, new: LaidOut) -> Int64s:
-        """The plan as records of others move it (Transition.partial), row after row: wire.take_in's."""
+        """The plan as records of others move it (Transition.partial), row after row: values.take_in's."""
         return self._partial_of(new).rows
 
     def _partial_of(self, new: LaidOut) -> _Partial:
@@ -170,7 +171,7 @@ class Plans:
         records = [own]
         at = 0
         while at < len(tail):
-            end = at + wire.HEAD + 8 * tail[at + 1]
+            end = at + values.HEAD + 8 * tail[at + 1]
             records.append(self.adapted(tail[at:end], entity, new))
             at = end
         return b"".join(records)
@@ -188,7 +189,7 @@ class Plans:
             if tag in tags:
                 tags.remove(tag)
             tags.append(tag)
-            at += wire.HEAD + 8 * tail[at + 1]
+            at += values.HEAD + 8 * tail[at + 1]
         made: list[bytes] = []
         for tag in reversed(tags):
             plan = self.of(tag)
@@ -206,7 +207,7 @@ class Plans:
         return packed(plan, words, s, e) if s else b""
 
     def fold(self, value: bytes, entity: str, plan: LaidOut) -> tuple[Bytes, int]:
-        """A value, converted, with what was granted marked in it (wire.take_in), and where its tail begins.
+        """A value, converted, with what was granted marked in it (values.take_in), and where its tail begins.
 
         ValueError for a broken value.
         """
@@ -224,15 +225,15 @@ class Plans:
             np.zeros(2, np.int64),
         )
         slabs.lay_out(words, meta)
-        tails, outcome = np.zeros((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
+        tails, outcome = np.zeros((1, values.TAIL_SIZE), np.int64), np.empty(1, np.int64)
         data = np.frombuffer(bytearray(value), np.uint8)
-        wire.take_in(
+        values.take_in(
             plan.flat, self.partial(plan), plan.tag, plan.number, words, meta, table, old_table, data,
             np.zeros(1, np.int64), np.array([len(value)]), np.zeros(1, np.int64), 1,
-            np.array([[1, e, 0, 0]]), blank(plan)[np.newaxis], 0, 0, tails, outcome,
+            np.array([[1, e, 0, 0]]), blank(plan)[np.newaxis], 0, 0, NOTHING, 0, 0, tails, outcome,
         )  # fmt: skip
-        s = slabs.locate(meta, table, old_table, 1) if outcome[0] == wire.FOLDED else 0
-        return words, s, data, int(tails[0, wire.SNAPSHOT_BYTES])
+        s = slabs.locate(meta, table, old_table, 1) if outcome[0] == values.FOLDED else 0
+        return words, s, data, int(tails[0, values.SNAPSHOT_BYTES])
 
     def _section(self, section: bytes, entity: str, old: LaidOut, new: LaidOut) -> bytes:
         """A snapshot of one plan as another has it; empty where nothing of it is left."""
@@ -285,16 +286,16 @@ class Plans:
         if entity not in old.entities or entity not in new.entities:
             return b""
         before = old.entities.index(entity)
-        words = np.frombuffer(record, "<i8", offset=wire.HEAD).astype(np.int64)
-        if record[0] == wire.VOID:
+        words = np.frombuffer(record, "<i8", offset=values.HEAD).astype(np.int64)
+        if record[0] == values.VOID:
             return b""
-        if record[0] != wire.RECORD:
+        if record[0] != values.RECORD:
             now = new.entities.index(entity)
             name = old.specs[before][record[2]].key
             places = [c for c, spec in enumerate(new.specs[now]) if spec.key == name]
             if not places or old.entity_fields[entity] != new.entity_fields[entity]:
                 return b""
-            return record[:2] + bytes(places) + new.tag.to_bytes(5, "little") + record[wire.HEAD :]
+            return record[:2] + bytes(places) + new.tag.to_bytes(5, "little") + record[values.HEAD :]
         row = np.full(old.record_words, NONE, np.int64)
         first = int(old.plan.entities[before, E_RECORD])
         row[first : first + len(words)] = words
@@ -306,7 +307,7 @@ class Plans:
         first, width = int(new.plan.entities[now, E_RECORD]), int(new.plan.entities[now, E_WIDTH])
         out[first + RECORD_MASK] = moved | (mask & (1 << SIGN_BIT))
         partial = self._number(old, new) if self.step(old, new).is_partial(new, now, moved) else 0
-        head = bytes((wire.RECORD, width, partial)) + new.tag.to_bytes(5, "little")
+        head = bytes((values.RECORD, width, partial)) + new.tag.to_bytes(5, "little")
         return head + out[first : first + width].astype("<i8").tobytes()
 
     def _number(self, old: LaidOut, new: LaidOut) -> int:

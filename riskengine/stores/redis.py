@@ -16,11 +16,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from riskengine import packing
+from riskengine import ledger, packing
 from riskengine.decision import DENY, Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.fibers import pause
+from riskengine.kernel import bind
 from riskengine.ledger import (
     E_RECORD,
     E_WIDTH,
@@ -48,9 +49,11 @@ from riskengine.stores import (
     StoreError,
     carrying,
     kept,
+    memo,
     requests,
     slabs,
     statefile,
+    values,
     wire,
 )
 from riskengine.stores.cluster import AnyLink
@@ -64,7 +67,7 @@ from riskengine.stores.moves import Entry, Moved, Moves
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.plans import TAG_HEX, LaidOut, Plans, packed
-from riskengine.stores.requests import ALONE, ENCODER, Asked, Requests
+from riskengine.stores.requests import ALONE, ENCODER, NO_ENTITIES, Asked, Requests
 from riskengine.stores.resp import Bytes, as_array, command
 from riskengine.stores.terms import Terms
 from riskengine.stores.traces import FOLLOWS_MAX, Trace
@@ -181,9 +184,9 @@ class RedisStore:
     def _serve(self, features: FeatureSet, announced: bool = True) -> None:
         """Go by a plan, once it is `announced` to whoever will read what is written by it."""
         plan, widths = LaidOut.of(features), features.plan.entities[:, E_WIDTH]
-        if len(widths) and int(widths.max()) > wire.WORDS_MAX:
+        if len(widths) and int(widths.max()) > values.WORDS_MAX:
             raise RiskEngineError(
-                f"a record of this policy has more than {wire.WORDS_MAX} words: use fewer fields by entity"
+                f"a record of this policy has more than {values.WORDS_MAX} words: use fewer fields by entity"
             )
         if announced:
             self._link.call("SET", self._plan_name(features.fingerprint[:TAG_HEX]), plan.encode())
@@ -374,7 +377,7 @@ class RedisStore:
             if not key or not width or (i, self.place.part_of(key)) in asked.known:
                 continue
             words = touches.records[i, first : first + width]
-            head = bytes((wire.RECORD, width, 0)) + self._terms.tag.to_bytes(5, "little")
+            head = bytes((values.RECORD, width, 0)) + self._terms.tag.to_bytes(5, "little")
             asked.undone[i, e] = head + words.astype("<i8").tobytes() if words[RECORD_MASK] else b""
 
     def _stand_in(self, touches: Touches) -> None:
@@ -464,7 +467,7 @@ class RedisStore:
         event, time = 0, 0
         if asked.resumed:
             event, time = int(touches.batch.event_hash.view(np.int64)[0]), int(touches.batch.time[0])
-        other, long = wire.unfold(
+        other, long = values.unfold(
             features.flat,
             self._plans.partial(self._terms.plan),
             self._terms.tag,
@@ -479,6 +482,7 @@ class RedisStore:
             work.row,
             event,
             time,
+            work.memo,
             touches.batch.time,
             TAIL_RECORDS,
             asked.scratch.tails,
@@ -492,13 +496,13 @@ class RedisStore:
                 self._keep_found(asked, asked.scratch.outcome[:count])
             return
         outcome, items = asked.scratch.outcome[:count], asked.scratch.items
-        for k in np.flatnonzero(outcome == wire.BROKEN).tolist():
+        for k in np.flatnonzero(outcome == values.BROKEN).tolist():
             raise StoreError(
                 "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
             )
         foreign = [
             (k, reply.item(int(items[k])), *self._write_back_of(reply, int(items[k])))
-            for k in np.flatnonzero(outcome == wire.FOREIGN).tolist()
+            for k in np.flatnonzero(outcome == values.FOREIGN).tolist()
         ]
         if long and not asked.resumed:
             self._folded += requests.folding(self._terms, work, asked, reply, long)
@@ -522,23 +526,23 @@ class RedisStore:
         key, e = int(asked.entities[k, 0]), int(asked.entities[k, 1])
         name, work = self.features.entities[e], self._work
         own = self._plans.converted(value, name, self._terms.plan)
-        tails, state = np.empty((1, wire.TAIL_SIZE), np.int64), np.empty(1, np.int64)
+        tails, state = np.empty((1, values.TAIL_SIZE), np.int64), np.empty(1, np.int64)
         flat, fingerprint = self.features.flat, self._terms.fingerprint
         data = as_array(own)
-        wire.take_in(
+        values.take_in(
             flat, self._plans.partial(self._terms.plan), self._terms.tag, fingerprint, *work.arrays, data,
             np.zeros(1, np.int64), np.array([len(own) if own else -1]), np.zeros(1, np.int64), 1,
-            asked.entities[k : k + 1], work.row, *stop, tails, state,
+            asked.entities[k : k + 1], work.row, *stop, memo.NOTHING, 0, 0, tails, state,
         )  # fmt: skip
         outcome[k] = state[0]
-        if state[0] == wire.BROKEN:
+        if state[0] == values.BROKEN:
             raise StoreError("broken", f"the state of a {name} is broken: rebuild the store")
         if asked.resumed:
             return
         s = slabs.locate(*work.arrays[1:], key)
         sections = [packed(self._terms.plan, work.words, s, e)] if s else []
         sections += self._plans.others(value, name, self._terms.plan)
-        tail = data, int(tails[0, wire.SNAPSHOT_BYTES]), len(own)
+        tail = data, int(tails[0, values.SNAPSHOT_BYTES]), len(own)
         if sections:
             whole = b"".join(sections)
             self._folded.append(requests.folding_one(self._terms, e, key, head, length, whole, *tail))
@@ -550,7 +554,7 @@ class RedisStore:
         """Of an event that was entered before: where its record has been folded already, it moves no more."""
         touches, plan = asked.touches, self.features.plan
         found = {
-            int(e) for e, state in zip(asked.entities[:, 1], outcome, strict=True) if state == wire.STOPPED
+            int(e) for e, state in zip(asked.entities[:, 1], outcome, strict=True) if state == values.STOPPED
         }
         if self._terms.mask:  # a partition that it had not come to before has it now, behind what was read
             parts = (asked.touches.keys[0] & self._terms.mask).tolist()
@@ -752,7 +756,7 @@ class RedisStore:
                     slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
                 continue
             time, most = int(touches.batch.time[i]), int(asked.mosts[i, limit])
-            granted = new and wire.book(self.features.flat, *work.arrays, e, cell, key, time, amount, most)
+            granted = new and values.book(self.features.flat, *work.arrays, e, cell, key, time, amount, most)
             asked.granted[i, limit] = granted
             lost = lost or not granted
         if lost:  # others came in between: what they left is what there is
@@ -765,27 +769,41 @@ class RedisStore:
 
     def _fold_again(self, moved: Moved) -> None:
         """Fold the values that a call off the hot path has answered."""
-        values = [
+        found = [
             self._plans.converted(value, self.features.entities[e], self._terms.plan)
             if isinstance(value, bytes)
             else b""
             for value, (e, _) in zip(moved.values, moved.spots, strict=True)
         ]
-        count = len(values)
-        lengths = np.array([len(v) if v else -1 for v in values], np.int64)
-        offsets = np.concatenate(([0], np.cumsum([len(v) for v in values])[:-1])).astype(np.int64)
+        count = len(found)
+        lengths = np.array([len(v) if v else -1 for v in found], np.int64)
+        offsets = np.concatenate(([0], np.cumsum([len(v) for v in found])[:-1])).astype(np.int64)
         entities = np.array([(key, e, 0, 0) for e, key in moved.spots], np.int64).reshape(-1, 4)
         work = self._work
         work.begin(count, int(lengths.clip(0).sum()), count + 64)
-        tails, outcome = np.empty((count, wire.TAIL_SIZE), np.int64), np.empty(count, np.int64)
-        other, _ = wire.unfold(
+        tails, outcome = np.empty((count, values.TAIL_SIZE), np.int64), np.empty(count, np.int64)
+        other, _ = values.unfold(
             self.features.flat, self._plans.partial(self._terms.plan), self._terms.tag,
             self._terms.fingerprint, *work.arrays,
-            as_array(b"".join(values)), offsets, lengths, np.arange(count), count, entities, work.row, 0, 0,
-            NO_KEYS, TAIL_RECORDS, tails, outcome, np.empty(count, np.int64),
+            as_array(b"".join(found)), offsets, lengths, np.arange(count), count, entities, work.row, 0, 0,
+            memo.NOTHING, NO_KEYS, TAIL_RECORDS, tails, outcome, np.empty(count, np.int64),
         )  # fmt: skip
         if other:
             raise StoreError("broken", "the state of an entity is broken: rebuild the store")
+
+    def compile_seldom(self) -> None:
+        """Have the kernels ready that few batches come to, and a rehearsal does not: each takes seconds."""
+        flat, arrays = self.features.flat, self._work.arrays
+        asked = self._work.room(1)
+        where = (flat, *arrays, NO_ENTITIES, NO_KEYS)
+        bind(slabs.give_hold_back, flat, *arrays, 0, 0, 0, 0, 0)
+        bind(values.book, flat, *arrays, 0, 0, 0, 0, 0, 0)
+        bind(wire.book_all, *where, asked.asked, asked.amounts, asked.mosts, asked.granted)
+        bind(wire.give_back_all, *where, asked.granted, asked.amounts)
+        bind(ledger.held, flat, arrays[0], 0, 0, 0, 0)
+        out = np.empty(wire.CLAIM_BYTES, np.uint8)
+        bind(wire.put_claim, out, 0, NOTHING_HELD, NO_KEYS, 0, ALONE, 0)
+        bind(wire.put_reservation, out, 0, 0, 0, 0, 0, 0, 0, 0)
 
     # -- after the decision
 

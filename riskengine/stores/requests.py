@@ -15,7 +15,7 @@ import numpy as np
 from riskengine.decision import Decision
 from riskengine.features import Touches
 from riskengine.ledger import Int64s
-from riskengine.stores import Lives, Met, kept, wire
+from riskengine.stores import Lives, Met, kept, values, wire
 from riskengine.stores.line import Reply
 from riskengine.stores.plans import MAGIC
 from riskengine.stores.resp import Bytes, as_array, bulk
@@ -146,7 +146,7 @@ def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Req
 def folding(
     terms: Terms, work: Workspace, asked: Asked, reply: Reply, count: int
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Calls of compact.lua for the values that wire.unfold found to be long: their partition, and how many.
+    """Calls of compact.lua for the values that values.unfold found to be long: their partition, and how many.
 
     A single server is told all at once: by themselves they took as long to tell as to write.
     """
@@ -184,7 +184,7 @@ def folding_one(
     count = int.from_bytes(head[2:4], "little") + 1 if head[:2] == MAGIC else 1
     value = sections[:2] + (count & 0xFFFF).to_bytes(2, "little") + sections[4:]
     part = key & terms.mask
-    reservations = (end - at) // wire.RESERVATION + 1
+    reservations = (end - at) // values.RESERVATION + 1
     size = 400 + len(value) + reservations * (terms.prefix_size + 64 + wire.HELD_BYTES)
     out = np.empty(size, np.uint8)
     end = wire.write_compact(

@@ -54,7 +54,9 @@ class Scratch:
     def store(self, features: FeatureSet) -> RedisStore:
         """A store on it."""
         link: Any = self  # a link in all but its class
-        return RedisStore(features, link, self.place)
+        store = RedisStore(features, link, self.place)
+        store.compile_seldom()
+        return store
 
     @contextmanager
     def away(self) -> Iterator[None]:

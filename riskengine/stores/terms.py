@@ -9,7 +9,7 @@ import numpy as np
 
 from riskengine.features import FeatureSet
 from riskengine.ledger import E_CELLS, E_RETENTION, L_CELL, L_ENTITY
-from riskengine.stores import wire
+from riskengine.stores import values, wire
 from riskengine.stores.place import Place, kind_of
 from riskengine.stores.plans import LaidOut
 from riskengine.stores.resp import as_array, bulk
@@ -64,14 +64,14 @@ class Terms:
 
     def reservation(self, limit: int, time: int, claim: bytes, amount: int, most: int) -> bytes:
         """A record of what an event wants of a limit."""
-        out = np.empty(wire.RESERVATION, np.uint8)
+        out = np.empty(values.RESERVATION, np.uint8)
         event, rest = np.frombuffer(claim, np.int64).tolist()
         wire.put_reservation(out, 0, self.cell(limit), self.tag, time, event, rest, amount, most)
         return out.tobytes()
 
     def release(self, limit: int, time: int, claim: bytes, amount: int, bucket: int) -> bytes:
         """A record of what an event gives back of a limit."""
-        out = np.empty(wire.BOOKING, np.uint8)
+        out = np.empty(values.BOOKING, np.uint8)
         event = int.from_bytes(claim[:8], "little", signed=True)
         wire.put_release(out, 0, self.cell(limit), self.tag, time, event, amount, bucket)
         return out.tobytes()

@@ -1,14 +1,4 @@
-"""A batch as one request to Redis, and the values it answers as slabs: the kernels of the Redis store.
-
-value     sections, tail
-section   header (24 bytes) and snapshot of one plan, as in packing.py; bytes 2-3 count the snapshots
-tail      records not folded in yet, in the order of the log
-record    kind (1), words (1), cell (1), plan (5), words (8 each)
-
-The words are those of the entity's record (RECORD); or time, event hash, amount, and bucket of what an event
-gives back of a limit (RELEASE); or time, event hash, amount, maximum, and the other half of the event's
-claim, of what it wants of one (RESERVE). A reservation is granted when what is held where it stands in the
-log leaves room for it: every reader finds the same. A record taken back is VOID.
+"""A batch as one request to Redis, and what it is told: the kernels that write to a shared store.
 
 Names of keys are the prefix, on a cluster the tag of a partition, a letter, and 64 bits of hash in 11
 characters: `e` and two characters that tell the kind for an entity; twice 64 bits for an event: `c` for its
@@ -26,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine import ledger, packing
-from riskengine.cells import HOLDS
 from riskengine.decision import DENY
 from riskengine.kernel import jit, pointer
 from riskengine.ledger import (
@@ -54,22 +43,27 @@ from riskengine.ledger import (
 )
 from riskengine.packing import Bytes, get_raw, put_raw, put_varint
 from riskengine.stores import slabs
-from riskengine.stores.resp import DOLLAR, NIL, STAR, put_bulk, put_bytes, put_end, put_int, put_line
+from riskengine.stores.resp import DOLLAR, STAR, put_bulk, put_bytes, put_end, put_int, put_line
+from riskengine.stores.values import (
+    AT_CLAIM,
+    AT_MOST,
+    BOOKING,
+    GRANTED,
+    HEAD,
+    MAGIC_0,
+    MAGIC_1,
+    RECORD,
+    RELEASE,
+    RESERVATION,
+    RESERVE,
+    SNAPSHOT_BYTES,
+    book,
+)
 
-RECORD, RESERVE, RELEASE, VOID = 1, 2, 3, 4
-HEAD: Final = 8  # bytes before a record's words
-BOOKING: Final = HEAD + 32  # bytes of a release
-RESERVATION: Final = BOOKING + 8
-AT_MOST, AT_CLAIM = HEAD + 24, HEAD + 32  # where a reservation has its maximum, and half of its claim
-GRANTED: Final = NONE + 1  # what is written over the maximum of one that was granted, in what was read
 KEY_CHARS: Final = 11
 HELD_BYTES: Final = 3 + KEY_CHARS + BOOKING  # of an entity's name, and the release of what is held there
-WORDS_MAX: Final = 255
-MAGIC_0, MAGIC_1 = packing.MAGIC & 0xFF, packing.MAGIC >> 8
 CLAIM_BYTES: Final = 41  # of a claim's value before its trace: see kept.py
-FOLDED, FOREIGN, BROKEN, STOPPED = range(4)  # what became of a value
 HANDED: Final = 2  # what a limit is asked for has been held by the event that is followed
-RECORDS, SNAPSHOT_BYTES, TAIL_BYTES, SINCE, TAIL_SIZE = range(5)  # columns of what is told of values
 PART, FIRST_CLAIM, HOMES, FIRST_ENTITY, GROUP_SIZE = range(5)  # columns of what is told of calls
 
 ALPHABET: Final = np.frombuffer(
@@ -510,265 +504,6 @@ def read_calls(
             size += max(lengths[at], 0)
             at += 1
     return -1, met, size
-
-
-@jit
-def unfold(
-    plan: Int64s,
-    partial: Int64s,
-    tag: int,
-    fingerprint: int,
-    words: Int64s,
-    meta: Int64s,
-    table: Int64s,
-    old_table: Int64s,
-    data: Bytes,
-    offsets: Int64s,
-    lengths: Int64s,
-    items: Int64s,
-    count: int,
-    entities: Int64s,
-    row: Int64s,
-    stop_event: int,
-    stop_time: int,
-    time: Int64s,
-    records_max: int,
-    tails: Int64s,
-    outcome: Int64s,
-    long: Int64s,
-) -> tuple[bool, int]:
-    """`take_in` to an empty workspace, for events of these times: whether a value was other than FOLDED.
-
-    Returns also of how many values the tail is to be folded for good, whose numbers `long` (K) gets: where it
-    has more than `records_max` records and more bytes than the snapshot, or where the snapshot is so old that
-    it may soon be forgotten.
-    """
-    for at in range(len(table)):
-        table[at] = 0
-    for at in range(len(meta)):
-        meta[at] = 0
-    slabs.lay_out(words, meta)
-    take_in(
-        plan, partial, tag, fingerprint, words, meta, table, old_table, data, offsets, lengths, items, count,
-        entities, row, stop_event, stop_time, tails, outcome,
-    )  # fmt: skip
-    newest = 0
-    for i in range(len(time)):
-        newest = max(newest, time[i])
-    other = False
-    found = 0
-    for k in range(count):
-        if outcome[k] != FOLDED:
-            other = True
-            continue
-        size = tails[k, TAIL_BYTES]
-        keeps = entity_of(plan, entities[k, 1], ledger.E_RETENTION)
-        is_long = tails[k, RECORDS] > records_max and size > tails[k, SNAPSHOT_BYTES]
-        if is_long or (size > 0 and newest - tails[k, SINCE] > keeps):
-            long[found] = k
-            found += 1
-    return other, found
-
-
-@jit
-def take_in(
-    plan: Int64s,
-    partial: Int64s,
-    tag: int,
-    fingerprint: int,
-    words: Int64s,
-    meta: Int64s,
-    table: Int64s,
-    old_table: Int64s,
-    data: Bytes,
-    offsets: Int64s,
-    lengths: Int64s,
-    items: Int64s,
-    count: int,
-    entities: Int64s,
-    row: Int64s,
-    stop_event: int,
-    stop_time: int,
-    tails: Int64s,
-    outcome: Int64s,
-) -> None:
-    """Fold values (item items[k] of `offsets`, `lengths` for entity k of `entities`) into slabs.
-
-    Reservations that are granted are marked in `data` (GRANTED). `partial` is the plan as records of others
-    move it, a row for each way (Plans.converted); `row` (1, W) is a `transition.blank`. A value is folded up
-    to the first record of event `stop_event` at `stop_time` (STOPPED), where that is not 0. Writes of each
-    value what its columns say (tails (K, TAIL_SIZE); SINCE is the time of its snapshot, else of its first
-    record), and what became of it (outcome (K)). Of one that is FOREIGN, that is of another plan, or BROKEN,
-    no slab is made.
-    """
-    plan = pointer(plan, 0)
-    for k in range(count):
-        for column in range(TAIL_SIZE):
-            tails[k, column] = 0
-        outcome[k] = FOLDED
-        item = items[k]
-        if lengths[item] != NIL:
-            outcome[k] = take_in_one(
-                plan, partial, tag, fingerprint, words, meta, table, old_table, data, offsets[item],
-                offsets[item] + lengths[item], entities[k, 0], entities[k, 1], row, stop_event, stop_time,
-                tails, k,
-            )  # fmt: skip
-
-
-@jit
-def take_in_one(
-    plan: Int64s,
-    partial: Int64s,
-    tag: int,
-    fingerprint: int,
-    words: Int64s,
-    meta: Int64s,
-    table: Int64s,
-    old_table: Int64s,
-    data: Bytes,
-    at: int,
-    end: int,
-    key: int,
-    e: int,
-    row: Int64s,
-    stop_event: int,
-    stop_time: int,
-    tails: Int64s,
-    k: int,
-) -> int:
-    """`take_in` of one value, data[at:end]."""
-    judged = survey(plan, len(partial), tag, fingerprint, data, at, end, e)
-    if judged != FOLDED:
-        return judged
-    s = 0
-    start = at
-    tails[k, SINCE] = NONE
-    while end - at >= packing.HEADER and data[at] == MAGIC_0 and data[at + 1] == MAGIC_1:
-        size = get_raw(data, at + 4, 4)
-        if get_raw(data, at + 8, 8) == fingerprint:
-            s = slabs.create(plan, words, meta, table, old_table, key, e, size)
-            if (
-                packing.unpack(
-                    plan,
-                    data,
-                    at + packing.HEADER,
-                    at + packing.HEADER + size,
-                    words,
-                    s,
-                    e,
-                    slabs.room_in(words, s),
-                )
-                < 0
-            ):
-                slabs.forget(words, meta, table, old_table, s)
-                return BROKEN
-            tails[k, SINCE] = words[s]
-        at += packing.HEADER + size
-    tails[k, SNAPSHOT_BYTES] = at - start
-    tails[k, TAIL_BYTES] = end - at
-    if tails[k, SINCE] == NONE and at < end:
-        tails[k, SINCE] = get_raw(data, at + HEAD, 8)
-    first = entity_of(plan, e, E_RECORD)
-    record = pointer(row, first)
-    while at < end:
-        head = get_raw(data, at, 8)
-        kind, size, number = head & 0xFF, head >> 8 & 0xFF, head >> 16 & 0xFF
-        time = get_raw(data, at + HEAD, 8)
-        event = get_raw(data, at + HEAD + 8, 8)
-        if stop_event != 0 and event == stop_event and time == stop_time and kind < RELEASE:
-            return STOPPED
-        if kind == RECORD:
-            for j in range(size):
-                record[j] = get_raw(data, at + HEAD + 8 * j, 8)
-            by = plan if number == 0 else pointer(partial, (number - 1) * partial.shape[1])
-            if s == 0:  # with room for all that follows, which would move it again and again
-                growth = min(entity_of(plan, e, ledger.E_GROWTH), 4 * (size + 1))
-                s = slabs.create(
-                    plan, words, meta, table, old_table, key, e, growth * ((end - at) // (HEAD + 8 * size))
-                )
-            s = slabs.fold(by, words, meta, table, old_table, key, s, e, pointer(row, 0))
-        elif kind != VOID:
-            cell = entity_of(plan, e, E_CELLS) + number
-            amount = get_raw(data, at + HEAD + 16, 8)
-            last = get_raw(data, at + HEAD + 24, 8)
-            if kind == RESERVE:
-                if book(plan, words, meta, table, old_table, e, cell, key, time, amount, last):
-                    put_raw(data, at + AT_MOST, GRANTED, 8)
-            else:
-                slabs.give_hold_back(plan, words, meta, table, old_table, e, cell, key, last, amount)
-            s = slabs.locate(meta, table, old_table, key)
-        tails[k, RECORDS] += 1
-        at += HEAD + 8 * size
-    return FOLDED
-
-
-@jit
-def survey(
-    plan: Int64s, partials: int, tag: int, fingerprint: int, data: Bytes, at: int, end: int, e: int
-) -> int:
-    """Whether a value is whole, and all of this plan: FOLDED, FOREIGN or BROKEN."""
-    sections = 0
-    own = 0
-    while end - at >= packing.HEADER and data[at] == MAGIC_0 and data[at + 1] == MAGIC_1:
-        sections += 1
-        own += get_raw(data, at + 8, 8) == fingerprint
-        at += packing.HEADER + get_raw(data, at + 4, 4)
-    foreign = sections > 0 and own == 0
-    width = entity_of(plan, e, E_WIDTH)
-    while at < end:
-        if at + HEAD > end:
-            return BROKEN
-        head = get_raw(data, at, 8)
-        kind, size, number = head & 0xFF, head >> 8 & 0xFF, head >> 16 & 0xFF
-        if at + HEAD + 8 * size > end:
-            return BROKEN
-        if head >> 24 & 0xFF_FFFF_FFFF != tag:
-            foreign = True
-        elif kind == RECORD or kind == VOID:
-            if size != width or (kind == RECORD and number > partials):
-                return BROKEN
-        elif kind == RESERVE or kind == RELEASE:
-            if size != (5 if kind == RESERVE else 4) or number >= entity_of(plan, e, ledger.E_CELLS_N):
-                return BROKEN
-            if cell_of(plan, entity_of(plan, e, E_CELLS) + number, ledger.C_KIND) != HOLDS:
-                return BROKEN
-        else:
-            return BROKEN
-        at += HEAD + 8 * size
-    if at != end:
-        return BROKEN
-    return FOREIGN if foreign else FOLDED
-
-
-@jit
-def book(
-    plan: Int64s,
-    words: Int64s,
-    meta: Int64s,
-    table: Int64s,
-    old_table: Int64s,
-    e: int,
-    cell: int,
-    key: int,
-    time: int,
-    amount: int,
-    most: int,
-) -> bool:
-    """Hold an amount of a limit where there is room for it; whether there was."""
-    slab = pointer(words, 0)
-    s = slabs.locate(meta, table, old_table, key)
-    already = ledger.held(plan, slab, s, e, cell, time) if s != 0 else 0
-    if already + amount > most:
-        return False
-    if amount != 0:
-        if s == 0:
-            s = slabs.create(plan, words, meta, table, old_table, key, e, 2)
-        else:
-            s = slabs.make_room(plan, words, meta, table, old_table, key, s, e, 2)
-        ledger.advance(plan, slab, s, e, time)
-        bucket = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time)
-        ledger.hold(plan, slab, s, e, cell, bucket, amount)
-    return True
 
 
 @jit

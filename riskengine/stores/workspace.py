@@ -8,7 +8,7 @@ from riskengine import ledger
 from riskengine.features import FeatureSet
 from riskengine.ledger import Int64s
 from riskengine.packing import Bytes
-from riskengine.stores import slabs, wire
+from riskengine.stores import memo, slabs, values, wire
 from riskengine.stores.transition import blank
 
 
@@ -21,7 +21,7 @@ class Scratch:
         self.entities = np.empty((size, 4), np.int64)
         self.sizes, self.pieces, self.items = np.empty((3, size), np.int64)
         self.outcome, self.long = np.empty((2, size), np.int64)
-        self.tails = np.empty((size, wire.TAIL_SIZE), np.int64)
+        self.tails = np.empty((size, values.TAIL_SIZE), np.int64)
         self.numbers = np.empty(n, np.int64)
         self.groups = np.empty((min(parts, size + n) + 1, wire.GROUP_SIZE), np.int64)
         self.claimants = np.empty(n + (size if parts > 1 else 0), np.int64)
@@ -63,6 +63,7 @@ class Workspace:
         self.table = self._table(1, self._tables)
         self.old_table = np.zeros(2, np.int64)
         self.row = np.zeros((1, 1), np.int64)
+        self.memo = memo.memory()
         self.snapshot = np.empty(1 << 15, np.uint8)  # room to pack one in
         self._out = np.empty(1 << 16, np.uint8)
         self._traces = np.empty(0, np.uint8)
@@ -83,6 +84,7 @@ class Workspace:
         self._fixed = int((fixed + features.plan.running[:, ledger.T_WORDS]).max(initial=8))
         self._growth = int(plan[:, ledger.E_GROWTH].sum())
         self.row = blank(features)[np.newaxis]
+        memo.forget(self.memo)
         self._kinds, self._limits, self._parts = len(features.entities), len(features.limit_names), parts
         self._scratch = Scratch(_power(0), self._kinds, parts)  # also for a batch of none
         self._rooms.clear()
