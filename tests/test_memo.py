@@ -87,7 +87,7 @@ class Reader:
         count, work = len(found), self.work
         lengths = np.array([len(value) if value else -1 for value in found], np.int64)
         offsets = np.concatenate(([0], np.cumsum(lengths.clip(0))[:-1])).astype(np.int64)
-        data = as_array(bytearray(b"".join(found) + bytes(8)))
+        data = np.frombuffer(bytearray(b"".join(found) + bytes(8)), np.uint8)
         work.begin(count, len(data), count)
         tails, outcome = np.zeros((count, values.TAIL_SIZE), np.int64), np.empty(count, np.int64)
         long = np.empty(count, np.int64)
