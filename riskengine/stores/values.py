@@ -33,9 +33,9 @@ from riskengine.packing import Bytes, get_raw, put_raw
 from riskengine.stores import memo as memory
 from riskengine.stores import slabs
 from riskengine.stores.memo import (
+    BYTES_MIN,
     DIGEST,
     LENGTH,
-    RECORDS_MIN,
     call_entry,
     call_slot,
     digest,
@@ -161,15 +161,14 @@ def take_in(
     of those all marks are needed.
     """
     plan = pointer(plan, 0)
-    if len(memo) > 0:
-        for k in range(min(2 * AHEAD, count)):
-            call_slot(memo, entities[k, 0])
-    for k in range(count):
-        if len(memo) > 0:
-            if k + 2 * AHEAD < count:
-                call_slot(memo, entities[k + 2 * AHEAD, 0])
-            if k + AHEAD < count:
-                call_entry(memo, entities[k + AHEAD, 0])
+    ahead = len(memo) > 0
+    for k in range(-2 * AHEAD if ahead else 0, count):
+        if ahead and k + 2 * AHEAD < count and lengths[items[k + 2 * AHEAD]] >= BYTES_MIN:
+            call_slot(memo, entities[k + 2 * AHEAD, 0])
+        if ahead and 0 <= k + AHEAD < count and lengths[items[k + AHEAD]] >= BYTES_MIN:
+            call_entry(memo, entities[k + AHEAD, 0])
+        if k < 0:
+            continue
         for column in range(TAIL_SIZE):
             tails[k, column] = 0
         outcome[k] = FOLDED
@@ -208,7 +207,7 @@ def take_in_one(
 ) -> int:
     """`take_in` of one value, data[at:end]."""
     length = end - at
-    remembers = len(memo) > 0 and stop_event == 0
+    remembers = len(memo) > 0 and length >= BYTES_MIN and stop_event == 0
     entry = recall(memo, key, data, at, end) if remembers else -1
     mark = 0
     if remembers:  # before anything in it is marked as granted
@@ -234,8 +233,7 @@ def take_in_one(
         plan, partial, words, meta, table, old_table, data, at, end, key, s, e, row, stop_event, stop_time,
         tails, k,
     )  # fmt: skip
-    many = tails[k, RECORDS] >= RECORDS_MIN or tails[k, SNAPSHOT_BYTES] > 0
-    if remembers and s != 0 and many and known < length:
+    if remembers and s != 0 and known < length:
         keep(memo, key, length, mark, tails[k, RECORDS], tails[k, SNAPSHOT_BYTES], tails[k, SINCE], words, s)
     return ended
 
