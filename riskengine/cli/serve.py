@@ -20,6 +20,8 @@ from riskengine.errors import RiskEngineError
 
 if TYPE_CHECKING:
     from riskengine.engine import Engine
+    from riskengine.service.access import Access
+    from riskengine.service.settings import Settings
 
 
 def serve(
@@ -82,12 +84,10 @@ def serve(
 
     Every option has a variable too: --port is RISKENGINE_PORT. The routes are at /docs.
     """
-    from riskengine.policy import load_definition
     from riskengine.service import logs
     from riskengine.service import port as port_of
     from riskengine.service.access import Access
     from riskengine.service.settings import Settings
-    from riskengine.service.workers import Supervisor, command
 
     folder = str(rules_folder(rules)) if rules is not None or not os.environ.get("RISKENGINE_RULES") else None
     settings = Settings.read(
@@ -115,7 +115,15 @@ def serve(
             "score`, or listen on 127.0.0.1."
         )
     port_of.check_tls(settings)
-    logs.set_up(settings.log)
+    with logs.written(settings.log):
+        _serve(settings, access)
+
+
+def _serve(settings: Settings, access: Access) -> None:
+    from riskengine.policy import load_definition
+    from riskengine.service import port as port_of
+    from riskengine.service.workers import Supervisor, command
+
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves: what it starts with is read just now
     tell = say if settings.log == "text" else logging.getLogger("riskengine.serve").info
     listening = port_of.take_port(settings)

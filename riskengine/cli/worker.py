@@ -35,10 +35,9 @@ def _work() -> None:
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     settings, folder = task.settings, Path(task.folder)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves: what it starts with is read just now
-    logs.set_up(settings.log, task.slot)
     access = Access(Path(settings.keys), folder)
     told = compiling_told() if settings.log == "text" else nullcontext()
-    with told, socket.socket(fileno=task.socket) as listening:
+    with logs.written(settings.log, task.slot), told, socket.socket(fileno=task.socket) as listening:
         from riskengine.service import server
 
         server.run(

@@ -12,7 +12,8 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -34,10 +35,11 @@ _USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asc
 _outlets: Final[list[Outlet]] = []  # that of this process
 
 
-def set_up(form: Form, worker: int | None = None) -> None:
+@contextmanager
+def written(form: Form, worker: int | None = None) -> Iterator[None]:
     """Have everything that `riskengine` logs written to standard error, each record a line.
 
-    From here on nothing that this process says there waits for who reads it.
+    Inside, nothing that this process says there waits for who reads it.
     """
     formatter = _Json(worker) if form == "json" else _Text()
     outlet = Outlet.instead(lambda n: formatter.format(_untaken(n)))
@@ -53,6 +55,12 @@ def set_up(form: Form, worker: int | None = None) -> None:
         other.handlers = [handler]
         other.setLevel(logging.ERROR)
         other.propagate = False
+    try:
+        yield
+    finally:
+        if outlet is not None:
+            outlet.leave()
+            handler.setStream(sys.stderr)
 
 
 def dropped() -> int:

@@ -6,7 +6,6 @@ judge with an alert to tell of, under its lock, or the event loop. What finds no
 
 from __future__ import annotations
 
-import atexit
 import io
 import os
 import select
@@ -14,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TextIO
 
 BYTES_MAX: Final = 1 << 20  # that wait; some 5,000 lines
 WRITE_BYTES: Final = getattr(select, "PIPE_BUF", 512)  # at once: of workers on one pipe none cuts another's
@@ -39,12 +38,13 @@ class Outlet(io.TextIOBase):
         self._full = False  # nothing is taken in until half of it is written: one report, not one a line
         self._untold = 0  # of `dropped`
         self._ends = False
+        self._before: TextIO | None = None  # sys.stderr
         self.dropped = 0
         threading.Thread(target=self._work, name="riskengine-stderr", daemon=True).start()
 
     @classmethod
     def instead(cls, report: Callable[[int], str]) -> Outlet | None:
-        """Put one in the place of sys.stderr, until the process ends; None where that leads to no file."""
+        """Put one in the place of sys.stderr, until `leave`; None where that leads to no file."""
         before = sys.stderr
         fd, encoding = None, "utf-8"
         # None: closed before we were started, and by now its number may be that of another file.
@@ -55,8 +55,8 @@ class Outlet(io.TextIOBase):
             except (OSError, ValueError):  # a test's
                 return None
         outlet = cls(fd, encoding, report)
+        outlet._before = before
         sys.stderr = outlet
-        atexit.register(outlet._leave)
         return outlet
 
     def write(self, text: str) -> int:
@@ -88,6 +88,14 @@ class Outlet(io.TextIOBase):
             self._ends = True
             self._changed.notify_all()
         return is_done
+
+    def leave(self) -> None:
+        """Let sys.stderr be what it was, once everything is written.
+
+        Where nobody reads it, this stays in its place: what is still said is lost, and waits for nobody.
+        """
+        if self.end(DRAIN_SECONDS) and sys.stderr is self:
+            sys.stderr = self._before
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # typeshed has it as an attribute
@@ -168,7 +176,3 @@ class Outlet(io.TextIOBase):
             except OSError:  # its reader is gone, its disk is full
                 return False
         return True
-
-    def _leave(self) -> None:
-        """The process ends: what is still said goes where it would go without this."""
-        sys.stderr = sys.__stderr__ if self.end(DRAIN_SECONDS) else None
