@@ -222,20 +222,18 @@ class Scorer:
         shape = len(places), REASONS_MAX
         features, parts, values = np.empty(shape, np.int64), np.empty(shape), np.empty(shape)
         blame(shares, p, cells, self.columns, places, features, parts, values)
-        told = self.told
-        return [
-            tuple(
-                [
-                    # NaN is not itself: nothing would be found again by it; and -0.0 is 0.0.
-                    Reason(
-                        told[at][0], _message(*told[at][1:], value + 0.0 if value == value else None), part
-                    )
-                    for at, value, part in zip(*row, strict=True)
-                    if part >= REASON_RISK_MIN
-                ]
-            )
-            for row in zip(features.tolist(), values.tolist(), parts.tolist(), strict=True)
-        ]
+        found: list[tuple[Reason, ...]] = []
+        for row in zip(features.tolist(), values.tolist(), parts.tolist(), strict=True):
+            reasons: list[Reason] = []
+            for at, value, part in zip(*row, strict=True):
+                if part < REASON_RISK_MIN:
+                    break  # and so are the others: the greatest is first
+                rule, name, kind = self.told[at]
+                # NaN is not itself: nothing would be found again by it; and -0.0 is 0.0.
+                message = _message(name, kind, value + 0.0 if value == value else None)
+                reasons.append(Reason(rule, message, part))
+            found.append(tuple(reasons))
+        return found
 
 
 @jit
@@ -301,5 +299,5 @@ def _message(name: str, kind: str, value: float | None) -> Message:
 def _said(value: float, kind: str) -> str:
     if kind == "bool":
         return "true" if value else "false"
-    said = f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"
+    said = str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
     return f"{said} s" if kind == "duration" else said
