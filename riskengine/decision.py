@@ -12,6 +12,7 @@ from riskengine.answer import ModelScore as ModelScore
 from riskengine.answer import Reason as Reason
 from riskengine.hashing import Words, sip24_words
 from riskengine.kernel import jit, jit_allocating
+from riskengine.rooms import Empty
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -33,11 +34,11 @@ class Verdict(msgspec.Struct, frozen=True, eq=False, gc=False):
     names: Words  # (n, 2)
 
     @classmethod
-    def room(cls, n: int, width: int) -> Verdict:
+    def room(cls, n: int, width: int, empty: Empty = np.empty) -> Verdict:
         """Room for n events and `width` rules and limits."""
         return cls(
-            np.empty((n, width), np.uint8), np.zeros(n), np.empty(n), np.empty(n, np.int64),
-            np.empty(n, np.uint8), np.empty(n, np.int64), np.empty((n, 2), np.uint64),
+            empty((n, width), np.uint8), np.zeros(n), empty(n), empty(n, np.int64),
+            empty(n, np.uint8), empty(n, np.int64), empty((n, 2), np.uint64),
         )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from riskengine.ledger import L_DIGITS
 from riskengine.models import asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time
+from riskengine.rooms import ROOM_MAX, Empty, Rooms
 from riskengine.spreading import Spreading, described, journaled, shown, standing
 from riskengine.stores import Info, Store, StoreError
 from riskengine.stores.memory import MemoryStore, size_of
@@ -699,9 +699,9 @@ class Engine:
             nows = self._clock() if now is None else now
             room = None
             if isinstance(events, _BATCHES):
-                if len(events) == 1:
+                if 0 < len(events) <= ROOM_MAX:
                     rooms = mine(self._rooms) if self._store.waits else self._rooms
-                    room = rooms.of(policy)
+                    room = rooms.of(policy, len(events))
                 batch, errors = policy.schema.parse(events, nows, room)
             elif isinstance(events, Sequence):
                 batch, errors = policy.schema.parse(events, nows)
@@ -862,16 +862,11 @@ class State(NamedTuple):
     holds: dict[str, float]
 
 
-class _Rooms(threading.local):
-    """Each thread's room (and each fiber's) to parse lone events in, used again for the next one."""
+class _Rooms(Rooms[Policy, parsing.Room]):
+    """To parse events in."""
 
-    _policy: Policy | None = None
-    _room: parsing.Room
-
-    def of(self, policy: Policy) -> parsing.Room:
-        if self._policy is not policy:
-            self._policy, self._room = policy, policy.schema.room(1)
-        return self._room
+    def make(self, policy: Policy, n: int, empty: Empty) -> parsing.Room:
+        return policy.schema.room(n, empty)
 
 
 def _open_shared(url: str, policy: Policy) -> Store:

@@ -56,6 +56,7 @@ from riskengine.normal import (
     to_minor,
 )
 from riskengine.reading import ASCII_SPACE, Reading, read, read_label
+from riskengine.rooms import Empty
 
 __all__ = [
     "Batch", "Label", "Schema", "claim", "decode_line", "derive_keys", "event_hash", "to_minor",
@@ -426,19 +427,19 @@ class Schema:
         )  # fmt: skip
         return parsed, errors
 
-    def room(self, n: int) -> Room:
+    def room(self, n: int, empty: Empty = np.empty) -> Room:
         """Room for a batch of n events."""
         strings, columns = len(self.strings), len(self.numbers)
-        cells = Cells.room(n, strings, columns)
+        cells = Cells.room(n, strings, columns, empty)
         text = bytearray(LONE_TEXT_MAX + self._tail + 1 if n == 1 else 0)
         head = bytearray(24 + (8 * (1 + columns) if n == 1 else 0))
-        now = np.frombuffer(head, _I64, 1) if n == 1 else np.empty(n, _I64)
+        now = np.frombuffer(head, _I64, 1) if n == 1 else empty(n, _I64)
         return Room(
             cells, text, np.frombuffer(text, np.uint8), head, np.frombuffer(head, _F64, -1, 24),
-            np.frombuffer(head, _I64, 2, 8), _Lone(), np.arange(n), now, np.empty(n, _I64),
-            np.empty(n, _BOOL), np.empty(n, _BOOL),
-            np.empty((n, strings), _U64), np.empty((n, len(self.entities)), _U64), np.empty(n, _U64),
-            np.empty((n, 2), _U64), np.empty((n, 2), _U64), np.empty((n, 2), _U64),
+            np.frombuffer(head, _I64, 2, 8), _Lone(), np.arange(n), now, empty(n, _I64),
+            empty(n, _BOOL), empty(n, _BOOL),
+            empty((n, strings), _U64), empty((n, len(self.entities)), _U64), empty(n, _U64),
+            empty((n, 2), _U64), empty((n, 2), _U64), empty((n, 2), _U64),
         )  # fmt: skip
 
     def _finish(

@@ -65,6 +65,7 @@ from riskengine.ledger import (
     Plan,
 )
 from riskengine.program import Layout, Program, compile, executing
+from riskengine.rooms import Empty
 from riskengine.tables import TableSet
 
 SEVERITY: Final = {"allow": 0, "review": 1, "challenge": 2, "deny": 3}
@@ -180,17 +181,17 @@ class FeatureSet:
         """
         return _Compiler(definition, schema, layout, hasher).compile()
 
-    def room(self, n: int, lasting: bool = False) -> Room:
+    def room(self, n: int, lasting: bool = False, empty: Empty = np.empty) -> Room:
         """Room for a batch of n events; a lasting one is for one lone event after another."""
-        cells = np.empty((self.layout.width, n))
+        cells = empty((self.layout.width, n))
         strings = n, self.layout.strings_width
         return Room(
             cells,
             cells.view(np.int64),
-            np.empty((n, self.record_words), np.int64),
-            np.empty((n, len(self.entities)), np.int64),
-            np.empty((n, len(self.texts) * TEXT_WORDS), np.int64),
-            (np.empty(strings, np.int64), np.empty(strings, np.int32), np.empty(strings, np.uint64))
+            empty((n, self.record_words), np.int64),
+            empty((n, len(self.entities)), np.int64),
+            empty((n, len(self.texts) * TEXT_WORDS), np.int64),
+            (empty(strings, np.int64), empty(strings, np.int32), empty(strings, np.uint64))
             if self.more_strings
             else None,
             [] if lasting else None,

@@ -28,6 +28,7 @@ from riskengine.normal import (
     parse_time,
     tidy,
 )
+from riskengine.rooms import Empty
 
 Ints = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -57,12 +58,12 @@ class Cells(NamedTuple):
     network: Bytes  # [9]
 
     @classmethod
-    def room(cls, n: int, strings: int, columns: int) -> Cells:
+    def room(cls, n: int, strings: int, columns: int, empty: Empty = np.empty) -> Cells:
         """Room for n rows."""
-        numbers = np.empty((n, columns))
+        numbers = empty((n, columns))
         return cls(
-            np.empty(n, np.int32), np.empty((n, strings), np.int64), np.empty((n, strings), np.int32),
-            numbers, np.empty(n * (5 + strings + columns), np.int64), numbers.view(np.uint64),
+            empty(n, np.int32), empty((n, strings), np.int64), empty((n, strings), np.int32),
+            numbers, empty(n * (5 + strings + columns), np.int64), numbers.view(np.uint64),
             np.empty(4 + strings + columns, np.uint64), np.empty(8, np.int64), np.empty(9, np.uint8),
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from riskengine.hashing import signed
 from riskengine.kernel import Call, Holder, bind
 from riskengine.ledger import Int64s
 from riskengine.models import REASON_RISK_MIN
+from riskengine.rooms import Empty, Rooms
 from riskengine.served import Served
 from riskengine.spreading import Found, Spreading, Touch, journaled
 from riskengine.stores import NONE_MET, Claim, Followed, Lives, Loss, Met, Store, StoreError
@@ -138,15 +138,15 @@ class Judge:
             left += [i if part is None else part[i] for i in undecided]
             self._sweep(int(nows[-1]), own.n)
 
-    def decide(self, batch: Batch, now: int | Int64s, features: bool, is_lone: bool = False) -> list[Result]:
+    def decide(self, batch: Batch, now: int | Int64s, features: bool, in_room: bool = False) -> list[Result]:
         """Tell retries from new events, and judge the new ones in order.
 
-        `is_lone`: it is one event, in a room that the next is parsed in.
+        `in_room`: whoever asks is done with the batch before this thread, or fiber, asks for another.
         """
         room = None
-        if is_lone:
+        if in_room and batch.n:
             rooms = mine(self._rooms) if self.store.waits else self._rooms
-            room = rooms.of(self.policy)
+            room = rooms.of(self.policy, batch.n)
         self.lines = self._lines = None
         if batch.n == 1:
             decided = self._decide_one(batch, now if isinstance(now, int) else int(now[0]), features, room)
@@ -163,7 +163,7 @@ class Judge:
         if batch.n > 1 and batch.follows is None and sure:  # one alone that comes here has been met
             names = [keys[at : at + 16] for at in range(0, 16 * batch.n, 16)]
             if len(set(names)) == batch.n and claims.keys().isdisjoint(names):
-                return self._decide_new(batch, names, contents, arrived, now, features)
+                return self._decide_new(batch, names, contents, arrived, now, features, room)
         results: list[Result | None] = [None] * batch.n
         entered: list[Claim] = []
         new: list[int] = []
@@ -200,7 +200,8 @@ class Judge:
                     followed = self._followed(own)
                 except StoreError as error:
                     away = error
-            judged, first, met = self._judge(own, nows, counted, followed, features, room, away)
+            own_room = room if own.n == batch.n else None
+            judged, first, met = self._judge(own, nows, counted, followed, features, own_room, away)
             places = range(batch.n) if part is None else part
             for trace, i, decision in zip(range(first, first + own.n), places, judged, strict=True):
                 claim = entered[i]
@@ -243,7 +244,7 @@ class Judge:
 
     def _decide_new(
         self, batch: Batch, names: list[bytes], contents: bytes, arrived: list[int], now: int | Int64s,
-        features: bool,
+        features: bool, room: _Room | None,
     ) -> list[Result]:  # fmt: skip
         """`decide` where every event is new as far as is known here: in half the time."""
         serial, claim = self._serial, self.store.claim
@@ -251,7 +252,7 @@ class Judge:
             claim(name, contents[at : at + 16], when, serial)
             for name, at, when in zip(names, range(0, 16 * batch.n, 16), arrived, strict=True)
         ]
-        judged, first, met = self._judge(batch, now, True, None, features, None)
+        judged, first, met = self._judge(batch, now, True, None, features, room)
         for trace, known, decision in zip(range(first, first + batch.n), entered, judged, strict=True):
             known.decision = decision
             known.trace = trace
@@ -314,7 +315,6 @@ class Judge:
         will not have heard either.
         """
         policy, store = self.policy, self.store
-        lasting = room is not None
         if room is None:
             room = _Room.make(policy, batch.n, False)
         read_at = batch.time
@@ -332,7 +332,7 @@ class Judge:
             met = store.observe(touches, counted, followed)
         except StoreError as error:
             verdict = room.verdict
-            alone = self._judge_alone(touches, verdict, now, followed, features, error, lasting)
+            alone = self._judge_alone(touches, verdict, now, followed, features, error)
             return alone, 0, NONE_MET
         spread = None
         spreading = policy.spreading
@@ -359,7 +359,7 @@ class Judge:
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
-            served = Served(policy, found, decisions, now, met, sealer, lasting)
+            served = Served(policy, found, decisions, now, met, sealer)
             self._journal.append_later(served)
             self._lines = served.lines
         if counted and followed is None and self._shown is None:
@@ -423,7 +423,6 @@ class Judge:
         followed: Followed | None,
         features: bool,
         error: StoreError,
-        lasting: bool,
     ) -> list[Decision]:
         """Decide without the store, by what is known here and what each event's type says of that (`fail`).
 
@@ -450,7 +449,7 @@ class Judge:
         self.store.postpone(touches, decisions, held, policy.horizon_ms)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
-            self._journal.append_later(Served(policy, found, decisions, now, (), sealer, lasting))
+            self._journal.append_later(Served(policy, found, decisions, now, (), sealer))
         if followed is None:
             self._watch.take(found, verdict, now)
         return decisions
@@ -723,21 +722,16 @@ class _Room(NamedTuple):
     verdict: Verdict
 
     @classmethod
-    def make(cls, policy: Policy, n: int, lasting: bool) -> _Room:
+    def make(cls, policy: Policy, n: int, lasting: bool, empty: Empty = np.empty) -> _Room:
         width = len(policy.rules.names) + len(policy.features.limit_names)
-        return cls(policy.features.room(n, lasting), Verdict.room(n, width))
+        return cls(policy.features.room(n, lasting, empty), Verdict.room(n, width, empty))
 
 
-class _Rooms(threading.local):
-    """Each thread's and fiber's room for lone events, used again for the next: making it took 16 of 66 us."""
+class _Rooms(Rooms[Policy, _Room]):
+    """To judge events in: of a lone one, making it took 16 of 66 us."""
 
-    _policy: Policy | None = None
-    _room: _Room
-
-    def of(self, policy: Policy) -> _Room:
-        if self._policy is not policy:
-            self._policy, self._room = policy, _Room.make(policy, 1, True)
-        return self._room
+    def make(self, policy: Policy, n: int, empty: Empty) -> _Room:
+        return _Room.make(policy, n, n == 1, empty)
 
 
 def _parts(

@@ -50,7 +50,7 @@ class Served:
     """Decisions (n) with all that the journal keeps beside them: an `entries.Pending`.
 
     Nothing of the batch is held on to but, with a `sealer`, copies of the events: what is personal in them is
-    kept too, encrypted. `lasting`: the batch is a room that the next lone event is judged in.
+    kept too, encrypted.
     """
 
     __slots__ = ("_personal", "_record", "event_ids", "lines")
@@ -63,14 +63,13 @@ class Served:
         now: int | NDArray[np.int64],
         met: Collection[int] = (),
         sealer: Sealer | None = None,
-        lasting: bool = False,
     ) -> None:
         batch = found.batch
         extras = policy.masking.extras(batch)
         self._personal: _Personal | None = None
-        if lasting and not (met or extras or sealer):
+        if found.lone is not None and not (met or extras or sealer):
             line = _lines(decisions)
-            if len(line) <= _LINE_BYTES_MAX and found.lone is not None:
+            if len(line) <= _LINE_BYTES_MAX:
                 self.lines = line
                 self._record = _written(policy, found, line, now)
                 self.event_ids = batch.ids.copy()

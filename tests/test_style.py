@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "errors", "fibers", "kernel", "calendar", "geo", "hashing", "definition", "vocabulary", "source",
         "normal", "scalars", "sharing", "spreads", "intake", "reading", "columns", "event", "files",
-        "entries", "answer",
+        "entries", "answer", "rooms",
     ),
     # arithmetic on them
     ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",
