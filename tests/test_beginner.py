@@ -222,6 +222,31 @@ def test_ctrl_c_in_the_demo() -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["events.jsonl", "rules"]
 
 
+LOST = """
+import ctypes, time
+from riskengine.cli import exits
+
+def work():
+    print("within", flush=True)
+    time.sleep(60)
+
+exits.heed_interrupts()
+exits.sys.exit(exits.ended(lambda: (ctypes.CFUNCTYPE(None)(work)(), time.sleep(60))))
+"""
+
+
+def test_ctrl_c_in_a_callback_is_not_lost() -> None:
+    """What Python raises there it only prints; the command is to end all the same."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "within\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "interrupted\n")
+        assert process.returncode == 130
+
+
 def test_colours_only_where_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from riskengine.cli.app import app
-from riskengine.cli.exits import ended
+from riskengine.cli.exits import ended, heed_interrupts
 
 __all__ = ["app", "main", "run"]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process. RISKENGINE_DEBUG=1 shows tracebacks."""
+    heed_interrupts()
     sys.exit(run(arguments))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from riskengine.cli.terminal import say
 from riskengine.errors import EventError, PolicyError, RiskEngineError
@@ -15,6 +17,24 @@ FINDINGS: Final = 1  # a bad policy, a failed test, a rejected line
 USAGE: Final = 2  # it could not be done as it was given
 BUG: Final = 70
 INTERRUPTED: Final = 130
+AGAIN_SECONDS: Final = 0.01
+
+
+def heed_interrupts() -> None:
+    """Lose no Ctrl-C: what is raised in a callback of C code (numba's, as it loads a kernel) goes nowhere."""
+    otherwise = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt) or sys.platform == "win32":
+            otherwise(lost)
+            return
+        main = threading.main_thread().ident
+        assert main is not None, "it has begun"
+        again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
 
 
 def ended(command: Callable[[], object]) -> int:
