@@ -13,11 +13,12 @@
 -- its own (b).
 -- Answers a digit for each event, 1 where its decision stood; or -1 where the epoch is not the one expected.
 
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+local n = tonumber(ARGV[2])
+local found = redis.call('MGET', unpack(KEYS, 1, 1 + n))
+if found[1] ~= ARGV[1] then
   return -1
 end
 
-local n = tonumber(ARGV[2])
 local alone = '!!!!!!!!!!!'  -- what claims have in the place of a batch's name
 local stood = {}
 local marks = {}
@@ -26,7 +27,7 @@ for i = 1, n do
   local claim = KEYS[1 + i]
   local start = string.sub(claim, 1, -24)
   local decision = start .. 'd' .. string.sub(claim, -22)
-  local before = redis.call('GET', claim)
+  local before = found[1 + i]
   local batch = before and string.sub(before, 31, 41) or alone
   local together = batch ~= alone and redis.call('EXISTS', start .. 't' .. batch) == 1
   local first = before and not together and redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')

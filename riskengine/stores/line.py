@@ -299,32 +299,33 @@ class Line:
 
         Tried first, and waited for after: a socket with a timeout of its own asks each time whether it may.
         """
+        began, awake = 0.0, True
         while True:
             try:
-                return call(data)
+                done = call(data)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
                 if isinstance(error, ssl.SSLWantReadError):
                     event = select.POLLIN
                 elif isinstance(error, ssl.SSLWantWriteError):
                     event = select.POLLOUT
-            self._wait(event, deadline)
+            else:
+                if began:
+                    self._waited_s = time.monotonic() - began
+                return done
+            now = time.monotonic()
+            if not began:
+                began = now
+                awake = self._waited_s < AWAKE_S and YIELD is not None and current() is None
+            if awake and YIELD is not None and now - began < AWAKE_S:
+                YIELD()  # others are let in between tries, at the processor and the interpreter
+            else:
+                self._wait(event, deadline)
 
     def _wait(self, event: int, deadline: float) -> None:
         """Wait for an event of the connection. TimeoutError where there is none before the deadline."""
-        poll, began = self._poll, time.monotonic()
-        poll.modify(self._number, event)
-        if self._waited_s < AWAKE_S and YIELD is not None and current() is None:
-            until = began + AWAKE_S
-            while not poll.poll(0):  # others are let in between looks, at the processor and the interpreter
-                if time.monotonic() > until:
-                    break
-                YIELD()
-            else:
-                self._waited_s = time.monotonic() - began
-                return
-        if not ready(self._number, event, deadline - time.monotonic(), poll):
+        self._poll.modify(self._number, event)
+        if not ready(self._number, event, deadline - time.monotonic(), self._poll):
             raise TimeoutError
-        self._waited_s = time.monotonic() - began
 
 
 @cache

@@ -51,7 +51,7 @@ class Terms:
         self.epoch, self.plain_epoch = as_array(bulk(place.epoch)), as_array(place.epoch)
         # What is late is not counted: a partition's own claim need not outlive that.
         self.elsewhere_ms = self.fresh_ms + MARGIN_MS
-        entities = b" ".join(b"%d" % ms for ms in self.lives_ms)
+        entities = b"".join(b"%014d" % ms for ms in self.lives_ms)
         self.lives = b"%d" % UNDECIDED_MS, b"%d" % self.elsewhere_ms, entities
         self.claims_there_ms = self.elsewhere_ms if self.mask else UNDECIDED_MS
         self.enter_for(UNDECIDED_MS)
