@@ -17,7 +17,7 @@ from typing import Final
 
 from riskengine import ledger, packing
 from riskengine.cells import HOLDS
-from riskengine.kernel import jit, pointer
+from riskengine.kernel import jit, jit_inline, pointer
 from riskengine.ledger import (
     E_CELLS,
     E_GROWTH,
@@ -181,7 +181,7 @@ def take_in(
             )  # fmt: skip
 
 
-@jit
+@jit_inline
 def take_in_one(
     plan: Int64s,
     partial: Int64s,
@@ -238,7 +238,7 @@ def take_in_one(
     return ended
 
 
-@jit
+@jit_inline
 def take_up(
     plan: Int64s,
     partials: int,
@@ -287,7 +287,7 @@ def take_up(
     return s
 
 
-@jit
+@jit_inline
 def begin(
     plan: Int64s,
     fingerprint: int,
@@ -326,7 +326,7 @@ def begin(
     return s, at
 
 
-@jit
+@jit_inline
 def fold_tail(
     plan: Int64s,
     partial: Int64s,
