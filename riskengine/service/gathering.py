@@ -32,8 +32,8 @@ FEW: Final = 64  # events are always let in: how long they take is known too vag
 SURE_MOST: Final = 0.6
 SURE_LEAST: Final = 0.25
 # Of its time was left when it was answered. With 0.2 the last hundredth came to its caller after 48 to 52 ms
-# of 50, what it had waited in a socket included, which is not seen here; with this after 42 to 47. No less is
-# let in over a while: what is refused is what would wait.
+# of 50, what it had waited in a socket included, which is not seen here; with this after 42 to 48. In a step
+# as much is let in; of 256 callers that a slow machine cannot serve in time, more are refused.
 FINE: Final = 0.3
 UP: Final = 0.002  # a batch: three batches in a hundred may cut it fine
 INLINE_MAX: Final = 64  # events that the loop scores itself: some 2 ms, in which it reads nothing

@@ -299,7 +299,7 @@ class Line:
 
         Tried first, and waited for after: a socket with a timeout of its own asks each time whether it may.
         """
-        began, awake = 0.0, True
+        began, pause = 0.0, YIELD
         while True:
             try:
                 done = call(data)
@@ -315,9 +315,9 @@ class Line:
             now = time.monotonic()
             if not began:
                 began = now
-                awake = self._waited_s < AWAKE_S and YIELD is not None and current() is None
-            if awake and YIELD is not None and now - began < AWAKE_S:
-                YIELD()  # others are let in between tries, at the processor and the interpreter
+                pause = YIELD if self._waited_s < AWAKE_S and current() is None else None
+            if pause is not None and now - began < AWAKE_S:
+                pause()  # others are let in between tries, at the processor and the interpreter
             else:
                 self._wait(event, deadline)
 
