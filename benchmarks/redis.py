@@ -106,7 +106,7 @@ def measure() -> dict[str, Any]:
 
 
 def _leave_alone() -> None:
-    """Keep the collector from the events made so far: it took 0.3 s to look through them, in some run or other.
+    """Keep the collector from the events made so far: to look through them took it 0.3 s, now and then.
 
     Who has them come over a network never has so many.
     """

@@ -67,7 +67,7 @@ from riskengine.stores.moves import Entry, Moved, Moves
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.plans import TAG_HEX, LaidOut, Plans, packed
-from riskengine.stores.requests import ALONE, ENCODER, NO_ENTITIES, Asked, Requests
+from riskengine.stores.requests import ALONE, NO_ENTITIES, Asked, Requests
 from riskengine.stores.resp import Bytes, as_array, command
 from riskengine.stores.terms import Terms
 from riskengine.stores.traces import FOLLOWS_MAX, Trace
@@ -818,7 +818,7 @@ class RedisStore:
             rows = [i for i in rows if i not in asked.met and i not in asked.left_open]
         if asked.forgotten:  # what it moved is known from when it was decided
             name = self.place.claim_name(b"d", batch.claim[0].tobytes())
-            answer = ENCODER.encode(decisions[0])
+            answer = msgspec.msgpack.encode(decisions[0])
             request = command(("SET", name, answer, "PX", self._terms.fresh_ms, "NX"))
             self._link.tell(request, self.place.part_of(batch.claim[0].tobytes()))
             return

@@ -6,16 +6,15 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 
 from riskengine.decision import Decision
 from riskengine.features import Touches
 from riskengine.ledger import Int64s
 from riskengine.stores import Lives, Met, kept, values, wire
+from riskengine.stores.items import encoded
 from riskengine.stores.line import Reply
 from riskengine.stores.plans import MAGIC
 from riskengine.stores.resp import Bytes, as_array, bulk
@@ -25,7 +24,6 @@ from riskengine.stores.workspace import Room, Scratch, Workspace
 ALONE: Final = as_array(kept.ALONE)
 NO_CLAIMS: Final = np.empty((0, 2), np.int64)
 NO_ENTITIES: Final = np.empty((0, 4), np.int64)
-ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 @dataclass(eq=False, slots=True)
@@ -205,7 +203,7 @@ def concluding(
 ) -> Requests:
     """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
     touches, batch, scratch = asked.touches, asked.touches.batch, asked.scratch
-    answers, at = _encoded(decisions, rows)
+    answers, at = encoded([decisions[i] for i in rows])
     trace, n, names = terms.trace_bytes, len(rows), terms.prefix_size + 40
     back = asked.give_back.size
     out = work.room_for_request(
@@ -261,7 +259,7 @@ def concluding_all(
 ) -> memoryview:
     """The call of conclude_all.lua for the events `rows` of a batch."""
     touches, batch = asked.touches, asked.touches.batch
-    answers, at = _encoded(decisions, rows)
+    answers, at = encoded([decisions[i] for i in rows])
     names, traces = terms.prefix_size + 40, batch.n * (terms.trace_bytes + 4)
     back = asked.give_back.size
     out = work.room_for_request(
@@ -302,14 +300,6 @@ def concluding_all(
         work.room_for_traces(traces + 8),
     )
     return out[:end].data
-
-
-def _encoded(decisions: Sequence[Decision], rows: Sequence[int]) -> tuple[Bytes, Int64s]:
-    """Decisions one behind the other, and where each ends."""
-    answers = [ENCODER.encode(decisions[i]) for i in rows]
-    if len(answers) == 1:
-        return as_array(answers[0]), np.array([len(answers[0])])
-    return as_array(b"".join(answers)), np.array(list(accumulate(map(len, answers))))
 
 
 def _numbers(asked: Asked, rows: Sequence[int]) -> Int64s:
