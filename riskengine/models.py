@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +34,7 @@ NONE: Final = "none"  # where a policy or a person wants no model
 FOLDER: Final = "models"
 REASON: Final = "model:"  # before the feature in a reason's name; no rule or limit may have a colon
 REASONS_MAX: Final = 3
+KNOWN_MAX: Final = 256  # values of a feature
 REASON_RISK_MIN: Final = 0.05  # less of p than that is not worth a line, nor p the walk that asks why
 TINY: Final = 1e-300  # what no feature raised is divided by, instead of 0
 WITHOUT: Final = "say `model: none`"
@@ -187,7 +187,7 @@ class Scorer:
     forest: Forest
     calibration: Calibration
     columns: Int64s  # of cells, by feature of the model
-    told: tuple[tuple[str, str, str], ...]  # of each of those: the reason's name, its own, and its type
+    told: tuple[_Told, ...]  # of each of those
     strange: NDArray[np.bool_] | None  # by event type: not among those it was trained on; None: all were
 
     @classmethod
@@ -200,7 +200,7 @@ class Scorer:
             model.forest,
             model.calibration,
             np.array([features.columns[feature] for feature in names], np.int64),
-            tuple((REASON + feature, feature, features.types[feature]) for feature in names),
+            tuple(_Told(feature, features.types[feature]) for feature in names),
             strange if strange.any() else None,
         )
 
@@ -228,10 +228,8 @@ class Scorer:
             for at, value, part in zip(*row, strict=True):
                 if part < REASON_RISK_MIN:
                     break  # and so are the others: the greatest is first
-                rule, name, kind = self.told[at]
-                # NaN is not itself: nothing would be found again by it; and -0.0 is 0.0.
-                message = _message(name, kind, value + 0.0 if value == value else None)
-                reasons.append(Reason(rule, message, part))
+                told = self.told[at]
+                reasons.append(Reason(told.rule, told.known.get(value) or told.message(value), part))
             found.append(tuple(reasons))
         return found
 
@@ -288,12 +286,29 @@ def bind_all(
     return champion, tuple(bound(name) for name in definition.challengers)
 
 
-@lru_cache(maxsize=4_096)  # whole numbers, most of them, and small ones: 0.1 us instead of 0.8
-def _message(name: str, kind: str, value: float | None) -> Message:
-    if value is None:
-        return Message(f"{name} 缺失", f"{name} is missing")
-    said = f"{name} = {_said(value, kind)}"
-    return Message(said, said)
+class _Told:
+    """A feature as reasons tell of it; of values that it had of late it is `known` what they say.
+
+    They are whole numbers, most of them, and small ones: found, a message takes 0.1 us, and made, 0.8.
+    """
+
+    __slots__ = ("_kind", "_missing", "_name", "known", "rule")
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.rule = REASON + name
+        self.known: dict[float, Message] = {}
+        self._name, self._kind = name, kind
+        self._missing = Message(f"{name} 缺失", f"{name} is missing")
+
+    def message(self, value: float) -> Message:
+        """What a value says that is not known yet, or is missing (NaN): that one is never found again."""
+        if value != value:
+            return self._missing
+        said = f"{self._name} = {_said(value + 0.0, self._kind)}"  # where -0.0 is 0.0
+        if len(self.known) >= KNOWN_MAX:
+            self.known.clear()
+        message = self.known[value] = Message(said, said)
+        return message
 
 
 def _said(value: float, kind: str) -> str:
