@@ -9,8 +9,8 @@ usually done for sliding windows in Redis: for each entity of an event a sorted 
 pipeline adds, from which it removes what is too old, and in which it counts a window. The wheel's server
 takes its memory from the C library, which costs a script that writes 1.3 to 2 times the processor time;
 servers are shipped with jemalloc, which is put in its place here where the machine has it.
-Where keys come as fast as others expire, the server's tables of keys keep their size; while they grow, for
-0.3 s, a command takes it 2 to 4 times as long. Waits at 70 % of the peak are told of both (`*_growing`).
+Where keys come as fast as others expire, the server's tables of keys keep their size, and so they do here.
+While they grow, for 0.3 s, a command takes it 2 to 4 times as long: `*_growing` tells how long events wait.
 RISKENGINE_REDIS_EVENTS sets how many events the hot entity gets (1,000,000 for a state that is full).
 """
 
@@ -65,6 +65,8 @@ ROUNDS: Final = 2
 PEER_EVENTS: Final = 3_000
 FILE: Final = {"appendonly": "yes", "appendfsync": "everysec", "auto-aof-rewrite-percentage": "0"}
 PACED_S: Final = 3.0
+STEADY: Final = 480_000  # keys: the server's tables have just grown, ...
+FULL: Final = 880_000  # ... and grow again soon
 FILL: Final = 10_000
 FILLING: Final = "for i = 1, ARGV[1] do redis.call('SET', KEYS[1] .. ':' .. i, '', 'PX', 3600000) end"
 LOOK_S: Final = 0.0004
@@ -90,16 +92,18 @@ def measure() -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
             rules, pack = with_model(Path(folder), SIX), with_model(Path(other), PACK)
-            with _server(cores[0], **FILE) as (port, pid):
+            with _steady(cores[0]) as (port, pid):
                 url = f"redis://127.0.0.1:{port}/0"
                 for of in (rules, pack):
                     _check(of, url, stream[:CHECKED])
                 results |= _busy(rules, url, pid, stream)
-                results |= {f"pack_{name}": found for name, found in _busy(pack, url, pid, stream).items()}
                 results |= _lone(rules, url, port, stream)
                 results |= _hot(rules, url, stream)
                 results |= _peer(port, stream, results["per_s"], results["keys_an_event"])
-            with _server(cores[0], **FILE) as (port, _):
+            with _steady(cores[0]) as (port, pid):
+                busy = _busy(pack, f"redis://127.0.0.1:{port}/0", pid, stream)
+                results |= {f"pack_{name}": found for name, found in busy.items()}
+            with _steady(cores[0]) as (port, _):
                 results |= _paced(rules, port, 0.7 * results["per_s"])
             for shards in SHARDS:
                 results |= _sharded(rules, cores[0], shards, stream)
@@ -233,11 +237,9 @@ def _paced(rules: Path, port: int, rate: float) -> dict[str, Any]:
     events = traffic(CHECKED + int(PACED_S * rate))
     few = _at_few(events)
     _leave_alone()
-    # Between two sizes of the server's tables, and just before they grow.
-    for name, stream, keys in (("", events, 480_000), ("_compacting", few, 0), ("_growing", events, 880_000)):
-        with redis.Redis(port=port) as client:
-            while client.dbsize() < keys:
-                client.eval(FILLING, 1, f"fill{next(_NUMBERS)}", FILL)
+    for name, stream in (("", events), ("_compacting", few), ("_growing", events)):
+        if name == "_growing":
+            _fill(port, FULL)
         with _engine(rules, f"redis://127.0.0.1:{port}/0") as engine:
             _busied(engine, stream[:CHECKED], rate)
             waits = sorted(_busied(engine, stream[CHECKED:], rate))
@@ -444,6 +446,20 @@ def _server(core: int, **settings: str) -> Iterator[tuple[int, int]]:
         finally:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def _steady(core: int) -> Iterator[tuple[int, int]]:
+    """`_server` with its file, and with tables that have room for all that a part of this adds."""
+    with _server(core, **FILE) as (port, pid):
+        _fill(port, STEADY)
+        yield port, pid
+
+
+def _fill(port: int, keys: int) -> None:
+    with redis.Redis(port=port) as client:
+        while client.dbsize() < keys:
+            client.eval(FILLING, 1, f"fill{next(_NUMBERS)}", FILL)
 
 
 def _join(ports: Sequence[int]) -> None:
