@@ -92,10 +92,6 @@ class Reply:
             return at
         return None if length == resp.NIL else self.data[at : at + length].tobytes()
 
-    def items(self) -> list[Item]:
-        """All of them."""
-        return [self.item(k) for k in range(self.count)]
-
     def of(self, reply: int) -> list[Item]:
         """Those of one reply."""
         return [self.item(k) for k in range(int(self.firsts[reply]), self._end(reply))]
@@ -108,12 +104,17 @@ class Reply:
         start = int(self.offsets[first])
         return self.data[start : start + ERROR_SHOWN].tobytes().split(b"\r")[0].decode("utf-8", "replace")
 
-    def errors(self) -> dict[int, str]:
-        """The server's messages by the number of the reply, where there are any."""
-        if self.count == 0 or self.lengths[: self.count].min() > resp.ERROR:  # at one look
+    def errors(self, replies: int) -> dict[int, str]:
+        """The server's messages of the first so many replies, by number, where there are any."""
+        if resp.ERROR not in self.lengths[self.firsts[:replies]].tolist():  # at one look
             return {}
-        each = ((k, self.error(k)) for k in range(self.replies))
+        each = ((k, self.error(k)) for k in range(replies))
         return {k: message for k, message in each if message is not None}
+
+    def leave_out(self, replies: int) -> None:
+        """Have the first so many replies in it no more."""
+        self.replies -= replies
+        self.firsts[: self.replies] = self.firsts[replies : replies + self.replies]
 
     def _end(self, reply: int) -> int:
         return self.count if reply + 1 == self.replies else int(self.firsts[reply + 1])

@@ -170,19 +170,32 @@ class Link:
                         )
             self.unsure = True
             self._send(request, deadline)
-            if self._sent:
-                self._acknowledge(self._sent, put_off, deadline)
-            reply = self._receive(deadline)
+            told = self._replies(self._sent)
+            reply = self._receive(deadline, told + 1)
+            if told:
+                self._take_note(self._sent, told, reply, put_off)
+                reply.leave_out(told)
         finally:
             self._told.extendleft(reversed(put_off))
         self.unsure = False
         return reply
 
+    def _replies(self, n: int) -> int:
+        """How many there are to the first n of what was told."""
+        return sum([replies for _, replies in islice(self._told, n)])
+
     def _acknowledge(self, n: int, put_off: list[tuple[bytes, int]], deadline: float) -> None:
-        """Read replies to the first n of what was told: what a server does not do just now is `put_off`."""
-        reply = self._receive(deadline, sum(replies for _, replies in islice(self._told, n)))
+        """Read replies to the first n of what was told."""
+        replies = self._replies(n)
+        self._take_note(n, replies, self._receive(deadline, replies), put_off)
+
+    def _take_note(self, n: int, answered: int, reply: Reply, put_off: list[tuple[bytes, int]]) -> None:
+        """See by so many replies what came of the first n of what was told.
+
+        What a server does not do just now is `put_off`.
+        """
         self._sent -= n
-        wrong = reply.errors()
+        wrong = reply.errors(answered)
         at = 0
         for _ in range(n):
             told, replies = self._told.popleft()

@@ -99,8 +99,7 @@ def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Req
     lives = terms.lives_said
     asked.claims_live_s = terms.claims_live_s
     if batch.n > 1 and not terms.mask:
-        asked.batch = scratch.batch
-        wire.put_word(asked.batch, 0, int.from_bytes(secrets.token_bytes(8), "little", signed=True))
+        asked.batch = as_array(secrets.token_urlsafe(8).encode())
     names = terms.prefix_size + 40
     needed = len(scratch.groups) * (400 + len(lives)) + len(scratch.claimants) * (names + 80)
     out = work.room_for_request(needed + count * (names + 40) + total + 4 * touches.keys.size)

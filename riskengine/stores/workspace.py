@@ -27,7 +27,6 @@ class Scratch:
         self.claimants = np.empty(n + (size if parts > 1 else 0), np.int64)
         self.ends = np.empty(size + n + parts, np.int64)
         self.parts = np.empty(parts, np.int64)
-        self.batch = np.empty(wire.KEY_CHARS, np.uint8)
 
 
 class Room:
