@@ -32,6 +32,7 @@ from stage import KEY, T0, claim, policy, store_of, write
 from riskengine.decision import Decision
 from riskengine.definition import Label
 from riskengine.engine import Engine
+from riskengine.stores import kept
 from riskengine.stores import redis as shared_store
 from riskengine.stores.address import begin
 
@@ -199,7 +200,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Client]]:
     folder = tmp_path_factory.mktemp("clients")
     patch = pytest.MonkeyPatch()
     patch.setattr(shared_store, "TAIL_RECORDS", 2)  # fold nearly all the time
-    patch.setattr(shared_store, "IN_FLIGHT_MS", 0)  # nobody waits for an engine that stands still here
+    patch.setattr(kept, "IN_FLIGHT_MS", 0)  # nobody waits for an engine that stands still here
     with valkey() as url:
         store = apart(url, timeout=20_000)
         begin(store, "stage")
@@ -319,11 +320,11 @@ class Play:
                 self.answers.pop(own[undecided.claim], None)
         # What was decided without anybody hearing of it is decided too.
         keys = [one.engine._claim_key(event["event_id"]) for event in self.events]
-        known = [one.quietly(partial(one.store._recall, key)) for key in keys]
+        known = [one.quietly(partial(one.store._past.recall, key)) for key in keys]
         heard = [e for e, there in zip(self.events, known, strict=True) if there is not None or e in again]
         one.quietly(partial(self.score, one, heard))
         for event in (*self.events, *self.following):
-            there = one.quietly(partial(one.store._recall, one.engine._claim_key(event["event_id"])))
+            there = one.quietly(partial(one.store._past.recall, one.engine._claim_key(event["event_id"])))
             if there is not None and there.settled is not None:  # by a release, also one whose engine died
                 self.released.add(event["event_id"])  # of it, or by an event that follows
         told = sorted(self.labels)

@@ -15,6 +15,8 @@ from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.wire import CLAIM_BYTES
 
 AT_LIFE, AT_NUMBER, AT_BATCH = 24, 28, 30
+IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
+LOOK_AGAIN_S: Final = 0.002
 ALONE: Final = b"!" * 11  # instead of a batch's name: what is concluded by itself
 
 
@@ -34,6 +36,13 @@ def claim_of(link: AnyLink, place: Place, key: bytes) -> bytes | None:
         return claim
     traces = link.call("GET", place.within(part) + b"t" + batch, at=part)[0]
     return claim + piece(traces, claim) if isinstance(traces, bytes) else claim
+
+
+def is_in_flight(link: AnyLink, place: Place, key: bytes, claim: bytes) -> bool:
+    """Whether an event has come so lately that another door, or engine, is deciding it just now."""
+    left = link.call("PTTL", place.claim_name(b"c", key), at=place.part_of(key))[0]
+    life = life_ms_of(claim)
+    return isinstance(left, int) and life - IN_FLIGHT_MS < left <= life
 
 
 def piece(pieces: bytes, claim: bytes) -> bytes:

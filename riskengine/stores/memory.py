@@ -151,7 +151,7 @@ class MemoryStore:
         if lone is None or followed is not None or not counted:
             prior = NOTHING_HELD, NO_KEYS
             if followed is not None:
-                prior = self._prior(followed.chain[0])
+                prior = followed.chain[0].held_in(self.features)
             self._settling(touches, verdict, counted, *prior, block, partial)()
             if followed is not None and counted and not touches.batch.late[0]:
                 self._hand_over(followed.claim)
@@ -228,7 +228,7 @@ class MemoryStore:
         )
         prior, prior_keys = NOTHING_HELD, NO_KEYS
         if followed is not None and not batch.late[0]:
-            prior, prior_keys = self._prior(followed.chain[0])
+            prior, prior_keys = followed.chain[0].held_in(self.features)
             self._hand_over(followed.claim)
         flat, own = features.flat, (self._words, self._meta, self._table, self._old_table)
         wire.ask(
@@ -465,15 +465,6 @@ class MemoryStore:
         while len(self._traces) > 1 and self._traces[0].next <= number + 1:
             del self._traces[0]
         self._traces[0].drop(number)
-
-    def _prior(self, prior: Trace) -> tuple[Int64s, Int64s]:
-        """What a followed event holds, in this plan's order of limits and entities."""
-        features = self.features
-        held = np.full((len(features.limit_names), 2), NONE, np.int64)
-        for i, name in enumerate(features.limit_names):
-            if name in prior.holds:
-                held[i] = prior.holds[name]
-        return held, np.array([prior.keys.get(name, 0) for name in features.entities], np.int64)
 
     # -- lists and live tables
 

@@ -25,14 +25,11 @@ from riskengine.kernel import bind
 from riskengine.ledger import (
     E_RECORD,
     E_WIDTH,
-    FRAUD,
     L_CELL,
     L_ENTITY,
-    LEGIT,
     NONE,
     RECORD_MASK,
     RECORD_TIME,
-    SIGN_BIT,
     Int64s,
 )
 from riskengine.stores import (
@@ -59,18 +56,17 @@ from riskengine.stores import (
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.edits import Edits
 from riskengine.stores.holds import held_of, holds_in
-from riskengine.stores.known import Known
 from riskengine.stores.line import Item, Reply, facts_of
 from riskengine.stores.lists import Lists
 from riskengine.stores.losses import Losses
 from riskengine.stores.moves import Entry, Moved, Moves
+from riskengine.stores.past import Past
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.plans import TAG_HEX, LaidOut, Plans, packed
 from riskengine.stores.requests import ALONE, NO_ENTITIES, Asked, Requests
 from riskengine.stores.resp import Bytes, as_array, command
 from riskengine.stores.terms import Terms
-from riskengine.stores.traces import FOLLOWS_MAX, Trace
 from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
 from riskengine.stores.workspace import Workspace
 
@@ -80,13 +76,8 @@ NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
 ANEW: Final = b"anew"
-TAKES_OVER: Final = b"over"
-BY_ITSELF: Final = b"self"
 MAY_BE_LOST: Final = Loss(0, 2**62, True)  # while nobody knows
 LOSS_MARGIN_S: Final = 5.0  # before a claim expires
-IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
-LOOK_AGAIN_S: Final = 0.002
-BY_RELEASE: Final = b"released"
 
 _DECODER = msgspec.msgpack.Decoder(Decision)
 
@@ -199,6 +190,10 @@ class RedisStore:
     @property
     def _moves(self) -> Moves:
         return Moves(self._link, self.place, self._terms, self._other_life)
+
+    @property
+    def _past(self) -> Past:
+        return Past(self._link, self.place, self.features, self._terms, self._plans, self._moves)
 
     def _plan_name(self, tag: str) -> bytes:
         return self.place.name(f"plan.{tag}")
@@ -393,19 +388,12 @@ class RedisStore:
             known = kept.claim_of(self._link, place, claim)
             if known is not None and len(known) > wire.CLAIM_BYTES:
                 return  # the decision itself may be forgotten
-            if not self._is_in_flight(claim, known or bytes(wire.CLAIM_BYTES)):
+            if not kept.is_in_flight(self._link, place, claim, known or bytes(wire.CLAIM_BYTES)):
                 for part in self._limit_parts(touches):
                     name = place.claim_name(b"b", claim, part)
                     self._link.call("SET", name, RESUMED, "NX", "PX", UNDECIDED_MS, at=part)
                 return
-            pause(LOOK_AGAIN_S)
-
-    def _is_in_flight(self, key: bytes, claim: bytes) -> bool:
-        """Whether an event has come so lately that another door, or engine, is deciding it just now."""
-        name = self.place.claim_name(b"c", key)
-        left = self._link.call("PTTL", name, at=self.place.part_of(key))[0]
-        life = kept.life_ms_of(claim)
-        return isinstance(left, int) and life - IN_FLIGHT_MS < left <= life
+            pause(kept.LOOK_AGAIN_S)
 
     def _limit_parts(self, touches: Touches) -> set[int]:
         """The partitions that a lone event reserves in, and gives back in."""
@@ -618,7 +606,7 @@ class RedisStore:
                 )
             prior, prior_keys = NOTHING_HELD, NO_KEYS
             if followed is not None and asked.handed.any():
-                prior, prior_keys = self._prior(followed.chain[0])
+                prior, prior_keys = followed.chain[0].held_in(self.features)
                 prior[asked.handed == 0] = NONE
             late = batch.late
             if asked.met:
@@ -1011,52 +999,16 @@ class RedisStore:
     # -- what comes after an event
 
     def followed(self, key: bytes, by: bytes) -> Followed | None:
-        """What an event moved that `by` follows; None where nothing is known of it any more.
+        """What an event moved that `by` follows; None where nothing is known of it any more."""
+        return self._past.followed(key, by)
 
-        Two engines may meet the one that follows at once, and only one of them know the other: that one takes
-        its place, while the other one has it hold more beside it, and which of the two is kept is a race. So
-        whoever comes first says which it is, for all.
-        """
-        followed = self._chain(key)
-        said = TAKES_OVER if followed is not None else BY_ITSELF
-        new, known = self._moves.once(Entry(b"m", by, said), {})
-        if new or known == said:
-            return followed
-        return self._chain(key) if known == TAKES_OVER else None
+    def release(self, key: bytes) -> bool:
+        """Return every grant that an event still holds; whether there was any."""
+        return self._past.release(key)
 
-    def _chain(self, key: bytes) -> Followed | None:
-        chain: list[Trace] = []
-        at: bytes | None = key
-        while at is not None and len(chain) < FOLLOWS_MAX:
-            known = self._recall(at)
-            if known is None:
-                break
-            chain.append(known.trace(self.features))
-            at = known.follows
-        return Followed(key, tuple(chain)) if chain else None
-
-    def _recall(self, key: bytes) -> Known | None:
-        """What is kept of a decided event."""
-        part = self.place.part_of(key)
-        while True:
-            claim = kept.claim_of(self._link, self.place, key)
-            if claim is None:
-                return None
-            if len(claim) > wire.CLAIM_BYTES:
-                break
-            if not self._is_in_flight(key, claim):
-                return None
-            pause(LOOK_AGAIN_S)
-        settled = self._link.call("GET", self.place.claim_name(b"r", key), at=part)[0]
-        return Known.read(claim, key, settled, self._plans)
-
-    def _prior(self, prior: Trace) -> tuple[Int64s, Int64s]:
-        """What a followed event holds, in this plan's order of limits and entities."""
-        held = np.full((len(self.features.limit_names), 2), NONE, np.int64)
-        for i, name in enumerate(self.features.limit_names):
-            if name in prior.holds:
-                held[i] = prior.holds[name]
-        return held, np.array([prior.keys.get(name, 0) for name in self.features.entities], np.int64)
+    def label(self, key: bytes, label: str, time: int) -> bool:
+        """Let a label count for the event's entities, in the place of the one it had; False when too old."""
+        return self._past.label(key, label, time)
 
     def _take_over(self, asked: Asked, followed: Followed) -> None:
         """Take over what the followed event holds, and give back what this one does not ask for.
@@ -1074,7 +1026,7 @@ class RedisStore:
             mark = self.place.claim_name(b"r", followed.claim)
             if self._link.call("GET", mark, at=self.place.part_of(followed.claim))[0] != own:
                 return
-        prior, prior_keys = self._prior(trace)
+        prior, prior_keys = trace.held_in(self.features)
         self._want(asked, prior, prior_keys)
         handed = asked.asked[0] == wire.HANDED
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
@@ -1091,67 +1043,6 @@ class RedisStore:
             asked.buckets[0, handed] = prior[handed, 0]
         else:
             self._want(asked, NOTHING_HELD, NO_KEYS)
-
-    def release(self, key: bytes) -> bool:
-        """Return every grant that an event still holds; whether there was any."""
-        known = self._recall(key)
-        if known is None or not known.holds:
-            return False
-        if known.settled is not None and not (self._terms.mask and known.settled == BY_RELEASE):
-            return False
-        trace = known.trace(self.features)
-        pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
-        for name, (bucket, amount) in trace.holds.items():
-            if name in self.features.limit_names:
-                limit = self.features.limit_names.index(name)
-                e = int(self.features.plan.limits[limit, L_ENTITY])
-                at = trace.keys.get(self.features.entities[e], 0)
-                record = self._terms.release(limit, known.time, bytes(8), amount, bucket)
-                pieces.setdefault((e, at), []).append((0, record))
-        return self._moves.once(Entry(b"r", key, BY_RELEASE), pieces)[0]
-
-    def label(self, key: bytes, label: str, time: int) -> bool:
-        """Let a label count for the event's entities, in the place of the one it had; False when too old.
-
-        The labels of an event are a chain of claims: the next one is entered where nobody was faster.
-        """
-        known = self._recall(key)
-        if known is None:
-            return False
-        value = msgspec.msgpack.encode((label, time))
-        before: str | None = None
-        number = 0
-        while True:
-            end = b".%d" % number
-            said = self._link.call("GET", self.place.claim_name(b"l", key) + end, at=self.place.part_of(key))[
-                0
-            ]
-            if said is None or (said == value and self._terms.mask):
-                pieces = self._label_pieces(known, before, label)
-                new, entered = self._moves.once(Entry(b"l", key, value, end), pieces)
-                if new or said == value:
-                    return True
-                said = entered
-            assert isinstance(said, bytes), "a label has a value"
-            before, before_time = msgspec.msgpack.decode(said, type=tuple[str, int])
-            if time < before_time or (label, time) == (before, before_time):
-                return True
-            number += 1
-
-    def _label_pieces(
-        self, known: Known, before: str | None, label: str
-    ) -> dict[tuple[int, int], list[tuple[int, bytes]]]:
-        """Records that take away what the label before counted, and add what this one does."""
-        pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
-        if before == label:
-            return pieces
-        for name, sign in ((before, 1 << SIGN_BIT), (label, 0)):
-            if name is None:
-                continue
-            kind = FRAUD if name == "fraud" else LEGIT
-            for e, key, record in known.labelled(self._terms.plan, self._plans, kind, sign):
-                pieces.setdefault((e, key), []).append((0, record))
-        return pieces
 
     # -- lists and live tables
 

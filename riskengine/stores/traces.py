@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import E_RECORD, E_WIDTH, EVENT, FRAUD, RECORD_MASK, Int64s
+from riskengine.ledger import E_RECORD, E_WIDTH, EVENT, FRAUD, NONE, RECORD_MASK, Int64s
 
 BLOCK_BYTES: Final = 1 << 21  # a huge page
 BLOCK_ROWS_MIN: Final = 1 << 10  # a batch
@@ -25,6 +25,14 @@ class Trace:
     keys: Mapping[str, int]
     moved: Mapping[str, frozenset[tuple[object, ...]]]
     holds: Mapping[str, tuple[int, int]]  # limit to bucket, amount
+
+    def held_in(self, features: FeatureSet) -> tuple[Int64s, Int64s]:
+        """What is held in a plan: bucket and amount by limit (L, 2; NONE: nothing), and keys by entity."""
+        held = np.full((len(features.limit_names), 2), NONE, np.int64)
+        for i, name in enumerate(features.limit_names):
+            if name in self.holds:
+                held[i] = self.holds[name]
+        return held, np.array([self.keys.get(name, 0) for name in features.entities], np.int64)
 
 
 def exclude(features: FeatureSet, touches: Touches, moved: Trace) -> None:
