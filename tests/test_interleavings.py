@@ -32,8 +32,7 @@ from stage import KEY, T0, claim, policy, store_of, write
 from riskengine.decision import Decision
 from riskengine.definition import Label
 from riskengine.engine import Engine
-from riskengine.stores import kept
-from riskengine.stores import redis as shared_store
+from riskengine.stores import kept, unfolding
 from riskengine.stores.address import begin
 
 SCHEDULES = int(os.environ.get("RISKENGINE_SCHEDULES", "300"))
@@ -199,7 +198,7 @@ class Client:
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Client]]:
     folder = tmp_path_factory.mktemp("clients")
     patch = pytest.MonkeyPatch()
-    patch.setattr(shared_store, "TAIL_RECORDS", 2)  # fold nearly all the time
+    patch.setattr(unfolding, "TAIL_RECORDS", 2)  # fold nearly all the time
     patch.setattr(kept, "IN_FLIGHT_MS", 0)  # nobody waits for an engine that stands still here
     with valkey() as url:
         store = apart(url, timeout=20_000)

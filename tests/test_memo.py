@@ -17,8 +17,7 @@ from riskengine.engine import Engine
 from riskengine.features import FeatureSet
 from riskengine.hashing import signed
 from riskengine.ledger import Int64s
-from riskengine.stores import memo, slabs, values
-from riskengine.stores import redis as shared_store
+from riskengine.stores import memo, slabs, unfolding, values
 from riskengine.stores.plans import LaidOut, Plans
 from riskengine.stores.resp import as_array
 from riskengine.stores.scratch import Scratch
@@ -49,7 +48,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
     folder = write(tmp_path_factory.mktemp("policy"), policy(features=FEATURES, limits=LIMITS))
     scratch = Scratch((b"",))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_store, "TAIL_RECORDS", TAIL)
+        patch.setattr(unfolding, "TAIL_RECORDS", TAIL)
         with Engine.open(folder, key=KEY) as plain:
             definition = plain.definition
         now = T0

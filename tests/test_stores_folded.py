@@ -12,7 +12,7 @@ from strategies import Step, World
 from test_parity import KEY, EngineSubject, comparable, stories, take, twin_of, write_policy
 
 from riskengine.engine import Engine
-from riskengine.stores import redis as shared_store
+from riskengine.stores import unfolding
 from riskengine.stores.address import begin
 
 
@@ -45,7 +45,7 @@ def test_whoever_writes_and_whoever_folds_the_twin_is_right(
         Sharing(Path(one), world, store) as first,
         Sharing(Path(two), world, store) as second,
     ):
-        patch.setattr(shared_store, "TAIL_RECORDS", -1)  # whatever is longer than its snapshot is folded
+        patch.setattr(unfolding, "TAIL_RECORDS", -1)  # whatever is longer than its snapshot is folded
         for number, step in enumerate(steps):
             expected = comparable(take(twin, step))
             engine, other = (first, second) if number % 2 else (second, first)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from riskengine import ledger, packing
+from riskengine import ledger
 from riskengine.decision import DENY, Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
@@ -46,7 +46,6 @@ from riskengine.stores import (
     StoreError,
     carrying,
     kept,
-    memo,
     requests,
     slabs,
     statefile,
@@ -59,19 +58,18 @@ from riskengine.stores.holds import held_of, holds_in
 from riskengine.stores.line import Item, Reply, facts_of
 from riskengine.stores.lists import Lists
 from riskengine.stores.losses import Losses
-from riskengine.stores.moves import Entry, Moved, Moves
+from riskengine.stores.moves import Entry, Moves
 from riskengine.stores.past import Past
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, missing_epoch
-from riskengine.stores.plans import TAG_HEX, LaidOut, Plans, packed
+from riskengine.stores.plans import TAG_HEX, LaidOut, Plans
 from riskengine.stores.requests import ALONE, NO_ENTITIES, Asked, Requests
-from riskengine.stores.resp import Bytes, as_array, command
+from riskengine.stores.resp import Bytes, command
 from riskengine.stores.terms import Terms
 from riskengine.stores.undecided import BY_DENIAL, RESUMED, UNDECIDED_MS, Undecided, give_up, undecided
+from riskengine.stores.unfolding import Unfolding
 from riskengine.stores.workspace import Workspace
 
-# With 64, folding was a sixth of what a served event took; with 16, the server took 4 us more for snapshots.
-TAIL_RECORDS: Final = 32
 NOTHING_HELD: Final = np.empty((0, 2), np.int64)
 NO_KEYS: Final = np.empty(0, np.int64)
 BY_FAIL: Final = b"failed"  # it holds in any case: nobody could be asked when it was decided
@@ -132,7 +130,7 @@ class RedisStore:
         self._edits = Edits(features, link, place)
         self._work = Workspace()
         self._asked: Asked | None = None
-        self._folded: list[tuple[bytes, int, int]] = []  # values to be written back, see `folding`
+        self._folded: list[tuple[bytes, int, int]] = []  # see Unfolding.written
         self.at_once = at_once
         self._way = way
         self._doors = beside or _Doors()
@@ -186,6 +184,7 @@ class RedisStore:
         self._scratch = np.zeros(features.scratch_words, np.int64)
         self._terms = Terms(features, plan, self.place, self._link.names)
         self._work.serve(features, self._terms.mask + 1)
+        self._unfolding = Unfolding(features, self._terms, self._plans, self._work, self._folded)
 
     @property
     def _moves(self) -> Moves:
@@ -448,95 +447,10 @@ class RedisStore:
                     touches.records[i, row[E_RECORD] + RECORD_MASK] = 0
 
     def _fold(self, asked: Asked, reply: Reply, size: int) -> None:
-        """Fold the values that came into the workspace, and write long tails back as snapshots."""
-        features, work, touches = self.features, self._work, asked.touches
-        count = len(asked.entities)
-        work.begin(count, size, touches.batch.n)
-        event, time = 0, 0
-        if asked.resumed:
-            event, time = int(touches.batch.event_hash.view(np.int64)[0]), int(touches.batch.time[0])
-        other, long = values.unfold(
-            features.flat,
-            self._plans.partial(self._terms.plan),
-            self._terms.tag,
-            self._terms.fingerprint,
-            *work.arrays,
-            reply.data,
-            reply.offsets,
-            reply.lengths,
-            asked.scratch.items,
-            count,
-            asked.entities,
-            work.row,
-            event,
-            time,
-            work.memo,
-            touches.batch.time,
-            TAIL_RECORDS,
-            asked.scratch.tails,
-            asked.scratch.outcome,
-            asked.scratch.long,
-        )
-        if not other:
-            if long and not asked.resumed:
-                self._folded += requests.folding(self._terms, work, asked, reply, long)
-            if asked.resumed:
-                self._keep_found(asked, asked.scratch.outcome[:count])
-            return
-        outcome, items = asked.scratch.outcome[:count], asked.scratch.items
-        for k in np.flatnonzero(outcome == values.BROKEN).tolist():
-            raise StoreError(
-                "broken", f"the state of a {self._entity(asked, k)} is broken: rebuild the store"
-            )
-        foreign = [
-            (k, reply.item(int(items[k])), *self._write_back_of(reply, int(items[k])))
-            for k in np.flatnonzero(outcome == values.FOREIGN).tolist()
-        ]
-        if long and not asked.resumed:
-            self._folded += requests.folding(self._terms, work, asked, reply, long)
-        for k, value, head, length in foreign:
-            self._take_in_foreign(asked, k, value, head, length, (event, time), outcome)
+        """Fold the values that came into the workspace."""
+        outcome = self._unfolding.take_in(asked, reply, size)
         if asked.resumed:
             self._keep_found(asked, outcome)
-
-    def _take_in_foreign(
-        self,
-        asked: Asked,
-        k: int,
-        value: Item,
-        head: bytes,
-        length: int,
-        stop: tuple[int, int],
-        outcome: Int64s,
-    ) -> None:
-        """Fold a value that other policies wrote, too, and put what it is by each of them in its place."""
-        assert isinstance(value, bytes), "a value of another plan is a value"
-        key, e = int(asked.entities[k, 0]), int(asked.entities[k, 1])
-        name, work = self.features.entities[e], self._work
-        own = self._plans.converted(value, name, self._terms.plan)
-        tails, state = np.empty((1, values.TAIL_SIZE), np.int64), np.empty(1, np.int64)
-        flat, fingerprint = self.features.flat, self._terms.fingerprint
-        data = as_array(own)
-        values.take_in(
-            flat, self._plans.partial(self._terms.plan), self._terms.tag, fingerprint, *work.arrays, data,
-            np.zeros(1, np.int64), np.array([len(own) if own else -1]), np.zeros(1, np.int64), 1,
-            asked.entities[k : k + 1], work.row, *stop, memo.NOTHING, 0, 0, tails, state,
-        )  # fmt: skip
-        outcome[k] = state[0]
-        if state[0] == values.BROKEN:
-            raise StoreError("broken", f"the state of a {name} is broken: rebuild the store")
-        if asked.resumed:
-            return
-        s = slabs.locate(*work.arrays[1:], key)
-        sections = [packed(self._terms.plan, work.words, s, e)] if s else []
-        sections += self._plans.others(value, name, self._terms.plan)
-        tail = data, int(tails[0, values.SNAPSHOT_BYTES]), len(own)
-        if sections:
-            whole = b"".join(sections)
-            self._folded.append(requests.folding_one(self._terms, e, key, head, length, whole, *tail))
-
-    def _entity(self, asked: Asked, k: int) -> str:
-        return self.features.entities[int(asked.entities[k, 1])]
 
     def _keep_found(self, asked: Asked, outcome: Int64s) -> None:
         """Of an event that was entered before: where its record has been folded already, it moves no more."""
@@ -553,11 +467,6 @@ class RedisStore:
         for limit, row in enumerate(plan.limits):
             if int(row[L_ENTITY]) not in found:
                 asked.asked[0, limit] = 0
-
-    def _write_back_of(self, reply: Reply, item: int) -> tuple[bytes, int]:
-        """The first bytes of a value, which compact.lua looks for, and how many were read."""
-        at, length = int(reply.offsets[item]), int(reply.lengths[item])
-        return reply.data[at : at + packing.HEADER].tobytes(), length
 
     # -- limits
 
@@ -731,7 +640,7 @@ class RedisStore:
         if any(isinstance(value, bytes) and value.endswith(token) for value in known):
             raise StoreError("away", "the store has done as asked, and what came of it was lost on the way")
         numbers = {i: number for number, i in enumerate(claims)}
-        self._fold_again(moved)
+        self._unfolding.take_in_moved(moved)
         work, lost = self._work, False
         for i, limit in (*released, *pairs(again)):
             e, key = self._spot(touches, i, limit)
@@ -754,30 +663,6 @@ class RedisStore:
         """Entity and key that an event asks a limit of."""
         e = int(self.features.plan.limits[limit, L_ENTITY])
         return e, int(touches.keys[i, e])
-
-    def _fold_again(self, moved: Moved) -> None:
-        """Fold the values that a call off the hot path has answered."""
-        found = [
-            self._plans.converted(value, self.features.entities[e], self._terms.plan)
-            if isinstance(value, bytes)
-            else b""
-            for value, (e, _) in zip(moved.values, moved.spots, strict=True)
-        ]
-        count = len(found)
-        lengths = np.array([len(v) if v else -1 for v in found], np.int64)
-        offsets = np.concatenate(([0], np.cumsum([len(v) for v in found])[:-1])).astype(np.int64)
-        entities = np.array([(key, e, 0, 0) for e, key in moved.spots], np.int64).reshape(-1, 4)
-        work = self._work
-        work.begin(count, int(lengths.clip(0).sum()), count + 64)
-        tails, outcome = np.empty((count, values.TAIL_SIZE), np.int64), np.empty(count, np.int64)
-        other, _ = values.unfold(
-            self.features.flat, self._plans.partial(self._terms.plan), self._terms.tag,
-            self._terms.fingerprint, *work.arrays,
-            as_array(b"".join(found)), offsets, lengths, np.arange(count), count, entities, work.row, 0, 0,
-            memo.NOTHING, NO_KEYS, TAIL_RECORDS, tails, outcome, np.empty(count, np.int64),
-        )  # fmt: skip
-        if other:
-            raise StoreError("broken", "the state of an entity is broken: rebuild the store")
 
     def compile_seldom(self) -> None:
         """Have the kernels ready that few batches come to, and a rehearsal does not: each takes seconds."""
@@ -1084,7 +969,7 @@ class RedisStore:
     def members(self, spots: Sequence[Spot], links: Links, time: int) -> list[list[Int64s]]:
         """The members that entities have at a time: of each a list by its links."""
         moved = self._moves.together([], dict.fromkeys(spots, ()))
-        self._fold_again(moved)
+        self._unfolding.take_in_moved(moved)
         return slabs.members(self.features.flat, *self._work.arrays, spots, links, time)
 
     def table_put(self, name: str, key: int, row: Row) -> None:
@@ -1140,7 +1025,7 @@ class RedisStore:
         spots = {(e, int(key)): () for e, key in enumerate(touches.keys[0]) if key}
         moved = self._moves.together([], spots)
         if moved.spots:
-            self._fold_again(moved)
+            self._unfolding.take_in_moved(moved)
         return slabs.look(self.features, self._work.arrays, touches, self._scratch)
 
     def export(self, path: Path) -> int:
