@@ -19,7 +19,7 @@ from riskengine.definition import CHALLENGES, Challenge, Definition, Limit, Rule
 from riskengine.event import Schema
 from riskengine.features import FeatureSet, Touches
 from riskengine.hashing import signed
-from riskengine.ledger import L_ENTITY, L_LIVE, L_SEVERITY, L_WHERE
+from riskengine.layout import L_ENTITY, L_LIVE, L_SEVERITY, L_WHERE
 from riskengine.masking import Masking
 from riskengine.models import Model, Scorer, bind_all
 from riskengine.policy import collector_paused, definition_fingerprint, feature_fingerprint

@@ -28,7 +28,7 @@ from riskengine.features import Touches
 from riskengine.fibers import afloat, mine
 from riskengine.hashing import signed, unsigned
 from riskengine.judge import Judge, Result, Serving
-from riskengine.ledger import L_DIGITS
+from riskengine.layout import L_DIGITS
 from riskengine.models import asked_for, load_models
 from riskengine.policy import load_definition
 from riskengine.reading import WrongError, describe, read_time

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine import calendar, ledger
+from riskengine import calendar, layout
 from riskengine.cells import (
     ADD,
     CELLS_MAX,
@@ -44,7 +44,7 @@ from riskengine.errors import RiskEngineError
 from riskengine.event import Batch, Schema
 from riskengine.expression import Expression
 from riskengine.kernel import Call, Holder, bind, jit
-from riskengine.ledger import (
+from riskengine.layout import (
     EVENT,
     FRAUD,
     L_SIZE,
@@ -373,28 +373,28 @@ def touch(
     masks: Int64s,
 ) -> None:
     """Write the record of every entity that an event names, and which of its cells the event moves."""
-    n_entities = plan[ledger.P_ENTITIES_N]
+    n_entities = plan[layout.P_ENTITIES_N]
     for i in range(len(time)):
         for e in range(n_entities):
-            if keys[i, e] != 0 and ledger.entity_of(plan, e, ledger.E_WIDTH) > 0:
-                r = ledger.entity_of(plan, e, ledger.E_RECORD)
-                records[i, r + ledger.RECORD_TIME] = time[i]
-                records[i, r + ledger.RECORD_HASH] = np.int64(event_hash[i])
-        for j in range(plan[ledger.P_SLOTS_N]):
-            e = ledger.slot_of(plan, j, S_ENTITY)
+            if keys[i, e] != 0 and layout.entity_of(plan, e, layout.E_WIDTH) > 0:
+                r = layout.entity_of(plan, e, layout.E_RECORD)
+                records[i, r + layout.RECORD_TIME] = time[i]
+                records[i, r + layout.RECORD_HASH] = np.int64(event_hash[i])
+        for j in range(plan[layout.P_SLOTS_N]):
+            e = layout.slot_of(plan, j, S_ENTITY)
             if keys[i, e] == 0:
                 continue
             at = (
-                ledger.entity_of(plan, e, ledger.E_RECORD)
-                + ledger.RECORD_SLOTS
-                + ledger.slot_of(plan, j, S_AT)
+                layout.entity_of(plan, e, layout.E_RECORD)
+                + layout.RECORD_SLOTS
+                + layout.slot_of(plan, j, S_AT)
             )
-            source = ledger.slot_of(plan, j, S_SOURCE)
-            kind = ledger.slot_of(plan, j, S_KIND)
+            source = layout.slot_of(plan, j, S_SOURCE)
+            kind = layout.slot_of(plan, j, S_KIND)
             if kind == MINOR:
                 value = cells[source, i]
                 records[i, at] = (
-                    NONE if np.isnan(value) else ledger.minor_of(value, ledger.slot_of(plan, j, S_DIGITS))
+                    NONE if np.isnan(value) else layout.minor_of(value, layout.slot_of(plan, j, S_DIGITS))
                 )
             elif kind == KEY_OF:
                 records[i, at] = keys[i, source] if keys[i, source] != 0 else NONE
@@ -405,7 +405,7 @@ def touch(
             elif kind == LOCATION_OF:
                 here = not np.isnan(cells[source, i])
                 records[i, at] = (
-                    ledger.pack_location(cells[source, i], cells[source + 1, i]) if here else NONE
+                    layout.pack_location(cells[source, i], cells[source + 1, i]) if here else NONE
                 )
             else:
                 records[i, at] = np.int64(str_hash[i, source]) if str_len[i, source] >= 0 else NONE
@@ -413,22 +413,22 @@ def touch(
                     records[i, at + 1 + k] = word_of_text(text, str_off[i, source], str_len[i, source], 8 * k)
         for e in range(n_entities):
             masks[i, e] = 0
-            if keys[i, e] == 0 or ledger.entity_of(plan, e, ledger.E_WIDTH) == 0:
+            if keys[i, e] == 0 or layout.entity_of(plan, e, layout.E_WIDTH) == 0:
                 continue
-            r = ledger.entity_of(plan, e, ledger.E_RECORD)
-            first = ledger.entity_of(plan, e, ledger.E_CELLS)
-            for c in range(0 if late[i] else ledger.entity_of(plan, e, ledger.E_CELLS_N)):
+            r = layout.entity_of(plan, e, layout.E_RECORD)
+            first = layout.entity_of(plan, e, layout.E_CELLS)
+            for c in range(0 if late[i] else layout.entity_of(plan, e, layout.E_CELLS_N)):
                 cell = first + c
-                where = ledger.mover_of(plan, cell, M_WHERE)
-                needs = ledger.mover_of(plan, cell, M_NEEDS)
+                where = layout.mover_of(plan, cell, M_WHERE)
+                needs = layout.mover_of(plan, cell, M_NEEDS)
                 if (
-                    plan[plan[ledger.P_MOVES] + cell * plan[ledger.P_TYPES_N] + type_index[i]]
+                    plan[plan[layout.P_MOVES] + cell * plan[layout.P_TYPES_N] + type_index[i]]
                     and (where < 0 or cells[where, i] == 1.0)
-                    and (needs < 0 or records[i, r + ledger.RECORD_SLOTS + needs] != NONE)
+                    and (needs < 0 or records[i, r + layout.RECORD_SLOTS + needs] != NONE)
                 ):
                     masks[i, e] |= 1 << c
-            records[i, r + ledger.RECORD_MASK] = (
-                masks[i, e] & plan[plan[ledger.P_KINDS] + EVENT * n_entities + e]
+            records[i, r + layout.RECORD_MASK] = (
+                masks[i, e] & plan[plan[layout.P_KINDS] + EVENT * n_entities + e]
             )
 
 
@@ -525,7 +525,7 @@ class _Compiler:
             timezone=(plan.transitions, plan.offsets),
             data_width=data_width,
             more_strings=self.layout.strings_width > len(self.schema.strings),
-            record_words=int(plan.entities[:, ledger.E_WIDTH].sum()) or 1,
+            record_words=int(plan.entities[:, layout.E_WIDTH].sum()) or 1,
             scratch_words=scratch,
             entity_fields={e.name: (e.fields, e.derive) for e in definition.entities.values()},
             entity_slots=tuple({s: at for s, (at, _) in e.slots.items()} for e in self.entities.values()),
@@ -619,9 +619,9 @@ class _Compiler:
                     f"entity {name} needs {len(entity.cells)} kinds of counters, and the most is "
                     f"{CELLS_MAX}: give features of it the same `on` and `where`, or drop some"
                 )
-            row = [0] * ledger.E_SIZE
+            row = [0] * layout.E_SIZE
             first_cell, first_read, first_region = len(cells), len(reads), len(regions)
-            width = ledger.RECORD_SLOTS + entity.slot_words if entity.cells else 0
+            width = layout.RECORD_SLOTS + entity.slot_words if entity.cells else 0
             of_region = [c for c in entity.cells if c.kind <= HOLDS]
             fixed_at = 2 + (len(of_region) + 1) // 2
             fixed = 0
@@ -682,31 +682,31 @@ class _Compiler:
                 )
             for (kind, source), (at, digits) in entity.slots.items():
                 slots.append((e, at, kind, self._source(kind, source), digits))
-            row[ledger.E_RECORD], row[ledger.E_WIDTH] = record, width
-            row[ledger.E_CELLS], row[ledger.E_CELLS_N] = first_cell, len(entity.cells)
-            row[ledger.E_FIXED], row[ledger.E_FIXED_N] = fixed_at, fixed
-            row[ledger.E_REGIONS], row[ledger.E_REGIONS_N] = first_region, len(of_region)
-            row[ledger.E_READS] = first_read
-            row[ledger.E_BEFORE_N] = sum(_is_before(r[0]) for r in entity.reads)
-            row[ledger.E_AFTER_N] = len(entity.reads) - row[ledger.E_BEFORE_N]
-            row[ledger.E_RETENTION], row[ledger.E_GROWTH] = entity.retention_ms, growth
+            row[layout.E_RECORD], row[layout.E_WIDTH] = record, width
+            row[layout.E_CELLS], row[layout.E_CELLS_N] = first_cell, len(entity.cells)
+            row[layout.E_FIXED], row[layout.E_FIXED_N] = fixed_at, fixed
+            row[layout.E_REGIONS], row[layout.E_REGIONS_N] = first_region, len(of_region)
+            row[layout.E_READS] = first_read
+            row[layout.E_BEFORE_N] = sum(_is_before(r[0]) for r in entity.reads)
+            row[layout.E_AFTER_N] = len(entity.reads) - row[layout.E_BEFORE_N]
+            row[layout.E_RETENTION], row[layout.E_GROWTH] = entity.retention_ms, growth
             entities.append(row)
             record += width
             specs.append(tuple(self._spec(cell) for cell in entity.cells))
         kinds = np.zeros((3, len(self.entities)), np.int64)
         for e, row in enumerate(entities):
-            for c in range(row[ledger.E_CELLS_N]):
-                kinds[movers[row[ledger.E_CELLS] + c][M_LABEL], e] |= 1 << c
+            for c in range(row[layout.E_CELLS_N]):
+                kinds[movers[row[layout.E_CELLS] + c][M_LABEL], e] |= 1 << c
         totals, running = self._totals(entities, cells, columns_of, windows, reads)
         types = len(self.schema.types)
         transitions, offsets = calendar.timezone_table(self.definition.timezone)
         plan = Plan(
-            entities=_table(entities, ledger.E_SIZE),
-            cells=_table(cells, ledger.C_SIZE),
-            columns=_table(columns_of, ledger.K_SIZE),
-            windows=_table(windows, ledger.W_SIZE),
+            entities=_table(entities, layout.E_SIZE),
+            cells=_table(cells, layout.C_SIZE),
+            columns=_table(columns_of, layout.K_SIZE),
+            windows=_table(windows, layout.W_SIZE),
             regions=np.array(regions, np.int64),
-            reads=_table(reads, ledger.R_SIZE),
+            reads=_table(reads, layout.R_SIZE),
             transitions=transitions,
             offsets=offsets,
             slots=_table(slots, S_SIZE),
@@ -731,33 +731,33 @@ class _Compiler:
     ) -> tuple[Int64s, Int64s]:
         """Plan.totals and Plan.running: sliding windows without a delay have totals."""
         places = np.full(len(windows), -1, np.int64)
-        running = np.zeros((len(entities), ledger.T_SIZE), np.int64)
+        running = np.zeros((len(entities), layout.T_SIZE), np.int64)
         for e, entity in enumerate(entities):
-            first = entity[ledger.E_CELLS]
-            running[e, ledger.T_ALL] = 1
-            for cell in cells[first : first + entity[ledger.E_CELLS_N]]:
-                running[e, ledger.T_ALL] &= cell[ledger.C_KIND] in (TIMELINE, FIRST, LAST, SIGHT)
-                at = cell[ledger.C_WINDOWS]
-                for window in range(at, at + cell[ledger.C_WINDOWS_N]):
+            first = entity[layout.E_CELLS]
+            running[e, layout.T_ALL] = 1
+            for cell in cells[first : first + entity[layout.E_CELLS_N]]:
+                running[e, layout.T_ALL] &= cell[layout.C_KIND] in (TIMELINE, FIRST, LAST, SIGHT)
+                at = cell[layout.C_WINDOWS]
+                for window in range(at, at + cell[layout.C_WINDOWS_N]):
                     row = windows[window]
                     if (
-                        cell[ledger.C_KIND] == TIMELINE
-                        and row[ledger.W_KIND] == ledger.SLIDING
-                        and row[ledger.W_DELAY] == 0
+                        cell[layout.C_KIND] == TIMELINE
+                        and row[layout.W_KIND] == layout.SLIDING
+                        and row[layout.W_DELAY] == 0
                     ):
-                        places[window] = running[e, ledger.T_WORDS]
-                        running[e, ledger.T_WORDS] += ledger.T_SINCE + cell[ledger.C_WORDS]
+                        places[window] = running[e, layout.T_WORDS]
+                        running[e, layout.T_WORDS] += layout.T_SINCE + cell[layout.C_WORDS]
                     else:
-                        running[e, ledger.T_ALL] = 0
-            kept = cells[first] if entity[ledger.E_CELLS_N] == 1 else (HOLDS,) * ledger.C_SIZE
-            added = columns[kept[ledger.C_COLUMNS] :][: kept[ledger.C_COLUMNS_N]]
-            read = reads[entity[ledger.E_READS] :][: entity[ledger.E_AFTER_N]]
-            running[e, ledger.T_PLAIN] = (
-                kept[ledger.C_KIND] == TIMELINE
-                and running[e, ledger.T_ALL]
-                and entity[ledger.E_BEFORE_N] == 0
+                        running[e, layout.T_ALL] = 0
+            kept = cells[first] if entity[layout.E_CELLS_N] == 1 else (HOLDS,) * layout.C_SIZE
+            added = columns[kept[layout.C_COLUMNS] :][: kept[layout.C_COLUMNS_N]]
+            read = reads[entity[layout.E_READS] :][: entity[layout.E_AFTER_N]]
+            running[e, layout.T_PLAIN] = (
+                kept[layout.C_KIND] == TIMELINE
+                and running[e, layout.T_ALL]
+                and entity[layout.E_BEFORE_N] == 0
                 and all(op in (ONE, ADD) for op, _ in added)
-                and all(row[ledger.R_OP] in (ledger.COUNT, ledger.SUM, ledger.MEAN) for row in read)
+                and all(row[layout.R_OP] in (layout.COUNT, layout.SUM, layout.MEAN) for row in read)
             )
         return places, running
 
@@ -786,25 +786,25 @@ class _Compiler:
         columns: Mapping[str, int],
         texts: tuple[str, ...],
     ) -> list[int]:
-        row = [0] * ledger.R_SIZE
+        row = [0] * layout.R_SIZE
         op = _operation(feature, self.definition)
-        row[ledger.R_OP], row[ledger.R_CELL], row[ledger.R_WINDOW] = op, cell_at[id(cell)], window
-        if op == ledger.PREVIOUS_TEXT:
-            row[ledger.R_OUT] = texts.index(feature.name)
-            row[ledger.R_EXTRA] = SLOT_WORDS[self.kept.remembered(feature)[0]]
+        row[layout.R_OP], row[layout.R_CELL], row[layout.R_WINDOW] = op, cell_at[id(cell)], window
+        if op == layout.PREVIOUS_TEXT:
+            row[layout.R_OUT] = texts.index(feature.name)
+            row[layout.R_EXTRA] = SLOT_WORDS[self.kept.remembered(feature)[0]]
         else:
-            row[ledger.R_OUT] = columns[feature.name]
+            row[layout.R_OUT] = columns[feature.name]
         if own:
-            row[ledger.R_COLUMN], row[ledger.R_COLUMN2] = own[0], own[-1] if len(own) < 3 else own[1]
+            row[layout.R_COLUMN], row[layout.R_COLUMN2] = own[0], own[-1] if len(own) < 3 else own[1]
         if len(own) == 4:
-            row[ledger.R_OTHER], row[ledger.R_EXTRA] = own[2], own[3]
-        if op == ledger.SPEED:
+            row[layout.R_OTHER], row[layout.R_EXTRA] = own[2], own[3]
+        if op == layout.SPEED:
             assert feature.field is not None
-            row[ledger.R_OTHER] = self.schema.numbers.index(f"{feature.field}.lat")
+            row[layout.R_OTHER] = self.schema.numbers.index(f"{feature.field}.lat")
         if other is not None:
-            row[ledger.R_OTHER] = cell_at[id(other)]
+            row[layout.R_OTHER] = cell_at[id(other)]
         if feature.field is not None and feature.field in self.definition.fields:
-            row[ledger.R_DIGITS] = self.definition.fields[feature.field].digits or 0
+            row[layout.R_DIGITS] = self.definition.fields[feature.field].digits or 0
         return row
 
     def _limit(
@@ -815,7 +815,7 @@ class _Compiler:
         summed = self.definition.fields[limit.field] if limit.field is not None else None
         return (
             e,
-            entities[e][ledger.E_CELLS] + cell,
+            entities[e][layout.E_CELLS] + cell,
             before[limit.where.source] if limit.where is not None else -1,
             before[limit.max.source],
             self.schema.numbers.index(summed.name) if summed is not None else -1,
@@ -836,34 +836,34 @@ def _is_before(feature: Feature) -> bool:
 def _operation(feature: Feature, definition: Definition) -> int:
     if feature.aggregate == "previous":
         if feature.type == "string":
-            return ledger.PREVIOUS_TEXT
-        return ledger.PREVIOUS_LOCATION if feature.type == "location" else ledger.PREVIOUS_NUMBER
+            return layout.PREVIOUS_TEXT
+        return layout.PREVIOUS_LOCATION if feature.type == "location" else layout.PREVIOUS_NUMBER
     if feature.aggregate == "since_last" and feature.label is not None:
-        return ledger.SINCE_MARK
+        return layout.SINCE_MARK
     return {
-        "count": ledger.COUNT,
-        "sum": ledger.SUM,
-        "mean": ledger.MEAN,
-        "min": ledger.MIN,
-        "max": ledger.MAX,
-        "std": ledger.STD,
-        "rate": ledger.RATE,
-        "distinct": ledger.DISTINCT,
-        "speed": ledger.SPEED,
-        "since_first": ledger.SINCE_FIRST,
-        "since_last": ledger.SINCE_LAST,
+        "count": layout.COUNT,
+        "sum": layout.SUM,
+        "mean": layout.MEAN,
+        "min": layout.MIN,
+        "max": layout.MAX,
+        "std": layout.STD,
+        "rate": layout.RATE,
+        "distinct": layout.DISTINCT,
+        "speed": layout.SPEED,
+        "since_first": layout.SINCE_FIRST,
+        "since_last": layout.SINCE_LAST,
     }[feature.aggregate]
 
 
 def _window_row(window: Window) -> tuple[int, int, int, int]:
     if window.kind == "over":
-        return ledger.SLIDING, window.bucket_ms, window.width_ms // window.bucket_ms, window.delay_ms
+        return layout.SLIDING, window.bucket_ms, window.width_ms // window.bucket_ms, window.delay_ms
     return calendar.KINDS[window.kind], 0, 1, window.delay_ms
 
 
 def _fineness(window: Window) -> tuple[int, int, int]:
     return (
-        calendar.KINDS.get(window.kind, ledger.SLIDING),
+        calendar.KINDS.get(window.kind, layout.SLIDING),
         window.bucket_ms,
         window.width_ms + window.delay_ms,
     )

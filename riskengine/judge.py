@@ -23,7 +23,7 @@ from riskengine.features import Touches
 from riskengine.fibers import mine
 from riskengine.hashing import signed
 from riskengine.kernel import Call, Holder, bind
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.models import REASON_RISK_MIN
 from riskengine.rooms import Empty, Rooms
 from riskengine.served import Served

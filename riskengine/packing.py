@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from riskengine import ledger
 from riskengine.cells import FIRST, GREATEST, HOLDS, LEAST, TIMELINE
 from riskengine.kernel import jit, pointer, set_word_in, word_in
-from riskengine.ledger import (
+from riskengine.layout import (
     C_AT,
     C_COLUMNS,
     C_KIND,
@@ -34,11 +34,11 @@ from riskengine.ledger import (
     NONE,
     Int64s,
     cell_of,
-    cell_of_region,
     column_of,
     entity_of,
     region_words,
 )
+from riskengine.ledger import cell_of_region
 
 Bytes = NDArray[np.uint8]
 

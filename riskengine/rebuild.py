@@ -26,7 +26,7 @@ from riskengine.entries import AlertEntry, AnyEntry, EditEntry, Entry, LabelEntr
 from riskengine.errors import RiskEngineError
 from riskengine.event import Batch
 from riskengine.features import FeatureSet
-from riskengine.ledger import L_DIGITS
+from riskengine.layout import L_DIGITS
 from riskengine.models import NONE
 from riskengine.replay import batches, parse_entries, replay
 from riskengine.served import read_trace

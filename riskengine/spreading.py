@@ -18,7 +18,7 @@ from riskengine.definition import Definition, Rule, Spread
 from riskengine.entries import EditEntry
 from riskengine.features import FeatureSet, Touches
 from riskengine.hashing import unsigned
-from riskengine.ledger import DISTINCT, R_CELL, R_OP, R_OUT, R_WINDOW, Int64s
+from riskengine.layout import DISTINCT, R_CELL, R_OP, R_OUT, R_WINDOW, Int64s
 from riskengine.spreads import links_of
 from riskengine.stores import Links, Spot
 from riskengine.stores.lists import Lists

@@ -12,7 +12,7 @@ from riskengine.decision import Verdict
 from riskengine.entries import AlertEntry
 from riskengine.errors import RiskEngineError
 from riskengine.features import Touches
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 
 if TYPE_CHECKING:
     from riskengine.journal import Journal

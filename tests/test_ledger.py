@@ -22,11 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage import DAY, HOUR, KEY, MINUTE, SECOND, T0, claim, payment, policy, write
 
-from riskengine import ledger, packing
+from riskengine import aggregates, layout, ledger, packing
 from riskengine.cells import GREATEST, LEAST, TEXT_WORDS
 from riskengine.compiled import Policy
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import NONE, Int64s
+from riskengine.layout import NONE, Int64s
 from riskengine.policy import load_definition
 from riskengine.stores.memory import MemoryStore
 
@@ -126,7 +126,7 @@ class Slab:
     def step(self, record: Int64s) -> list[float | int]:
         """Fold a record and read every feature but texts, at once; nothing where the kernel cannot."""
         cells = np.full(self.features.layout.width, np.nan)
-        taken = ledger.step(self.features.flat, self.words, 0, self.e, record, cells, 1, WORDS)
+        taken = aggregates.step(self.features.flat, self.words, 0, self.e, record, cells, 1, WORDS)
         found: list[float | int] = [*cells.view(np.int64).tolist()]
         return found if taken else []
 
@@ -136,7 +136,7 @@ class Slab:
         texts = np.zeros(max(1, len(self.features.texts)) * TEXT_WORDS, np.int64)
         scratch = np.zeros(self.features.scratch_words, np.int64)
         for before in (1, 0):
-            ledger.read(
+            aggregates.read(
                 self.features.flat, self.words, 0, self.e, at, before, cells, cells.view(np.int64), 1, texts,
                 scratch,
             )  # fmt: skip
@@ -171,13 +171,13 @@ def pasts(draw: st.DrawFn, most: int = 30) -> list[Event]:
 def labelled(features: FeatureSet, asked: Touches, labels: Sequence[tuple[int, str, bool]]) -> Int64s:
     """Records of labels: (event, label, whether it is taken back)."""
     e = features.entities.index("user")
-    at = int(features.plan.entities[e, ledger.E_RECORD]) + ledger.RECORD_MASK
+    at = int(features.plan.entities[e, layout.E_RECORD]) + layout.RECORD_MASK
     records = asked.records[[event for event, _, _ in labels]].copy()
     for k, (event, label, back) in enumerate(labels):
         cells = int(asked.masks[event, e]) & int(
-            features.plan.kinds[ledger.FRAUD if label == "fraud" else ledger.LEGIT, e]
+            features.plan.kinds[layout.FRAUD if label == "fraud" else layout.LEGIT, e]
         )
-        records[k, at] = cells | (1 << ledger.SIGN_BIT if back else 0)
+        records[k, at] = cells | (1 << layout.SIGN_BIT if back else 0)
     return records
 
 
@@ -263,7 +263,7 @@ def test_running_totals_are_the_sums_they_stand_for(history: Any, tidied: set[in
     """Read after every record, at its time and before and after it, the slab tidied now and then."""
     features, records = records_of(history, EVERYTHING | LABELLED)
     plain, running = Slab(features), Slab(features).run_totals()
-    time_at = int(features.plan.entities[plain.e, ledger.E_RECORD]) + ledger.RECORD_TIME
+    time_at = int(features.plan.entities[plain.e, layout.E_RECORD]) + layout.RECORD_TIME
     for row in range(len(records)):
         assert running.fold(records[row : row + 1]).read(T0) == plain.fold(records[row : row + 1]).read(T0)
         if row in tidied:
@@ -297,7 +297,7 @@ def test_a_step_is_a_fold_and_a_read(steps: list[tuple[int, int]], tidied: set[i
     compiled_policy = policy_of(COUNTED)
     features, records = compiled_policy.features, touches(compiled_policy, events).records
     plain, stepped = Slab(features), Slab(features).run_totals()
-    assert features.plan.running[plain.e, ledger.T_PLAIN]
+    assert features.plan.running[plain.e, layout.T_PLAIN]
     before = NONE
     for row, event in enumerate(events):
         expected = plain.fold(records[row : row + 1]).read(event["time"])[: features.layout.width]
@@ -321,7 +321,7 @@ def test_a_step_is_a_fold_and_a_read(steps: list[tuple[int, int]], tidied: set[i
 def test_a_step_leaves_other_entities_alone() -> None:
     """What it does not know it refuses, and touches nothing."""
     for features in (EVERYTHING, {"most": {"max": "amount", "on": "payment", "by": "user", "over": "1h"}}):
-        assert not policy_of(features).features.plan.running[:, ledger.T_PLAIN].any()
+        assert not policy_of(features).features.plan.running[:, layout.T_PLAIN].any()
     compiled_policy = policy_of(COUNTED)
     events = [payment("e0", HOUR, 1, user_id="u1"), payment("e1", 0, 2, user_id="u1")]
     records = touches(compiled_policy, events).records
@@ -342,8 +342,8 @@ def test_a_store_takes_in_snapshots_with_tails(events: list[Event], order: Any) 
     order.shuffle(events)
     whole = values_after(compiled_policy, events)
     e = features.entities.index("user")
-    first = int(features.plan.entities[e, ledger.E_RECORD])
-    width = int(features.plan.entities[e, ledger.E_WIDTH])
+    first = int(features.plan.entities[e, layout.E_RECORD])
+    width = int(features.plan.entities[e, layout.E_WIDTH])
     for split in {1, len(events) // 2, len(events) - 1} - {0}:
         tail = touches(compiled_policy, events[split:]).records[:, first : first + width]
         other = MemoryStore(features)
@@ -365,7 +365,7 @@ def values_after(compiled_policy: Policy, events: Sequence[Event]) -> dict[tuple
 def test_silence_longer_than_every_window_forgets_everything() -> None:
     compiled_policy = policy_of({"claims_1h": EVERYTHING["claims_1h"]})
     features = compiled_policy.features
-    gap = int(features.plan.entities[features.entities.index("user"), ledger.E_RETENTION])
+    gap = int(features.plan.entities[features.entities.index("user"), layout.E_RETENTION])
     kept = touches(compiled_policy, [claim("e1"), claim("e2", gap)]).records
     gone = touches(compiled_policy, [claim("e1"), claim("e2", gap + 1)]).records
     only = touches(compiled_policy, [claim("e2", gap + 1)]).records
@@ -494,8 +494,8 @@ def bits(value: float) -> int:
 @given(value=minors)
 def test_a_square_is_kept_in_two_halves(value: int) -> None:
     high, low = ledger.square_high(value), ledger.square_low(value)
-    assert (high << ledger.SQUARE_SHIFT) + low == value * value
-    assert 0 <= low < 1 << ledger.SQUARE_SHIFT
+    assert (high << layout.SQUARE_SHIFT) + low == value * value
+    assert 0 <= low < 1 << layout.SQUARE_SHIFT
 
 
 @given(values=st.lists(st.tuples(minors, st.integers(1, 2**18)), min_size=1, max_size=6))
@@ -506,7 +506,7 @@ def test_the_variance_is_exact_until_it_is_rounded_once(values: list[tuple[int, 
     low = sum(ledger.square_low(value) * times for value, times in values)
     exact = n * sum(value * value * times for value, times in values) - total * total
     room = np.full(20, 77, np.int64)
-    found = ledger.variance_numerator(n, total, high, low, room[4:])
+    found = aggregates.variance_numerator(n, total, high, low, room[4:])
     assert found == float(Fraction(exact))
     assert [*room[:4], *room[16:]] == [77] * 8, "only the limbs given are written"
 
@@ -526,17 +526,17 @@ def test_varints_come_back(value: int) -> None:
     lat=st.integers(-900_000_000, 900_000_000), lon=st.integers(-1_800_000_000, 1_800_000_000)
 )  # fmt: skip
 def test_a_location_fits_a_word(lat: int, lon: int) -> None:
-    word = ledger.pack_location(lat / 1e7, lon / 1e7)
+    word = layout.pack_location(lat / 1e7, lon / 1e7)
     assert -(2**63) <= word < 2**63
-    assert (ledger.latitude(word), ledger.longitude(word)) == (lat / 1e7, lon / 1e7)
+    assert (layout.latitude(word), layout.longitude(word)) == (lat / 1e7, lon / 1e7)
 
 
 @given(minor=minors, digits=st.integers(-6, 9))
 def test_minor_units_are_found_again(minor: int, digits: int) -> None:
     """A value is minor / 10**digits in floats; from it the minor units are exact."""
     value = minor / 10**digits if digits >= 0 else float(minor * 10**-digits)
-    assert ledger.minor_of(value, digits) == minor
-    assert ledger.unscaled(float(minor), digits) == value
+    assert layout.minor_of(value, digits) == minor
+    assert layout.unscaled(float(minor), digits) == value
 
 
 @given(keys=st.lists(words, max_size=40, unique=True), key=words)
@@ -636,4 +636,4 @@ def test_offsets_are_those_of_the_time_zone(zone: str) -> None:
         plan = Policy.compile(definition, KEY).features.flat
     for at in range(1_735_000_000_000, 1_830_000_000_000, 7_777_777_777):
         there = datetime.fromtimestamp(at // 1000, ZoneInfo(zone))
-        assert ledger.offset_in(plan, at) == (there.utcoffset() or timedelta()) // timedelta(milliseconds=1)
+        assert layout.offset_in(plan, at) == (there.utcoffset() or timedelta()) // timedelta(milliseconds=1)

@@ -16,7 +16,7 @@ from riskengine import packing
 from riskengine.engine import Engine
 from riskengine.features import FeatureSet
 from riskengine.hashing import signed
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.stores import memo, slabs, unfolding, values
 from riskengine.stores.plans import LaidOut, Plans
 from riskengine.stores.resp import as_array

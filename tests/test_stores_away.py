@@ -19,7 +19,7 @@ from stage import T0, Stage, claim, payment, policy, store_of
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.errors import RiskEngineError
-from riskengine.ledger import RECORD_TIME
+from riskengine.layout import RECORD_TIME
 from riskengine.stores import StoreError
 from riskengine.stores.address import Address, begin
 from riskengine.stores.line import ALONE_S, PATIENCE

@@ -26,8 +26,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "entries", "answer", "rooms",
     ),
     # arithmetic on them
-    ("cells", "ledger", "packing", "expression", "program", "decision", "csvtable", "tables", "footprint",
-     "shipped"),
+    ("cells", "layout", "ledger", "aggregates", "packing", "expression", "program", "decision", "csvtable",
+     "tables", "footprint", "shipped"),
     ("features", "rules", "modeltext", "forest", "calibration", "card", "stores", "journal", "masking",
      "alerts"),
     ("sections", "policy", "models", "spreading", "compiled", "served", "watch",

@@ -13,7 +13,7 @@ import msgspec
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import NONE, Int64s
+from riskengine.layout import NONE, Int64s
 from riskengine.packing import Bytes
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.traces import Trace

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from riskengine.kernel import jit
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.packing import Bytes
 from riskengine.stores.resp import as_array
 

@@ -9,15 +9,7 @@ import numpy as np
 
 from riskengine import packing
 from riskengine.features import FeatureSet
-from riskengine.ledger import (
-    E_WIDTH,
-    FRAUD,
-    NONE,
-    RECORD_HASH,
-    RECORD_MASK,
-    RECORD_SLOTS,
-    RECORD_TIME,
-)
+from riskengine.layout import E_WIDTH, FRAUD, NONE, RECORD_HASH, RECORD_MASK, RECORD_SLOTS, RECORD_TIME
 from riskengine.stores import values, wire
 from riskengine.stores.line import Item
 from riskengine.stores.plans import LaidOut, Plans

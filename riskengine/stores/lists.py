@@ -11,7 +11,7 @@ import numpy as np
 
 from riskengine.features import FeatureSet, Touches
 from riskengine.kernel import Call, Holder, bind
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.stores import slabs
 from riskengine.stores.paths import Name, PathEdit, Trail, path_id
 

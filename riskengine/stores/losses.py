@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.stores import Loss, StoreError, wire
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.place import Place

@@ -18,7 +18,7 @@ import numpy as np
 
 from riskengine import ledger
 from riskengine.kernel import jit, jit_inline, prefetch, word_in
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.packing import Bytes, get_raw
 
 # Counters: words of the ring written ever, slots of the index, words of the ring.

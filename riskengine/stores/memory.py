@@ -15,12 +15,12 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
-from riskengine import ledger, packing
+from riskengine import layout, ledger, packing
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.kernel import Call, Holder, bind
-from riskengine.ledger import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
+from riskengine.layout import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.packing import Bytes
 from riskengine.stores import NONE_MET, Claim, Followed, Info, Links, Lives, Met, Spot, statefile
 from riskengine.stores import slabs as kernels
@@ -400,7 +400,7 @@ class MemoryStore:
         if traces is None or row is None:
             return False
         if traces.labelled:
-            for name, sign in ((before, 1 << ledger.SIGN_BIT), (label, 0)):
+            for name, sign in ((before, 1 << layout.SIGN_BIT), (label, 0)):
                 if name is not None:
                     self._count_label(traces, row, FRAUD if name == "fraud" else LEGIT, sign)
         return True
@@ -425,7 +425,7 @@ class MemoryStore:
                 if translated is None:
                     continue
                 record, mask, now = translated
-            record[features.plan.entities[now, ledger.E_RECORD] + ledger.RECORD_MASK] = mask | sign
+            record[features.plan.entities[now, layout.E_RECORD] + layout.RECORD_MASK] = mask | sign
             keys.append(int(row[Traces.HEAD + e]))
             entities.append(now)
             records.append(record)
@@ -645,16 +645,16 @@ class MemoryStore:
         end = packing.HEADER + packing.snapshot_size(value)
         room = 64 + (end - packing.HEADER) * 8
         words = np.zeros(room, np.int64)
-        head = e | (int(self._meta[kernels.GENERATION]) << ledger.META_PLAN)
+        head = e | (int(self._meta[kernels.GENERATION]) << layout.META_PLAN)
         ledger.empty_slab(features.flat, words, 0, e, head)
         data = np.frombuffer(value, np.uint8)
         used = packing.unpack(features.flat, data, packing.HEADER, end, words, 0, e, room)
         tail = value[end:]
-        width = int(features.plan.entities[e, ledger.E_WIDTH])
+        width = int(features.plan.entities[e, layout.E_WIDTH])
         if used < 0 or len(tail) % (8 * width):
             raise ValueError("its bytes are broken")
         records = np.zeros((len(tail) // (8 * width), features.record_words), np.int64)
-        at = int(features.plan.entities[e, ledger.E_RECORD])
+        at = int(features.plan.entities[e, layout.E_RECORD])
         records[:, at : at + width] = np.frombuffer(tail, "<i8").reshape(-1, width)
         return _Unpacked(e, words[:used], records)
 

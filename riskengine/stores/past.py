@@ -8,7 +8,7 @@ import msgspec
 
 from riskengine.features import FeatureSet
 from riskengine.fibers import pause
-from riskengine.ledger import FRAUD, L_ENTITY, LEGIT, SIGN_BIT
+from riskengine.layout import FRAUD, L_ENTITY, LEGIT, SIGN_BIT
 from riskengine.stores import Followed, kept, wire
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.known import Known

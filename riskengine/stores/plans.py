@@ -13,9 +13,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from riskengine import ledger, packing
+from riskengine import layout, packing
 from riskengine.features import CellSpec, FeatureSet
-from riskengine.ledger import E_RECORD, E_WIDTH, NONE, RECORD_MASK, SIGN_BIT, Int64s, Plan
+from riskengine.layout import E_RECORD, E_WIDTH, NONE, RECORD_MASK, SIGN_BIT, Int64s, Plan
 from riskengine.stores import slabs, values
 from riskengine.stores.memo import NOTHING
 from riskengine.stores.resp import Bytes
@@ -217,7 +217,7 @@ class Plans:
 
     def _unfolded(self, value: bytes, e: int, plan: LaidOut) -> tuple[Int64s, int, Bytes, int]:
         """Memory with a value's slab, where that is (0: nowhere), the value read, where its tail begins."""
-        growth = int(plan.plan.entities[e, ledger.E_GROWTH])
+        growth = int(plan.plan.entities[e, layout.E_GROWTH])
         words = np.zeros((1 << 12) + 64 * (len(value) + growth), np.int64)
         meta, table, old_table = (
             np.zeros(slabs.META_SIZE, np.int64),

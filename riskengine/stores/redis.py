@@ -22,16 +22,7 @@ from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet, Touches
 from riskengine.fibers import pause
 from riskengine.kernel import bind
-from riskengine.ledger import (
-    E_RECORD,
-    E_WIDTH,
-    L_CELL,
-    L_ENTITY,
-    NONE,
-    RECORD_MASK,
-    RECORD_TIME,
-    Int64s,
-)
+from riskengine.layout import E_RECORD, E_WIDTH, L_CELL, L_ENTITY, NONE, RECORD_MASK, RECORD_TIME, Int64s
 from riskengine.stores import (
     NONE_MET,
     Claim,

@@ -12,7 +12,7 @@ import numpy as np
 
 from riskengine.decision import Decision
 from riskengine.features import Touches
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.stores import Lives, Met, kept, values, wire
 from riskengine.stores.items import encoded
 from riskengine.stores.line import Reply

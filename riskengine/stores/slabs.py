@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine import ledger
+from riskengine import aggregates, layout, ledger
 from riskengine.cells import GREATEST, HOLDS, LEAST, TIMELINE
 from riskengine.decision import DENY
 from riskengine.kernel import jit, jit_allocating, jit_inline, pointer, prefetch, stack
-from riskengine.ledger import (
+from riskengine.layout import (
     E_AFTER_N,
     E_BEFORE_N,
     E_CELLS,
@@ -401,7 +401,7 @@ def create(
 ) -> int:
     """A new slab for an entity with `growth` words of room; 0 when memory is full and nothing gives."""
     plan = pointer(plan, 0)
-    fixed = entity_of(plan, e, ledger.E_FIXED) + entity_of(plan, e, ledger.E_FIXED_N)
+    fixed = entity_of(plan, e, layout.E_FIXED) + entity_of(plan, e, layout.E_FIXED_N)
     s = obtain(words, meta, table, old_table, key, class_of(fixed + growth), 0)
     if s != 0:
         size_class = slab_class(words, s)
@@ -436,7 +436,7 @@ def make_room(
     used = ledger.used_words(slab, s)
     totals = 0
     if used >= TOTALS_FROM and not ledger.totals_run(slab, s):
-        totals = ledger.running_of(plan, e, T_WORDS)
+        totals = layout.running_of(plan, e, T_WORDS)
     # A large slab that is nearly full after tidying would be tidied again soon: it grows instead.
     if used + totals + growth <= room - (room >> 2 if room > TOTALS_FROM else 0):
         if totals:
@@ -472,8 +472,8 @@ def growth_of(plan: Int64s, e: int, mask: int) -> int:
     growth = 0
     for c in range(entity_of(plan, e, E_CELLS_N)):
         cell = first_cell + c
-        if (mask >> c) & 1 and cell_of(plan, cell, ledger.C_KIND) <= HOLDS:
-            growth += region_words(plan, first_region + cell_of(plan, cell, ledger.C_AT))
+        if (mask >> c) & 1 and cell_of(plan, cell, layout.C_KIND) <= HOLDS:
+            growth += region_words(plan, first_region + cell_of(plan, cell, layout.C_AT))
     return growth
 
 
@@ -530,7 +530,7 @@ def call_rest(plan: Int64s, words: Int64s, s: int, e: int) -> None:
     """Call in what is needed of a slab besides, once its head has come."""
     used = ledger.used_words(words, s)
     if (
-        ledger.running_of(plan, e, T_ALL)
+        layout.running_of(plan, e, T_ALL)
         and ledger.totals_run(words, s)
         and used + entity_of(plan, e, E_GROWTH) <= room_in(words, s)  # else it will be tidied
     ):
@@ -600,10 +600,10 @@ def observe(
                 record = pointer(records, i * records.shape[1])
                 record_at = entity_of(plan, e, E_RECORD)
                 done = False
-                if s != 0 and ledger.running_of(plan, e, T_PLAIN) and read_at[i] == record[record_at]:
-                    done = ledger.step(plan, slab, s, e, record, row, n, room_in(slab, s))
+                if s != 0 and layout.running_of(plan, e, T_PLAIN) and read_at[i] == record[record_at]:
+                    done = aggregates.step(plan, slab, s, e, record, row, n, room_in(slab, s))
                 if not done and entity_of(plan, e, E_BEFORE_N) > 0:
-                    ledger.read(plan, slab, s, e, read_at[i], 1, row, bits_row, n, spelt, room)
+                    aggregates.read(plan, slab, s, e, read_at[i], 1, row, bits_row, n, spelt, room)
                 if not done and record[record_at + RECORD_MASK] != 0:
                     found = s
                     s = fold(plan, words, meta, table, old_table, key, s, e, record)
@@ -614,7 +614,7 @@ def observe(
                         evictions = meta[EVICTIONS]
                         lost = touch
                 if not done and entity_of(plan, e, E_AFTER_N) > 0:
-                    ledger.read(plan, slab, s, e, read_at[i], 0, row, bits_row, n, spelt, room)
+                    aggregates.read(plan, slab, s, e, read_at[i], 0, row, bits_row, n, spelt, room)
             i += 1
             if i == n:
                 i, e = 0, kept_from(plan, e + 1, entities)
@@ -658,10 +658,10 @@ def members(
         lists = []
         for cell, window in links[e]:
             out = np.empty(
-                ledger.members(plan, words, s, e, cell, window, time, NO_ROOM) if s else 0, np.int64
+                aggregates.members(plan, words, s, e, cell, window, time, NO_ROOM) if s else 0, np.int64
             )
             if len(out):
-                ledger.members(plan, words, s, e, cell, window, time, out)
+                aggregates.members(plan, words, s, e, cell, window, time, out)
             lists.append(np.sort(out))
         found.append(lists)
     return found
@@ -808,7 +808,7 @@ def settle(
             asks = key != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
             amount = 1
             if field >= 0:
-                amount = 0 if np.isnan(cells[field, i]) else max(0, ledger.minor_of(cells[field, i], digits))
+                amount = 0 if np.isnan(cells[field, i]) else max(0, layout.minor_of(cells[field, i], digits))
             if follows and prior[limit, 1] != NONE and not late[i]:
                 if asks and counted and prior_keys[e] == key and prior[limit, 1] == amount:
                     traces[row, at_holds + 2 * limit] = prior[limit, 0]
@@ -837,7 +837,7 @@ def settle(
                 granted = already + amount <= most
             if granted:
                 traces[row, at_holds + 2 * limit] = ledger.bucket_of(
-                    plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i]
+                    plan, cell_of(plan, cell, layout.C_WINDOWS), time[i]
                 )
                 traces[row, at_holds + 2 * limit + 1] = amount
             else:
@@ -947,31 +947,31 @@ def migrate(
             continue
         first_cell = entity_of(new, e, E_CELLS)
         last_cell = first_cell + entity_of(new, e, E_CELLS_N)
-        fixed = entity_of(new, e, ledger.E_FIXED)
-        used = fixed + entity_of(new, e, ledger.E_FIXED_N)
+        fixed = entity_of(new, e, layout.E_FIXED)
+        used = fixed + entity_of(new, e, layout.E_FIXED_N)
         for cell in range(first_cell, last_cell):
-            if cell_of(new, cell, ledger.C_KIND) <= HOLDS and cell_map[cell] >= 0:
-                region = cell_of(old, cell_map[cell], ledger.C_AT)
-                used += ledger.count_of(slab, s, region) * cell_of(new, cell, ledger.C_WORDS)
+            if cell_of(new, cell, layout.C_KIND) <= HOLDS and cell_map[cell] >= 0:
+                region = cell_of(old, cell_map[cell], layout.C_AT)
+                used += ledger.count_of(slab, s, region) * cell_of(new, cell, layout.C_WORDS)
         copy = np.empty(used, np.int64)
         to = pointer(copy, 0)
         ledger.empty_slab(new, to, 0, e, e | (meta[GENERATION] << META_PLAN))
         copy[0] = words[s]
-        write = fixed + entity_of(new, e, ledger.E_FIXED_N)
+        write = fixed + entity_of(new, e, layout.E_FIXED_N)
         for cell in range(first_cell, last_cell):
             source = cell_map[cell]
             if source < 0:
                 continue
-            size = cell_of(new, cell, ledger.C_WORDS)
-            at = cell_of(new, cell, ledger.C_AT)
-            if cell_of(new, cell, ledger.C_KIND) > HOLDS:
-                read = s + entity_of(old, e_old, ledger.E_FIXED) + cell_of(old, source, ledger.C_AT)
+            size = cell_of(new, cell, layout.C_WORDS)
+            at = cell_of(new, cell, layout.C_AT)
+            if cell_of(new, cell, layout.C_KIND) > HOLDS:
+                read = s + entity_of(old, e_old, layout.E_FIXED) + cell_of(old, source, layout.C_AT)
                 for k in range(size):
                     copy[fixed + at + k] = words[read + k]
                 continue
-            region = cell_of(old, source, ledger.C_AT)
+            region = cell_of(old, source, layout.C_AT)
             n = ledger.count_of(slab, s, region)
-            old_size = cell_of(old, source, ledger.C_WORDS)
+            old_size = cell_of(old, source, layout.C_WORDS)
             read = ledger.region_start(old, slab, s, e_old, region)
             for i in range(n):
                 copy_entry(new, cell, column_map, words, read + i * old_size, copy, write)
@@ -986,19 +986,19 @@ def copy_entry(
     new: Int64s, cell: int, column_map: Int64s, words: Int64s, read: int, copy: Int64s, write: int
 ) -> None:
     """Copy one entry of a region to its new layout."""
-    size = cell_of(new, cell, ledger.C_WORDS)
+    size = cell_of(new, cell, layout.C_WORDS)
     copy[write] = words[read]
-    if cell_of(new, cell, ledger.C_KIND) != TIMELINE:
+    if cell_of(new, cell, layout.C_KIND) != TIMELINE:
         for k in range(1, size):
             copy[write + k] = words[read + k]
         return
-    first = cell_of(new, cell, ledger.C_COLUMNS)
+    first = cell_of(new, cell, layout.C_COLUMNS)
     for k in range(size - 1):
         source = column_map[first + k]
         if source >= 0:
             copy[write + 1 + k] = words[read + 1 + source]
         else:
-            op = ledger.column_of(new, first + k, ledger.K_OP)
+            op = layout.column_of(new, first + k, layout.K_OP)
             copy[write + 1 + k] = NONE if op == LEAST or op == GREATEST else 0
 
 

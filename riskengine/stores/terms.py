@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from riskengine.features import FeatureSet
-from riskengine.ledger import E_CELLS, E_RETENTION, L_CELL, L_ENTITY
+from riskengine.layout import E_CELLS, E_RETENTION, L_CELL, L_ENTITY
 from riskengine.stores import values, wire
 from riskengine.stores.place import Place, kind_of
 from riskengine.stores.plans import LaidOut

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from riskengine.features import FeatureSet, Touches
-from riskengine.ledger import E_RECORD, E_WIDTH, EVENT, FRAUD, NONE, RECORD_MASK, Int64s
+from riskengine.layout import E_RECORD, E_WIDTH, EVENT, FRAUD, NONE, RECORD_MASK, Int64s
 
 BLOCK_BYTES: Final = 1 << 21  # a huge page
 BLOCK_ROWS_MIN: Final = 1 << 10  # a batch

@@ -11,10 +11,10 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from riskengine import ledger
+from riskengine import layout
 from riskengine.cells import ADD, GREATEST, LEAST, ONE, SLOT_WORDS
 from riskengine.features import CellSpec
-from riskengine.ledger import NONE, Int64s, Plan
+from riskengine.layout import NONE, Int64s, Plan
 
 NOTHING: Final = (0, NONE)  # behind a record: what adds nothing, and what is neither least nor greatest
 
@@ -71,26 +71,26 @@ class Transition:
             for c, spec in enumerate(specs):
                 if spec.key not in known:
                     continue
-                cell = int(new.plan.entities[e, ledger.E_CELLS]) + c
+                cell = int(new.plan.entities[e, layout.E_CELLS]) + c
                 source = known[spec.key]
-                cells[cell] = int(old.plan.entities[at, ledger.E_CELLS]) + source
-                first = int(new.plan.cells[cell, ledger.C_COLUMNS])
+                cells[cell] = int(old.plan.entities[at, layout.E_CELLS]) + source
+                first = int(new.plan.cells[cell, layout.C_COLUMNS])
                 before = old.specs[at][source].columns
                 for k, column in enumerate(spec.columns):
                     if column in before:
                         columns[first + k] = before.index(column)
         spans = [
-            (int(row[ledger.C_COLUMNS]), int(row[ledger.C_COLUMNS] + row[ledger.C_COLUMNS_N]))
+            (int(row[layout.C_COLUMNS]), int(row[layout.C_COLUMNS] + row[layout.C_COLUMNS_N]))
             for row in new.plan.cells
         ]
         return cls(np.array(entities, np.int64), cells, columns, spans)
 
     def is_partial(self, new: LaidOut, entity: int, mask: int) -> bool:
         """Whether a record of the old plan moves a cell of the new one that has a column more."""
-        first = int(new.plan.entities[entity, ledger.E_CELLS])
+        first = int(new.plan.entities[entity, layout.E_CELLS])
         return any(
             (mask >> c) & 1 and bool((self.columns[slice(*self.spans[first + c])] < 0).any())
-            for c in range(int(new.plan.entities[entity, ledger.E_CELLS_N]))
+            for c in range(int(new.plan.entities[entity, layout.E_CELLS_N]))
         )
 
     def partial(self, new: LaidOut) -> Int64s:
@@ -101,11 +101,11 @@ class Transition:
         """
         columns = new.plan.columns.copy()
         for cell, (first, last) in enumerate(self.spans):
-            e = int(np.searchsorted(new.plan.entities[:, ledger.E_CELLS], cell, side="right")) - 1
-            behind = new.record_words - int(new.plan.entities[e, ledger.E_RECORD]) - ledger.RECORD_SLOTS
+            e = int(np.searchsorted(new.plan.entities[:, layout.E_CELLS], cell, side="right")) - 1
+            behind = new.record_words - int(new.plan.entities[e, layout.E_RECORD]) - layout.RECORD_SLOTS
             for column in range(first, last):
                 if self.columns[column] < 0:
-                    op = int(columns[column, ledger.K_OP])
+                    op = int(columns[column, layout.K_OP])
                     columns[column] = ADD if op == ONE else op, behind + (op in (LEAST, GREATEST))
         return new.plan._replace(columns=columns).flatten()
 
@@ -117,7 +117,7 @@ class Transition:
         # A column's number within its timeline leads to the middle plan's column, and that further back.
         for cell, source in enumerate(step.cells.tolist()):
             if source >= 0 and cells[cell] >= 0:
-                first = int(middle.cells[source, ledger.C_COLUMNS])
+                first = int(middle.cells[source, layout.C_COLUMNS])
                 for k in range(*step.spans[cell]):
                     if step.columns[k] >= 0:
                         columns[k] = self.columns[first + step.columns[k]]
@@ -142,15 +142,15 @@ def translate(
     if name not in new.entities or old.entity_fields[name] != new.entity_fields[name]:
         return None
     now = new.entities.index(name)
-    at_old = int(old.plan.entities[e, ledger.E_RECORD])
-    at = int(new.plan.entities[now, ledger.E_RECORD])
+    at_old = int(old.plan.entities[e, layout.E_RECORD])
+    at = int(new.plan.entities[now, layout.E_RECORD])
     out = blank(new)
     out[at : at + 2] = record[at_old : at_old + 2]
     for slot, place in new.entity_slots[now].items():
         if slot in old.entity_slots[e]:
             words = SLOT_WORDS[slot[0]]
-            to = at + ledger.RECORD_SLOTS + place
-            source = at_old + ledger.RECORD_SLOTS + old.entity_slots[e][slot]
+            to = at + layout.RECORD_SLOTS + place
+            source = at_old + layout.RECORD_SLOTS + old.entity_slots[e][slot]
             out[to : to + words] = record[source : source + words]
     known = {spec.key: c for c, spec in enumerate(old.specs[e])}
     translated = 0

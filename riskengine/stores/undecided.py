@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from riskengine.features import FeatureSet
-from riskengine.ledger import E_CELLS, L_CELL, L_ENTITY
+from riskengine.layout import E_CELLS, L_CELL, L_ENTITY
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.holds import Hold, held_of, holds_in

@@ -8,7 +8,7 @@ import numpy as np
 
 from riskengine import packing
 from riskengine.features import FeatureSet
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.stores import StoreError, memo, requests, slabs, values
 from riskengine.stores.line import Reply
 from riskengine.stores.moves import Moved

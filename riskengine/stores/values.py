@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from riskengine import ledger, packing
+from riskengine import layout, ledger, packing
 from riskengine.cells import HOLDS
 from riskengine.kernel import jit, jit_inline, pointer
-from riskengine.ledger import (
+from riskengine.layout import (
     E_CELLS,
     E_GROWTH,
     E_RECORD,
@@ -406,9 +406,9 @@ def survey(
             if size != width or (kind == RECORD and number > partials):
                 return BROKEN
         elif kind == RESERVE or kind == RELEASE:
-            if size != (5 if kind == RESERVE else 4) or number >= entity_of(plan, e, ledger.E_CELLS_N):
+            if size != (5 if kind == RESERVE else 4) or number >= entity_of(plan, e, layout.E_CELLS_N):
                 return BROKEN
-            if cell_of(plan, entity_of(plan, e, E_CELLS) + number, ledger.C_KIND) != HOLDS:
+            if cell_of(plan, entity_of(plan, e, E_CELLS) + number, layout.C_KIND) != HOLDS:
                 return BROKEN
         else:
             return BROKEN
@@ -444,6 +444,6 @@ def book(
         else:
             s = slabs.make_room(plan, words, meta, table, old_table, key, s, e, 2)
         ledger.advance(plan, slab, s, e, time)
-        bucket = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time)
+        bucket = ledger.bucket_of(plan, cell_of(plan, cell, layout.C_WINDOWS), time)
         ledger.hold(plan, slab, s, e, cell, bucket, amount)
     return True

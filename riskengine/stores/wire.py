@@ -15,10 +15,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine import ledger, packing
+from riskengine import layout, ledger, packing
 from riskengine.decision import DENY
 from riskengine.kernel import jit, pointer
-from riskengine.ledger import (
+from riskengine.layout import (
     E_CELLS,
     E_RECORD,
     E_WIDTH,
@@ -150,7 +150,7 @@ def ask(
             wants = key != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
             amount = 1
             if field >= 0:
-                amount = 0 if np.isnan(cells[field, i]) else max(0, ledger.minor_of(cells[field, i], digits))
+                amount = 0 if np.isnan(cells[field, i]) else max(0, layout.minor_of(cells[field, i], digits))
             most = slabs.amount_of(digits, cells[limit_of(plan, limit, L_MAX), i])
             amounts[i, limit] = amount
             mosts[i, limit] = most
@@ -579,7 +579,7 @@ def give_back_all(
             if granted[i, limit]:
                 e = limit_of(plan, limit, L_ENTITY)
                 cell = limit_of(plan, limit, L_CELL)
-                bucket = ledger.bucket_of(plan, cell_of(plan, cell, ledger.C_WINDOWS), time[i])
+                bucket = ledger.bucket_of(plan, cell_of(plan, cell, layout.C_WINDOWS), time[i])
                 slabs.give_hold_back(
                     plan, words, meta, table, old_table, e, cell, keys[i, e], bucket, amounts[i, limit]
                 )
@@ -595,7 +595,7 @@ def place_buckets(plan: Int64s, time: Int64s, handed: Bytes, buckets: Int64s) ->
         for limit in range(buckets.shape[1]):
             if handed[limit]:
                 continue
-            window = cell_of(plan, limit_of(plan, limit, L_CELL), ledger.C_WINDOWS)
+            window = cell_of(plan, limit_of(plan, limit, L_CELL), layout.C_WINDOWS)
             buckets[i, limit] = ledger.bucket_of(plan, window, time[i])
 
 
@@ -777,7 +777,7 @@ def put_held(out: Bytes, to: int, plan: Int64s, kinds: Bytes, key: int, e: int, 
     to = put_word(out, to + 3, key)
     cell, tag = int(data[at + 2]), get_raw(data, at + 3, 5)
     time, event = get_raw(data, at + HEAD, 8), get_raw(data, at + HEAD + 8, 8)
-    window = cell_of(plan, entity_of(plan, e, E_CELLS) + cell, ledger.C_WINDOWS)
+    window = cell_of(plan, entity_of(plan, e, E_CELLS) + cell, layout.C_WINDOWS)
     bucket = ledger.bucket_of(plan, window, time)
     return put_release(out, to, cell, tag, time, event, get_raw(data, at + HEAD + 16, 8), bucket)
 
@@ -820,7 +820,7 @@ def put_trace(
         at = put_varint(out, at, masks[i, e])
         if labelled and masks[i, e] != 0:
             first = entity_of(plan, e, E_RECORD)
-            for k in range(ledger.RECORD_SLOTS, width):
+            for k in range(layout.RECORD_SLOTS, width):
                 at = put_varint(out, at, records[i, first + k])
     counted_at = at
     out[at] = 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from riskengine import ledger
+from riskengine import layout
 from riskengine.features import FeatureSet
-from riskengine.ledger import Int64s
+from riskengine.layout import Int64s
 from riskengine.packing import Bytes
 from riskengine.stores import memo, slabs, values, wire
 from riskengine.stores.transition import blank
@@ -79,9 +79,9 @@ class Workspace:
     def serve(self, features: FeatureSet, parts: int) -> None:
         """Unfold values of another plan from now on, which are in so many partitions."""
         plan = features.plan.entities
-        fixed = plan[:, ledger.E_FIXED] + plan[:, ledger.E_FIXED_N] + 2 * plan[:, ledger.E_GROWTH]
-        self._fixed = int((fixed + features.plan.running[:, ledger.T_WORDS]).max(initial=8))
-        self._growth = int(plan[:, ledger.E_GROWTH].sum())
+        fixed = plan[:, layout.E_FIXED] + plan[:, layout.E_FIXED_N] + 2 * plan[:, layout.E_GROWTH]
+        self._fixed = int((fixed + features.plan.running[:, layout.T_WORDS]).max(initial=8))
+        self._growth = int(plan[:, layout.E_GROWTH].sum())
         self.row = blank(features)[np.newaxis]
         memo.forget(self.memo)
         self._kinds, self._limits, self._parts = len(features.entities), len(features.limit_names), parts
