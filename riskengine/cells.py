@@ -164,7 +164,7 @@ class Cells:
         return cell
 
     def _sums(self, cell: Cell, feature: Feature) -> tuple[int, ...]:
-        """Columns of a timeline that an aggregate reads, in the order `ledger.aggregate` wants them."""
+        """Columns of a timeline that an aggregate reads, in the order `aggregates.aggregate` wants them."""
         field = feature.field or ""
         match feature.aggregate:
             case "sum":

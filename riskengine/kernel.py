@@ -95,7 +95,7 @@ def _compiled(function: Callable[P, R], **special: bool) -> Callable[P, R]:
     kernel._cache._cache_file.__class__ = _Files
     # What another kernel calls needs no entry for Python, no file and no machine code of its own, and one
     # version whichever constant stands in the call or integer is at hand (numba would make thirteen of
-    # ledger.entity_of): slabs.observe compiles in 10 s of CPU time instead of 29.
+    # layout.entity_of): slabs.observe compiles in 10 s of CPU time instead of 29.
     part = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartPipeline, **options)(
         function
     )
