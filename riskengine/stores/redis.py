@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -209,11 +210,7 @@ class RedisStore:
                 self._tell_folded()
             if not counted:
                 self._stand_in(touches)
-            asked = self._ask(touches, followed)
-            reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
-            met, size = self._values(asked, reply)
-            if met:
-                self._read_marks(asked, reply, counted)
+            asked, reply, size = self._asked_of(touches, counted, followed)
             edits = int(reply.item(int(reply.firsts[0]) + 1) or b"0")
             self._fold(asked, reply, size)
             if asked.resumed:
@@ -246,6 +243,29 @@ class RedisStore:
         )
         self._edits.lists.look_up(touches)
         return asked.met
+
+    def _asked_of(
+        self, touches: Touches, counted: bool, followed: Followed | None
+    ) -> tuple[Asked, Reply, int]:
+        """Ask of a batch: what it asked, what was answered, and the bytes of all values.
+
+        Another event of the same id may have been faster at some partitions of a cluster, and not at the
+        event's own. Who told of it takes it back from there; that is waited for, as long as for a reply, and
+        then this one is entered in its place.
+        """
+        until = 0.0
+        while True:
+            asked = self._ask(touches, followed)
+            reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
+            known, size = self._values(asked, reply)
+            if known:
+                self._read_marks(asked, reply, counted)
+            if not (asked.resumed and asked.is_contested):
+                return asked, reply, size
+            until = until or time.monotonic() + self._link.timeout_s
+            if time.monotonic() > until:
+                return asked, reply, size
+            pause(kept.LOOK_AGAIN_S)
 
     def _ask(self, touches: Touches, followed: Followed | None) -> Asked:
         """What each event wants of limits; of the event that is followed, what can be is taken over first."""
@@ -320,8 +340,11 @@ class RedisStore:
                 if mark == ord("1"):
                     i = int(asked.scratch.claimants[first + c])
                     asked.known.add((i, part))
+                    claim, decision = reply.item(at + 1), reply.item(at + 2)
                     if c < homes:
-                        told[i] = reply.item(at + 1), reply.item(at + 2)
+                        told[i] = claim, decision
+                    elif isinstance(claim, bytes) and claim[:16] != batch.content[i].tobytes():
+                        asked.is_contested = True
                     at += 2
         met: dict[int, Any] = {}
         for i in sorted({i for i, _ in asked.known}):

@@ -48,6 +48,7 @@ class Asked:
     resumed: bool = False  # an event that was entered before, and not decided
     gave_back: bool = False  # and that has given back what it reserved
     left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
+    is_contested: bool = False  # a partition knew another event of that id
     forgotten: bool = False  # one that was decided, but the decision is not kept any more
     known: set[tuple[int, int]] = field(default_factory=set)  # events that partitions had a claim of
     # Records that a partition appended of events which another knew already: they are taken back.
