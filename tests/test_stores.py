@@ -133,6 +133,27 @@ def test_engines_that_share_a_limit_never_pass_it(server: str, tmp_path: Path) -
     assert said[:25] == ["allow"] * 25
 
 
+@pytest.mark.parametrize("afterwards", ["has nothing more to do", "is closed"])
+def test_what_a_denied_event_held_is_free_for_others_at_once(
+    afterwards: str, server: str, tmp_path: Path
+) -> None:
+    sections = policy(
+        limits={"one": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 1, "then": "deny"}},
+        rules={"low": {"on": "any", "when": "score < 0", "then": "deny", "mode": "live"}},
+    )
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path / "other", sections, store=store) as other:
+        for n in range(4):  # a cluster has each device in another partition
+            device = {"device_id": f"d{n}"}
+            with Stage(tmp_path / f"{n}", sections, store=store) as stage:
+                events = [claim(f"{n}-{k}", k, score=-1, **device) for k in range(1 + n % 2)]
+                assert set(stage.actions(events)) == {"deny"}
+                if afterwards == "is closed":
+                    stage.engine.close()
+                assert other.actions([claim(f"{n}-after", 9, score=1, **device)]) == ["allow"]
+
+
 def test_what_many_wrote_is_compacted_and_counts_the_same(server: str, tmp_path: Path) -> None:
     """Two engines write one user's state by turns, past many compactions; nothing is lost or doubled."""
     features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}

@@ -261,14 +261,17 @@ class ClusterLink:
     ) -> None:
         """`tell` several things at once, as `ask_all` has them.
 
-        `after` gets the number of each and what is answered, unless that is an error, and may tell more: that
-        is sent before anything else is asked.
+        `after` gets the number of each and what is answered, unless that is an error, and may tell more. It is
+        waited for: who has nothing else to ask for an hour would hold up for as long what is to come after.
         """
         start = 0
         for k, (end, part) in enumerate(zip(ends, parts.tolist(), strict=True)):
             self._later(requests[start:end], part, None if after is None else partial(after, k))
             start = end
         self._send_now()
+        if after is not None:
+            self._hear(time.monotonic() + self.timeout_s)
+            self._send_now()
 
     def later(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> None:
         """Keep a request until it can be sent: one, as each may be sent on to another master."""
@@ -457,12 +460,7 @@ class ClusterLink:
 
     def _catch_up(self, deadline: float) -> None:
         """Send what has not been sent, as far as masters can be reached, and what comes after what was."""
-        for node in self._nodes.values():
-            if any(told.after is not None for told in node.flight):
-                try:
-                    self._acknowledge(node, deadline)
-                except StoreError as error:
-                    self._lost(node, error)
+        self._hear(deadline)
         until = deadline - self.timeout_s / 2
         owners = self.topology.owners
         away: set[str] = set()
@@ -492,6 +490,15 @@ class ClusterLink:
                     self._lost(node, error)
             finally:
                 self._keep(waiting)
+
+    def _hear(self, deadline: float) -> None:
+        """Read the answers that something comes after."""
+        for node in list(self._nodes.values()):
+            if any(told.after is not None for told in node.flight):
+                try:
+                    self._acknowledge(node, deadline)
+                except StoreError as error:
+                    self._lost(node, error)
 
     def _taken(self, part: int) -> deque[Told]:
         """Take out what waits for a partition."""
