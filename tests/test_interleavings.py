@@ -1,18 +1,20 @@
-"""Two and three engines on one real server, taking turns at every request as a scheduler says.
+"""Two and three engines on one real server, or cluster, taking turns at every request as a scheduler says.
 
 A schedule is drawn from a seed: who goes on next, and who is killed where. Each engine works in a thread that
 stops before every request to the server and after every answer, so that whatever lies between two requests
-of one engine may come to lie there. What holds afterwards, whatever the schedule:
+of one engine may come to lie there; on a cluster each partition's is one. What holds afterwards, whatever the
+schedule:
 
 - of a limit never more is granted than its `max`, and it holds what was granted and not given back,
-  or what `undecided` lists;
+  or what `undecided` lists; on a cluster where engines were killed also what these were to give back;
 - every answer that was ever given to an event is the same, and a retry gets it too;
 - every event that was accepted is counted once, and one that follows another is not, where that was known;
 - of an event's labels the latest counts, once, whoever sent it and however often.
 
 Engines take in single events and batches, retries, follow-ups, labels and releases, and go over to another
-policy in between. 300 schedules are played here; RISKENGINE_SCHEDULES=10000 plays as many as that, from the
-seed RISKENGINE_SEED on, in some four minutes. A failure names the seed that plays it again.
+policy in between. 300 schedules are played here, and a third as many on a cluster; RISKENGINE_SCHEDULES=10000
+plays as many as that, from the seed RISKENGINE_SEED on, in some seven minutes. A failure names the seed that
+plays it again.
 """
 
 from __future__ import annotations
@@ -21,21 +23,29 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import cluster
 from servers import apart, valkey
 from stage import KEY, T0, claim, policy, store_of, write
 
 from riskengine.decision import Decision
 from riskengine.definition import Label
 from riskengine.engine import Engine
-from riskengine.stores import kept, unfolding
+from riskengine.stores import kept, resp, unfolding
 from riskengine.stores.address import begin
+from riskengine.stores.cluster import ClusterLink
+from riskengine.stores.line import Item, Reply
+from riskengine.stores.past import BY_RELEASE
+from riskengine.stores.resp import as_array
+from riskengine.stores.scratch import encoded
 
 SCHEDULES = int(os.environ.get("RISKENGINE_SCHEDULES", "300"))
+EVENTS_MAX = 3  # of a batch
 SEED = int(os.environ.get("RISKENGINE_SEED", "0"))
 EVENTS = {"coupon_claim": {"required": ["user_id"], "fields": {"quota": "number", "bad": "bool"}}}
 FEATURES = {
@@ -106,9 +116,76 @@ class Stepped:
             self.link.ask(request)
         self.told.clear()
 
+    def forget(self) -> bool:
+        """Lose what was told and not sent; whether there was any."""
+        left, self.told = self.told, []
+        return bool(left)
+
     def _stop(self) -> None:
         if self.step is not None:
             self.step()
+
+
+class SteppedCluster(Stepped):
+    """One of a cluster: partitions are asked, and told, one after the other, in any order."""
+
+    def __init__(self, link: Any) -> None:
+        super().__init__(link)
+        self.draw = random.Random(0)
+        self.to_tell: list[tuple[bytes, int, Callable[[list[Item]], None] | None]] = []
+
+    def ask_all(self, requests: Any, ends: Any, where: Any) -> Any:
+        answers: dict[int, bytes] = {}
+        texts = self._cut(requests, ends)
+        for k in self.draw.sample(range(len(texts)), len(texts)):
+            answers[k] = self._stepped(self._answer, texts[k], int(where[k]))
+        return replied([answers[k] for k in range(len(texts))])
+
+    def call(self, *words: Any, at: int = 0) -> Any:
+        return self._stepped(partial(self.link.call, at=at), *words)
+
+    def tell(self, request: Any, at: int = 0) -> None:
+        self.later(request, at)
+        self._stop()
+
+    def later(self, request: Any, at: int = 0, replies: int = 1) -> None:
+        self.to_tell.append((bytes(request), at, None))
+
+    def tell_all(self, requests: Any, ends: Any, where: Any, after: Any = None) -> None:
+        for k, text in enumerate(self._cut(requests, ends)):
+            self.to_tell.append((text, int(where[k]), None if after is None else partial(after, k)))
+        self._stop()
+        if after is not None:  # it is waited for
+            self.flush()
+            self._stop()
+
+    def flush(self) -> None:
+        while self.to_tell:
+            request, at, after = self.to_tell.pop(0)
+            answer = self.link.ask(request, at).of(0)
+            if after is not None:
+                after(answer)
+
+    def forget(self) -> bool:
+        left, self.to_tell = self.to_tell, []
+        return bool(left)
+
+    def _answer(self, request: bytes, at: int) -> bytes:
+        return encoded(self.link.ask(request, at).of(0))
+
+    @staticmethod
+    def _cut(requests: Any, ends: Any) -> list[bytes]:
+        return [bytes(requests[start:end]) for start, end in zip((0, *ends[:-1]), ends, strict=True)]
+
+
+def replied(answers: list[bytes]) -> Reply:
+    """Answers of several partitions, as one reply."""
+    reply, data, n = Reply(), as_array(b"".join(answers)), len(answers)
+    reply.data, reply.replies = data, n
+    reply.end, reply.count, _, _ = resp.scan_all(
+        data, 0, len(data), reply.offsets, reply.lengths, 0, -1, reply.firsts, 0, n
+    )
+    return reply
 
 
 class Client:
@@ -121,7 +198,8 @@ class Client:
         self.other = self.engine.prepare(write(folder / "other", other))
         opened = store_of(self.engine)
         self.store = opened
-        self.link = Stepped(opened._link)
+        self.on_cluster = isinstance(opened._link, ClusterLink)
+        self.link = SteppedCluster(opened._link) if self.on_cluster else Stepped(opened._link)
         opened._link = self.link  # type: ignore[assignment]  # a link in all but name
         self.link.step = self._stop
         self._go, self._stopped = threading.Lock(), threading.Lock()  # handed from thread to thread
@@ -184,7 +262,7 @@ class Client:
                 for thing in self._todo:
                     thing()
             except KilledError:  # what it knew and had not sent is gone; a new one begins in its place
-                self.link.told.clear()
+                self.link.forget()
                 self.store.claims.clear()
                 self.store._doors.postponed.clear()
                 self.store._asked = None
@@ -194,13 +272,19 @@ class Client:
             self._stopped.release()
 
 
-@pytest.fixture(scope="module")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Client]]:
+@pytest.fixture(scope="module", params=["server", "cluster"])
+def clients(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Client]]:
     folder = tmp_path_factory.mktemp("clients")
     patch = pytest.MonkeyPatch()
     patch.setattr(unfolding, "TAIL_RECORDS", 2)  # fold nearly all the time
     patch.setattr(kept, "IN_FLIGHT_MS", 0)  # nobody waits for an engine that stands still here
-    with valkey() as url:
+    with ExitStack() as stack:
+        if request.param == "cluster":
+            url = stack.enter_context(cluster(replicas=False)).url
+        else:
+            url = stack.enter_context(valkey())
         store = apart(url, timeout=20_000)
         begin(store, "stage")
         made = [
@@ -228,6 +312,9 @@ class Play:
             self.clients = [clients[0], clients[2]]
         for client in self.clients:
             client.anew()
+            if isinstance(client.link, SteppedCluster):
+                client.link.draw = random.Random(seed)
+        self.deaths = 0
         self.answers: dict[str, list[tuple[str, ...]]] = {}
         self.flags: dict[str, set[str]] = {}
         self.released: set[str] = set()
@@ -274,7 +361,7 @@ class Play:
         things: list[Callable[[], None]] = []
         mine = [event for event in (*self.events, *self.following) if draw.random() < 0.7]
         while mine:
-            part = draw.randrange(1, 4)
+            part = draw.randrange(1, EVENTS_MAX + 1)
             things.append(partial(self.score, client, mine[:part]))
             if draw.random() < 0.2:
                 things.append(partial(self.release, client, mine[0]))
@@ -293,13 +380,15 @@ class Play:
         for client in self.clients:
             client.begin(self.things(client))
         while waiting := [client for client in self.clients if client.busy]:
-            draw.choice(waiting).turn(dead=draw.random() < 0.02)
+            dead = draw.random() < 0.02
+            draw.choice(waiting).turn(dead)
+            self.deaths += dead
             turns += 1
         for client in self.clients:
             if draw.random() < 0.8:
                 client.quietly(client.link.flush)
             else:
-                client.link.told.clear()  # it died after its last answer, and before that was sent
+                self.deaths += client.link.forget()  # it died after its last answer, and before that was sent
         return turns
 
     def settle(self) -> None:
@@ -326,6 +415,8 @@ class Play:
             there = one.quietly(partial(one.store._past.recall, one.engine._claim_key(event["event_id"])))
             if there is not None and there.settled is not None:  # by a release, also one whose engine died
                 self.released.add(event["event_id"])  # of it, or by an event that follows
+                if one.on_cluster and there.settled == BY_RELEASE:  # who was not answered asks again
+                    one.quietly(partial(one.engine.release, event["event_id"]))
         told = sorted(self.labels)
         self.draw.shuffle(told)
         latest = {event_id: label for event_id, label, _ in sorted(told, key=lambda said: said[2])}
@@ -352,7 +443,8 @@ class Play:
         below = claim(f"{self.seed}-below", 200, **last, quota=len(held), bad=False)
         full = one.quietly(lambda: one.engine.score(below, features=True))
         assert full.action == "deny", f"no more than {held} is held"
-        above = claim(f"{self.seed}-above", 200, **last, quota=len(held) + 1, bad=False)
+        left = EVENTS_MAX * self.deaths if one.on_cluster else 0
+        above = claim(f"{self.seed}-above", 200, **last, quota=len(held) + left + 1, bad=False)
         free = one.quietly(lambda: one.engine.score(above, features=True))
         assert free.action == "allow", f"more than {held} is held, of {granted}"
         unknown = [f["event_id"] for f in self.following if "follows:unknown" in self.flags[f["event_id"]]]
@@ -367,8 +459,8 @@ class Play:
 
 
 def test_whoever_goes_next(clients: list[Client]) -> None:
-    turns = 0
-    for seed in range(SEED, SEED + SCHEDULES):
+    turns, schedules = 0, SCHEDULES // 3 if clients[0].on_cluster else SCHEDULES
+    for seed in range(SEED, SEED + schedules):
         if seed % 8 == 0:  # to look through all that was left open takes the longer, the more there is
             clear(clients)
         play = Play(seed, clients)
@@ -378,13 +470,15 @@ def test_whoever_goes_next(clients: list[Client]) -> None:
             play.check()
         except AssertionError as error:
             raise AssertionError(f"schedule {seed} ({len(play.clients)} engines): {error}") from error
-    assert turns > 10 * SCHEDULES
+    assert turns > 10 * schedules
 
 
 def clear(clients: list[Client]) -> None:
     """Forget every event, in the same life of the data."""
     place, link = clients[0].store.place, clients[0].link.link
-    link.call("FLUSHDB")
-    link.call("SET", place.epoch_key, place.epoch)
+    for call in link.each():
+        call("FLUSHDB")
+    for part in range(len(place.tags)):
+        link.call("SET", place.epoch_name(part), place.epoch, at=part)
     for client in clients:
         client.quietly(partial(client.store.move, place))

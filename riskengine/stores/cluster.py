@@ -261,8 +261,8 @@ class ClusterLink:
     ) -> None:
         """`tell` several things at once, as `ask_all` has them.
 
-        `after` gets the number of each and what is answered, unless that is an error, and may tell more. It is
-        waited for: who has nothing else to ask for an hour would hold up for as long what is to come after.
+        `after` gets the number of each and what is answered, unless that is an error, and may tell more. It
+        is waited for: else it would come with the next request, and never if that had been the last.
         """
         start = 0
         for k, (end, part) in enumerate(zip(ends, parts.tolist(), strict=True)):

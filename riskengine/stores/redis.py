@@ -90,7 +90,8 @@ class RedisStore:
 
     Exactly once: an event, and each thing done for it, has a claim that is entered together with what it
     moves. An engine that dies may leave an event undecided: who it comes to again settles it, a journal, or
-    an operator (undecided.py).
+    an operator (undecided.py). On a cluster one that dies just after it has denied an event may also leave
+    what that held, which stays taken until its window has passed.
 
     What a server loses of what it had answered for, it loses from the end of its log. With appendfsync always
     that is nothing; with everysec what came in its last one to two seconds, where the machine fails (nothing
