@@ -696,7 +696,10 @@ class RedisStore:
     # -- after the decision
 
     def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
-        """Send decisions and what the events moved, and do not wait: a retry finds them, or decides again."""
+        """Send decisions and what the events moved: a retry finds them, or decides again.
+
+        It is not waited for, but on a cluster where something is to be given back.
+        """
         asked = self._asked
         assert asked is not None, "what is concluded has been settled"
         self._asked = None
