@@ -123,7 +123,7 @@ class RedisStore:
         self._edits = Edits(features, link, place)
         self._work = Workspace()
         self._asked: Asked | None = None
-        self._folded: list[tuple[bytes, int, int]] = []  # see Unfolding.written
+        self._folded: list[tuple[bytes, int, int]] = []  # calls that write values back, see Unfolding
         self.at_once = at_once
         self._way = way
         self._doors = beside or _Doors()
