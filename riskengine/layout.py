@@ -232,7 +232,7 @@ def offset_in(plan: Int64s, t: int) -> int:
 @jit_inline
 def unscaled(value: float, digits: int) -> float:
     """Minor units to the unit's own: value / 10**digits."""
-    return value / POWERS[digits] if digits >= 0 else value * POWERS[-digits]  # type: ignore[no-any-return]  # a float
+    return value / POWERS[digits] if digits >= 0 else value * POWERS[-digits]  # type: ignore[no-any-return]  # a float in the kernel
 
 
 @jit

@@ -289,7 +289,7 @@ def bind_all(
 class _Told:
     """A feature as reasons tell of it; of values that it had of late it is `known` what they say.
 
-    They are whole numbers, most of them, and small ones: found, a message takes 0.1 us, and made, 0.8.
+    They are whole numbers, most of them, and small ones. One cache for all features took 0.5 us a row more.
     """
 
     __slots__ = ("_kind", "_missing", "_name", "known", "rule")

@@ -82,7 +82,7 @@ class Stepped:
 
     def __init__(self, link: Any) -> None:
         self.link = link
-        self.told: list[bytes] = []
+        self.told: list[tuple[bytes, int, Callable[[list[Item]], None] | None]] = []  # as stores.cluster.Told
         self.step: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -95,7 +95,7 @@ class Stepped:
         return self._stepped(self.link.ask_all, memoryview(bytes(requests)), ends, where)
 
     def call(self, *words: Any, at: int = 0) -> Any:
-        return self._stepped(self.link.call, *words)
+        return self._stepped(partial(self.link.call, at=at), *words)
 
     def _stepped(self, call: Callable[..., Any], *given: Any) -> Any:
         self._stop()
@@ -105,16 +105,18 @@ class Stepped:
         return answer
 
     def tell(self, request: Any, at: int = 0) -> None:
-        self.told.append(bytes(request))
+        self.told.append((bytes(request), at, None))
         self._stop()
 
     def tell_all(self, requests: Any, ends: Any, where: Any, after: Any = None) -> None:
         self.tell(requests)
 
     def flush(self) -> None:
-        for request in self.told:
-            self.link.ask(request)
-        self.told.clear()
+        while self.told:
+            request, at, after = self.told.pop(0)
+            answer = self.link.ask(request, at).of(0)
+            if after is not None:
+                after(answer)
 
     def forget(self) -> bool:
         """Lose what was told and not sent; whether there was any."""
@@ -132,7 +134,6 @@ class SteppedCluster(Stepped):
     def __init__(self, link: Any) -> None:
         super().__init__(link)
         self.draw = random.Random(0)
-        self.to_tell: list[tuple[bytes, int, Callable[[list[Item]], None] | None]] = []
 
     def ask_all(self, requests: Any, ends: Any, where: Any) -> Any:
         answers: dict[int, bytes] = {}
@@ -141,34 +142,16 @@ class SteppedCluster(Stepped):
             answers[k] = self._stepped(self._answer, texts[k], int(where[k]))
         return replied([answers[k] for k in range(len(texts))])
 
-    def call(self, *words: Any, at: int = 0) -> Any:
-        return self._stepped(partial(self.link.call, at=at), *words)
-
-    def tell(self, request: Any, at: int = 0) -> None:
-        self.later(request, at)
-        self._stop()
-
     def later(self, request: Any, at: int = 0, replies: int = 1) -> None:
-        self.to_tell.append((bytes(request), at, None))
+        self.told.append((bytes(request), at, None))
 
     def tell_all(self, requests: Any, ends: Any, where: Any, after: Any = None) -> None:
         for k, text in enumerate(self._cut(requests, ends)):
-            self.to_tell.append((text, int(where[k]), None if after is None else partial(after, k)))
+            self.told.append((text, int(where[k]), None if after is None else partial(after, k)))
         self._stop()
         if after is not None:  # it is waited for
             self.flush()
             self._stop()
-
-    def flush(self) -> None:
-        while self.to_tell:
-            request, at, after = self.to_tell.pop(0)
-            answer = self.link.ask(request, at).of(0)
-            if after is not None:
-                after(answer)
-
-    def forget(self) -> bool:
-        left, self.to_tell = self.to_tell, []
-        return bool(left)
 
     def _answer(self, request: bytes, at: int) -> bytes:
         return encoded(self.link.ask(request, at).of(0))

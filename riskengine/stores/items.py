@@ -1,7 +1,7 @@
 """Items of a MessagePack array, told apart: a whole batch is encoded at one go, and each of its items kept.
 
-By itself each decision took 1.1 us to encode, together 0.4. Extension types are not read. See
-github.com/msgpack/msgpack/blob/master/spec.md.
+In batches of 64 a decision takes 0.7 to 0.9 us so, and encoded by itself 0.9 to 1.5. Extension types are not
+read. See github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
 from __future__ import annotations
@@ -45,29 +45,30 @@ def mark_ends(data: Bytes, ends: Int64s) -> None:
                 continue  # a small number
             if mark < 0xC0:
                 size = mark & 15
-                if mark < 0x90:
+                if mark < 0x90:  # a short map
                     left += 2 * size
-                elif mark < 0xA0:
+                elif mark < 0xA0:  # a short array
                     left += size
-                else:
-                    at += mark & 31  # a short string
-            elif mark >= 0xDC:
-                size = number_at(data, at, 2 + 2 * (mark & 1))
+                else:  # a short string
+                    at += mark & 31
+            elif mark >= 0xDC:  # an array; a map
+                size = size_at(data, at, 2 + 2 * (mark & 1))
                 at += 2 + 2 * (mark & 1)
                 left += 2 * size if mark >= 0xDE else size
-            elif mark >= 0xD9:
-                at += (1 << (mark - 0xD9)) + number_at(data, at, 1 << (mark - 0xD9))
-            elif mark >= 0xCC:
+            elif mark >= 0xD9:  # a string
+                at += (1 << (mark - 0xD9)) + size_at(data, at, 1 << (mark - 0xD9))
+            elif mark >= 0xCC:  # a whole number
                 at += 1 << (mark & 3)
-            elif mark >= 0xCA:
+            elif mark >= 0xCA:  # a float
                 at += 4 << (mark - 0xCA)
-            elif mark >= 0xC4:
-                at += (1 << (mark - 0xC4)) + number_at(data, at, 1 << (mark - 0xC4))
+            elif mark >= 0xC4:  # bytes
+                at += (1 << (mark - 0xC4)) + size_at(data, at, 1 << (mark - 0xC4))
+            # Nil, false and true have nothing behind their mark.
         ends[k] = at
 
 
 @jit
-def number_at(data: Bytes, at: int, size: int) -> int:
+def size_at(data: Bytes, at: int, size: int) -> int:
     """The whole number in so many bytes, the greatest first."""
     number = 0
     for k in range(size):

@@ -190,7 +190,7 @@ class Link:
         self._take_note(n, replies, self._receive(deadline, replies), put_off)
 
     def _take_note(self, n: int, answered: int, reply: Reply, put_off: list[tuple[bytes, int]]) -> None:
-        """See by so many replies what came of the first n of what was told.
+        """See what came of the first n of what was told, by the first replies, so many of which are theirs.
 
         What a server does not do just now is `put_off`.
         """

@@ -257,16 +257,21 @@ class RedisStore:
         until = 0.0
         while True:
             asked = self._ask(touches, followed)
-            reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
-            known, size = self._values(asked, reply)
-            if known:
-                self._read_marks(asked, reply, counted)
+            reply, size = self._answer(asked, counted)
             if not (asked.resumed and asked.is_contested):
                 return asked, reply, size
             until = until or time.monotonic() + self._link.timeout_s
             if time.monotonic() > until:
                 return asked, reply, size
             pause(kept.LOOK_AGAIN_S)
+
+    def _answer(self, asked: Asked, counted: bool) -> tuple[Reply, int]:
+        """What the store answers, once it is known which events are not new; and the bytes of all values."""
+        reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
+        known, size = self._values(asked, reply)
+        if known:
+            self._read_marks(asked, reply, counted)
+        return reply, size
 
     def _ask(self, touches: Touches, followed: Followed | None) -> Asked:
         """What each event wants of limits; of the event that is followed, what can be is taken over first."""
@@ -845,10 +850,7 @@ class RedisStore:
         asked.asked[:] = held * ~handed
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._place_buckets(asked)
-        reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
-        known, size = self._values(asked, reply)
-        if known:
-            self._read_marks(asked, reply, True)
+        reply, size = self._answer(asked, True)
         self._fold(asked, reply, size)
         rows = [i for i in range(touches.batch.n) if i not in asked.met]
         open_ = [i for i, answer in asked.met.items() if answer == "undecided"]

@@ -82,7 +82,9 @@ class Unfolding:
 
     def _foreign(self, asked: Asked, reply: Reply, outcome: Int64s) -> dict[int, bytes]:
         """Values that other policies wrote, too, by number."""
-        for k in np.flatnonzero(outcome == values.BROKEN).tolist():
+        broken = np.flatnonzero(outcome == values.BROKEN)
+        if len(broken):
+            k = int(broken[0])
             raise _broken(f"a {self._features.entities[int(asked.entities[k, 1])]}")
         found = {}
         for k in np.flatnonzero(outcome == values.FOREIGN).tolist():
