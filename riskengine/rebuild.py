@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,9 +31,10 @@ from riskengine.models import NONE
 from riskengine.replay import batches, parse_entries, replay
 from riskengine.served import read_trace
 from riskengine.stores.address import open_store
+from riskengine.stores.owed import Owed
 from riskengine.stores.redis import RedisStore
 from riskengine.stores.renewal import renewal
-from riskengine.stores.undecided import limit_of
+from riskengine.stores.undecided import Undecided, limit_of
 
 if TYPE_CHECKING:
     from riskengine.journal import Journal
@@ -162,22 +163,26 @@ def from_files(
         made.clean()
 
 
+Outcome = Literal["left open", "settled by its decision", "given back"]
+
+
 class LeftOpen(msgspec.Struct, frozen=True):
-    """An event that was begun and never decided: half of its hash, when it was and came, what it held."""
+    """An event whose engine died over it: half of its hash, when it was and came, what it held."""
 
     claim: str
     time: str
     age_s: int
     holds: dict[str, float]  # by limit
-    outcome: Literal["left open", "settled by its decision", "given back"]
+    outcome: Outcome
 
 
 def left_open(
     url: str, definition: Definition, journals: Sequence[str], older_ms: int, release: bool
 ) -> list[LeftOpen]:
-    """Events of a shared store that were never decided for so long; see `riskengine store holds`.
+    """Events of a shared store that crashes left open for so long; see `riskengine store holds`.
 
-    What journals (by URL) have a decision for is settled by it; with `release`, the rest is given back.
+    What journals (by URL) have a decision for is settled by it, and what the store has one for (on a cluster
+    a denied event may hold something still); with `release`, the rest is given back.
     """
     opened: list[RedisStore] = []
 
@@ -191,20 +196,32 @@ def left_open(
         found = store.undecided(older_ms)
         settled = _settle(engine, {one.claim for one in found}, journals) if found and journals else set()
         told = []
+        for denied in store.give_back_owed(older_ms):
+            amounts = [(piece.limit, piece.amount) for piece in denied.pieces]
+            told.append(_left_open(denied, amounts, digits, "settled by its decision"))
         for one in found:
-            amounts: dict[str, float] = {}
-            for hold in one.holds:
-                name = limit_of(hold, features)
-                if name is not None:
-                    amounts[name] = amounts.get(name, 0) + hold.amount / 10 ** digits[name]
-            outcome: Literal["left open", "settled by its decision", "given back"] = "left open"
+            holds = [(limit_of(hold, features), hold.amount) for hold in one.holds]
+            outcome: Outcome = "left open"
             if one.claim in settled:
                 outcome = "settled by its decision"
             elif release and store.give_up(one):
                 outcome = "given back"
-            time_ = datetime.fromtimestamp(one.time / 1000, UTC).isoformat(timespec="seconds")
-            told.append(LeftOpen(one.claim[:8].hex(), time_, one.age_ms // 1000, amounts, outcome))
+            told.append(_left_open(one, holds, digits, outcome))
         return told
+
+
+def _left_open(
+    one: Undecided | Owed,
+    holds: Iterable[tuple[str | None, int]],
+    digits: Mapping[str, int],
+    outcome: Outcome,
+) -> LeftOpen:
+    amounts: dict[str, float] = {}
+    for name, amount in holds:
+        if name is not None and name in digits:
+            amounts[name] = amounts.get(name, 0) + amount / 10 ** digits[name]
+    time_ = datetime.fromtimestamp(one.time / 1000, UTC).isoformat(timespec="seconds")
+    return LeftOpen(one.claim[:8].hex(), time_, one.age_ms // 1000, amounts, outcome)
 
 
 def _settle(engine: Engine, claims: set[bytes], journals: Sequence[str]) -> set[bytes]:

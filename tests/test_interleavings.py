@@ -5,8 +5,8 @@ stops before every request to the server and after every answer, so that whateve
 of one engine may come to lie there; on a cluster each partition's is one. What holds afterwards, whatever the
 schedule:
 
-- of a limit never more is granted than its `max`, and it holds what was granted and not given back,
-  or what `undecided` lists; on a cluster where engines were killed also what these were to give back;
+- of a limit never more is granted than its `max`, and it holds what was granted and not given back, once
+  what engines left that were killed is settled (`undecided`, `give_back_owed`);
 - every answer that was ever given to an event is the same, and a retry gets it too;
 - every event that was accepted is counted once, and one that follows another is not, where that was known;
 - of an event's labels the latest counts, once, whoever sent it and however often.
@@ -118,10 +118,9 @@ class Stepped:
             if after is not None:
                 after(answer)
 
-    def forget(self) -> bool:
-        """Lose what was told and not sent; whether there was any."""
-        left, self.told = self.told, []
-        return bool(left)
+    def forget(self) -> None:
+        """Lose what was told and not sent."""
+        self.told = []
 
     def _stop(self) -> None:
         if self.step is not None:
@@ -142,8 +141,16 @@ class SteppedCluster(Stepped):
             answers[k] = self._stepped(self._answer, texts[k], int(where[k]))
         return replied([answers[k] for k in range(len(texts))])
 
-    def later(self, request: Any, at: int = 0, replies: int = 1) -> None:
-        self.told.append((bytes(request), at, None))
+    def later(self, request: Any, at: int = 0, replies: int = 1, after: Any = None) -> None:
+        self.told.append((bytes(request), at, after))
+
+    def flush(self) -> None:
+        while self.told:
+            self._stop()
+            request, at, after = self.told.pop(0)
+            answer = self.link.ask(request, at).of(0)
+            if after is not None:
+                after(answer)
 
     def tell_all(self, requests: Any, ends: Any, where: Any, after: Any = None) -> None:
         for k, text in enumerate(self._cut(requests, ends)):
@@ -297,7 +304,6 @@ class Play:
             client.anew()
             if isinstance(client.link, SteppedCluster):
                 client.link.draw = random.Random(seed)
-        self.deaths = 0
         self.answers: dict[str, list[tuple[str, ...]]] = {}
         self.flags: dict[str, set[str]] = {}
         self.released: set[str] = set()
@@ -365,13 +371,12 @@ class Play:
         while waiting := [client for client in self.clients if client.busy]:
             dead = draw.random() < 0.02
             draw.choice(waiting).turn(dead)
-            self.deaths += dead
             turns += 1
         for client in self.clients:
             if draw.random() < 0.8:
                 client.quietly(client.link.flush)
             else:
-                self.deaths += client.link.forget()  # it died after its last answer, and before that was sent
+                client.link.forget()  # it died after its last answer, and before that was sent
         return turns
 
     def settle(self) -> None:
@@ -382,6 +387,7 @@ class Play:
         )
         for event in (*again, *self.following):
             one.quietly(partial(self.score, one, [event]))
+        one.quietly(lambda: one.store.give_back_owed(0))
         listed = one.quietly(lambda: one.store.undecided(0))
         own = {one.engine._claim_key(event["event_id"]): event["event_id"] for event in self.events}
         for undecided in listed:
@@ -426,8 +432,7 @@ class Play:
         below = claim(f"{self.seed}-below", 200, **last, quota=len(held), bad=False)
         full = one.quietly(lambda: one.engine.score(below, features=True))
         assert full.action == "deny", f"no more than {held} is held"
-        left = EVENTS_MAX * self.deaths if one.on_cluster else 0
-        above = claim(f"{self.seed}-above", 200, **last, quota=len(held) + left + 1, bad=False)
+        above = claim(f"{self.seed}-above", 200, **last, quota=len(held) + 1, bad=False)
         free = one.quietly(lambda: one.engine.score(above, features=True))
         assert free.action == "allow", f"more than {held} is held, of {granted}"
         unknown = [f["event_id"] for f in self.following if "follows:unknown" in self.flags[f["event_id"]]]

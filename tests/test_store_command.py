@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 from clusters import cluster
@@ -19,7 +21,8 @@ from typer.testing import CliRunner
 from riskengine.cli import app
 from riskengine.stores import StoreError
 from riskengine.stores.address import begin
-from riskengine.stores.undecided import GIVE_BACK, STOP
+from riskengine.stores.owed import Owing
+from riskengine.stores.undecided import STOP
 from riskengine.stores.wire import CLAIM_BYTES
 
 SECTIONS = policy(
@@ -60,12 +63,14 @@ def nodes(server: str) -> list[Any]:
 
 
 def time_passes(server: str, store: str, ms: int = 700_000) -> None:
-    """As if events that were entered and not decided had come so long ago."""
+    """As if events that were entered and not decided had come so long ago, and those that owe something."""
+    kept_open = re.compile(rf"{prefix_of(store)}:[^:]+:[^:]+:(\{{..\}})?([co])".encode())
     for client in nodes(server):
         with client:
-            for name in client.scan_iter(match=f"{prefix_of(store)}:*c*"):
-                if client.strlen(name) == CLAIM_BYTES and client.pttl(name) > 6 * 86_400_000:
-                    client.pexpire(name, 7 * 86_400_000 - ms)
+            for name in client.scan_iter(match=f"{prefix_of(store)}:*"):
+                found, left = kept_open.match(name), client.pttl(name)
+                if found and left > ms and (found[2] == b"o" or client.strlen(name) == CLAIM_BYTES):
+                    client.pexpire(name, left - ms)
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +238,74 @@ def test_what_a_crash_left_open_is_listed_and_given_back(
         assert one.engine.score(claim("e5", 5, device_id="d1")).action == "deny"
 
 
+def test_what_a_denied_event_was_to_give_back_is_given_back_once(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster a decision is in one place, what it gives back in others: an engine dies in between."""
+    store = apart(server)
+    begin(store, "stage")
+    where = "--store", store, "--rules", str(tmp_path / "one"), "--json"
+    rules = {"low": {"on": "any", "when": "score < 0", "then": "deny", "mode": "live"}}
+    late: list[Any] = []
+    with Stage(tmp_path / "one", {**SECTIONS, "rules": rules}, store=store) as one:
+        with monkeypatch.context() as patch:
+            patch.setattr(Owing, "_tell", lambda owing, denied: late.append((owing, denied)))
+            said = [claim(f"e{n}", n, device_id=f"d{n % 2}", score=-1) for n in range(4)]
+            assert set(one.actions(said)) == {"deny"}
+        assert command("holds", *where) == (0, "[]\n"), "its engine may be at it"
+        time_passes(server, store)
+        code, told = command("holds", *where)
+        assert code == 0, told
+        if late:
+            assert [(one["holds"], one["outcome"]) for one in json.loads(told)] == 4 * [
+                ({"two-a-device": 1.0}, "settled by its decision")
+            ]
+        assert command("holds", *where) == (0, "[]\n")
+        for owing, denied in late:  # who lives on gives back nothing more
+            owing._tell(denied)
+        for device in ("d0", "d1"):
+            events = [claim(f"{device}-{n}", 9, device_id=device, score=1) for n in range(3)]
+            assert one.actions(events) == ["allow", "allow", "deny"]
+        assert len(late) == (4 if server.startswith("redis+cluster") else 0)
+
+
+def test_what_came_to_some_partitions_only_is_left_open_too(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine dies between the masters of a cluster that it asks, before it came to the event's own."""
+    store = apart(server)
+    begin(store, "stage")
+    where = "--store", store, "--rules", str(tmp_path / "one"), "--json"
+    with Stage(tmp_path / "one", SECTIONS, store=store) as one:
+        opened = store_of(one.engine)
+        link, event = opened._link, claim("e1", device_id="d1")
+        home = opened.place.part_of(one.engine._claim_key("e1"))
+
+        ask_all = link.ask_all
+
+        def ask_some(requests: Any, ends: Any, parts: Any) -> Any:
+            for start, end, part in zip((0, *ends[:-1]), ends, parts, strict=True):
+                if part != home or len(parts) == 1:
+                    ask_all(requests[start:end], (end - start,), np.array([part]))
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "ask_all", ask_some)
+            with pytest.raises(KeyboardInterrupt):
+                one.engine.score(event)
+        assert command("holds", *where) == (0, "[]\n"), "it may be decided yet"
+        time_passes(server, store)
+        code, told = command("holds", *where, "--release")
+        assert (code, [(x["holds"], x["outcome"]) for x in json.loads(told)]) == (
+            0, [({"two-a-device": 1.0}, "given back")]
+        )  # fmt: skip
+        assert command("holds", *where) == (0, "[]\n")
+        events = [claim(f"after{n}", 9, device_id="d1") for n in range(3)]
+        assert one.actions(events) == ["allow", "allow", "deny"]
+        again = one.engine.score(event)
+        assert (again.action, again.flags) == ("deny", ("redecided",)), "its place is taken"
+
+
 def test_what_is_given_back_by_half_is_given_back_in_full_the_next_time(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +342,7 @@ def breaking(call: Any, after: int) -> Any:
     def cut(link: Any, *words: Any, at: int = 0) -> Any:
         nonlocal done
         answer = call(link, *words, at=at)
-        if words[:2] in (("EVAL", STOP), ("EVAL", GIVE_BACK)):
+        if words[:2] in (("EVAL", STOP), ("EVALSHA", link.names["give_back"])):
             done += 1
             if done > after:
                 raise StoreError("away", "the line was cut")

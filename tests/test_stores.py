@@ -322,7 +322,7 @@ def test_a_store_is_begun_and_looked_into(server: str, tmp_path: Path) -> None:
     decisions, traces = (10, 0) if "cluster" in server else (1, 1)  # a batch has its own together
     assert {kind: keys for kind, (keys, _) in kinds.items()} == {
         "entities": 10, "claims": 10, "decisions": decisions, "traces": traces, "labels": 1, "settled": 0,
-        "plans": 1,
+        "owed": 0, "plans": 1,
     }  # fmt: skip
     assert all(size > 0 for keys, size in kinds.values() if keys)
     assert "10 keys" in runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder)]).output

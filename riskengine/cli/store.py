@@ -136,7 +136,8 @@ def holds(
     """List events that were begun and never decided, as their engine died, and what they hold of limits.
 
     What a journal has a decision for is settled by it. The rest stays held until its windows have passed, it
-    comes again, or you give it back with --release: then it is decided anew when it comes again.
+    comes again, or you give it back with --release: then it is decided anew when it comes again. On a cluster
+    what denied events hold still, as their engine died before it gave that back, is listed and settled too.
     """
     from riskengine.policy import load_definition
     from riskengine.rebuild import left_open

@@ -34,7 +34,7 @@ SAMPLE: Final = 500  # keys of each kind that are weighed
 # By the letter of their names; of a batch decisions are together in one key, and so are traces.
 KINDS: Final = {
     "e": "entities", "c": "claims", "t": "traces", "d": "decisions", "k": "decisions", "l": "labels",
-    "r": "settled",
+    "r": "settled", "o": "owed",
 }  # fmt: skip
 EVENTS: Final = ("claims", "decisions", "labels", "settled")  # kinds whose keys are named by an event
 

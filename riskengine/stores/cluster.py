@@ -273,10 +273,19 @@ class ClusterLink:
             self._hear(time.monotonic() + self.timeout_s)
             self._send_now()
 
-    def later(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> None:
-        """Keep a request until it can be sent: one, as each may be sent on to another master."""
+    def later(
+        self,
+        request: bytes | memoryview,
+        at: int = 0,
+        replies: int = 1,
+        after: Callable[[list[Item]], None] | None = None,
+    ) -> None:
+        """Keep a request until it can be sent: one, as each may be sent on to another master.
+
+        `after` is as that of `tell_all`, and comes with the next request.
+        """
         assert replies == 1, "one by one"
-        self._later(request, at, None)
+        self._later(request, at, after)
 
     def _later(
         self, request: bytes | memoryview, at: int, after: Callable[[list[Item]], None] | None

@@ -33,7 +33,7 @@ Item = bytes | int | None
 # Where there is one processor, who is waited for needs it.
 YIELD: Final = getattr(os, "sched_yield", None) if (os.cpu_count() or 1) > 1 else None
 
-SCRIPTS: Final = ("observe", "conclude", "conclude_all", "compact", "undo", "edit")
+SCRIPTS: Final = ("observe", "conclude", "conclude_all", "compact", "undo", "give_back", "edit")
 PATIENCE: Final = 3  # tries in a row without an answer
 ALONE_S: Final = 0.25  # at most, until the next try
 # A processor that sleeps for the time of a reply forgets what it was at: of a lone event on a machine with

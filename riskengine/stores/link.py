@@ -127,8 +127,15 @@ class Link:
         assert after is None, "what comes after is part of the request"
         self.tell(requests)
 
-    def later(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> None:
+    def later(
+        self,
+        request: bytes | memoryview,
+        at: int = 0,
+        replies: int = 1,
+        after: Callable[[list[Item]], None] | None = None,
+    ) -> None:
         """Keep a request until the server can be asked again, or several of them with as many `replies`."""
+        assert after is None, "what comes after is part of the request"
         self._told.append((bytes(request), replies))
         self._told_bytes += len(request)
         while self._told_bytes > TOLD_BYTES_MAX and not self._sent:

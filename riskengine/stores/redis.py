@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from riskengine import ledger
 from riskengine.decision import DENY, Decision, Verdict
@@ -51,6 +52,7 @@ from riskengine.stores.line import Item, Reply, facts_of
 from riskengine.stores.lists import Lists
 from riskengine.stores.losses import Losses
 from riskengine.stores.moves import Entry, Moves
+from riskengine.stores.owed import Owed, Owing
 from riskengine.stores.past import Past
 from riskengine.stores.paths import PathEdit
 from riskengine.stores.place import Place, missing_epoch
@@ -91,7 +93,7 @@ class RedisStore:
     Exactly once: an event, and each thing done for it, has a claim that is entered together with what it
     moves. An engine that dies may leave an event undecided: who it comes to again settles it, a journal, or
     an operator (undecided.py). On a cluster one that dies just after it has denied an event may also leave
-    what that held, which stays taken until its window has passed.
+    what that held, which an operator gives back (owed.py).
 
     What a server loses of what it had answered for, it loses from the end of its log. With appendfsync always
     that is nothing; with everysec what came in its last one to two seconds, where the machine fails (nothing
@@ -187,6 +189,10 @@ class RedisStore:
     def _past(self) -> Past:
         return Past(self._link, self.place, self.features, self._terms, self._plans, self._moves)
 
+    @property
+    def _owing(self) -> Owing:
+        return Owing(self._link, self.place, self.features, self._terms)
+
     def _plan_name(self, tag: str) -> bytes:
         return self.place.name(f"plan.{tag}")
 
@@ -258,6 +264,8 @@ class RedisStore:
         while True:
             asked = self._ask(touches, followed)
             reply, size = self._answer(asked, counted)
+            if asked.was_known and not asked.known:
+                continue  # the server has lost it in between: it is a new one
             if not (asked.resumed and asked.is_contested):
                 return asked, reply, size
             until = until or time.monotonic() + self._link.timeout_s
@@ -435,8 +443,8 @@ class RedisStore:
         for part in self._limit_parts(touches):
             names = [place.claim_name(letter, claim, part) for letter in (b"b", b"h")]
             before, kept = self._link.call("MGET", *names, at=part)
-            gave_back = isinstance(before, bytes) and before.startswith(BY_DENIAL)
-            asked.gave_back = asked.gave_back or gave_back
+            if isinstance(before, bytes) and before.startswith(BY_DENIAL):
+                asked.gave_back.add(part)
             held = held_of(kept, self._plans, self._terms.plan)
             found.update((hold.entity, hold.key, hold.cell) for hold in held)
         for limit, row in enumerate(plan.limits):
@@ -514,9 +522,8 @@ class RedisStore:
             if asked.resumed or asked.forgotten:
                 asked.granted[:, asked.handed != 0] = 1
                 self._settle_given(asked, verdict)
-                if asked.gave_back and verdict.severity[0] != DENY:  # its policy was another then
-                    asked.granted[:] = 0
-                    self._settle_given(asked, verdict)
+                if asked.gave_back:
+                    self._settle_given_back(asked, verdict)
                 return 0
             if asked.undone:
                 wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
@@ -597,6 +604,21 @@ class RedisStore:
             self._terms.traces.at_holds,
         )
         self._compare(asked, asked.room.again)
+
+    def _settle_given_back(self, asked: Asked, verdict: Verdict) -> None:
+        """Of a lone event that gave something back before it was decided: from now on it holds nothing."""
+        granted = asked.granted.copy()
+        if verdict.severity[0] != DENY:  # its policy was another then
+            asked.granted[:] = 0
+            self._settle_given(asked, verdict)
+        asked.give_back[:] = granted
+        asked.give_back[0, self._given_back(asked)] = 0
+
+    def _given_back(self, asked: Asked) -> NDArray[np.bool_]:
+        """Which limits a lone event has given back already, of those that it reserved (L)."""
+        parts = asked.touches.keys[0, self.features.plan.limits[:, L_ENTITY]] & self._terms.mask
+        returned: NDArray[np.bool_] = np.isin(parts, list(asked.gave_back)) & (asked.handed == 0)
+        return returned
 
     def _compare(self, asked: Asked, again: Bytes) -> int:
         """How many reservations are to be made `again`; and what is to be given back."""
@@ -734,8 +756,8 @@ class RedisStore:
             self._link.tell(requests.concluding_all(self._terms, self._work, asked, rows, decisions, lives))
             return
         calls = requests.concluding(self._terms, self._work, asked, rows, decisions, lives)
-        back = self._terms.mask and not asked.gave_back and asked.give_back.any()
-        self._link.tell_all(*calls, self._giving_back(asked, rows) if back else None)
+        back = self._terms.mask and asked.give_back.any()
+        self._link.tell_all(*calls, self._owing.denied(asked, rows) if back else None)
 
     def _tell_folded(self) -> None:
         for call in self._folded:
@@ -748,37 +770,6 @@ class RedisStore:
             return rows
         homes = touches.batch.claim.view(np.int64)[:, 0] & self._terms.mask
         return sorted(rows, key=homes.tolist().__getitem__)
-
-    def _giving_back(self, asked: Asked, rows: Sequence[int]) -> Callable[[int, list[Item]], None]:
-        """On a cluster, what partitions are told once that of an event says that its decision stands.
-
-        The function gets the number of a call and its answer: a digit for each of its events.
-        """
-        touches, batch = asked.touches, asked.touches.batch
-        shares: dict[int, list[list[tuple[int, bytes]]]] = {}
-        for i in rows:
-            pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
-            for limit in np.flatnonzero(asked.give_back[i]).tolist():
-                amount, bucket = int(asked.amounts[i, limit]), int(asked.buckets[i, limit])
-                own = batch.claim[i].tobytes()
-                record = self._terms.release(limit, int(batch.time[i]), own, amount, bucket)
-                pieces.setdefault(self._spot(touches, i, limit), []).append((0, record))
-            claim = Entry(b"p", batch.claim[i].tobytes(), BY_DENIAL)
-            told = []
-            for part in {self.place.part_of(key) for _, key in pieces}:
-                spots = [spot for spot in pieces if self.place.part_of(spot[1]) == part]
-                told.append((part, self._moves.request([claim], pieces, part, range(1), spots)))
-            shares.setdefault(self.place.part_of(claim.key), []).append(told)
-        calls = [shares[part] for part in sorted(shares)]
-
-        def after(call: int, answer: list[Item]) -> None:
-            stood = answer[0] if isinstance(answer[0], bytes) else b""
-            for mark, told in zip(stood, calls[call], strict=False):
-                if mark == ord("1"):
-                    for part, request in told:
-                        self._link.later(request, part)
-
-        return after
 
     def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
         """Keep what was decided without the store, to be counted when it is back: what it is told then.
@@ -872,8 +863,7 @@ class RedisStore:
         asked.resumed = True
         handed = asked.handed != 0
         self._find_granted(asked)
-        if asked.gave_back:
-            asked.granted[:] = 0
+        asked.granted[0, self._given_back(asked)] = 0
         missing = np.flatnonzero(held[0] * (asked.granted[0] == 0) * ~handed).tolist()
         if missing:
             pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
@@ -926,7 +916,9 @@ class RedisStore:
         if claim is not None and (
             len(claim) > wire.CLAIM_BYTES or claim[:16] != touches.batch.content[0].tobytes()
         ):
-            return  # decided already, or another event: `observe` finds out
+            asked.asked[:] = 0  # decided already, or another event: `observe` finds out
+            asked.was_known = True
+            return
         if claim is not None:  # it was entered before, which takes over first, or not at all
             mark = self.place.claim_name(b"r", followed.claim)
             if self._link.call("GET", mark, at=self.place.part_of(followed.claim))[0] != own:
@@ -1011,7 +1003,14 @@ class RedisStore:
 
     def undecided(self, older_ms: int) -> list[Undecided]:
         """Events that came at least so long ago and were never decided, with what they hold."""
-        return undecided(self._link, self.place, self.features, self._terms.plan, self._plans, older_ms)
+        terms = self._terms
+        return undecided(
+            self._link, self.place, self.features, terms.plan, self._plans, older_ms, terms.elsewhere_ms
+        )
+
+    def give_back_owed(self, older_ms: int) -> list[Owed]:
+        """What denied events that came at least so long ago hold still, as their engine died: now nothing."""
+        return self._owing.give_back(self._past, older_ms)
 
     def give_up(self, one: Undecided) -> bool:
         """Give back what an undecided event holds; False where it was decided meanwhile."""

@@ -46,7 +46,8 @@ class Asked:
     entities: Int64s = field(default_factory=lambda: NO_ENTITIES)  # (K, 4), by partition
     calls: int = 0  # of observe.lua: one, or on a cluster one a partition
     resumed: bool = False  # an event that was entered before, and not decided
-    gave_back: bool = False  # and that has given back what it reserved
+    gave_back: set[int] = field(default_factory=set)  # and partitions where it gave back what it reserved
+    was_known: bool = False  # a lone one that follows, before it was asked of: so it asked for no limits
     left_open: set[int] = field(default_factory=set)  # events of which nobody knows what they hold
     is_contested: bool = False  # a partition knew another event of that id
     forgotten: bool = False  # one that was decided, but the decision is not kept any more

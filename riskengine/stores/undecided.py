@@ -5,7 +5,7 @@ A retry decides them. Where none comes, an operator lists them and gives back wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from riskengine.features import FeatureSet
@@ -13,6 +13,7 @@ from riskengine.layout import E_CELLS, L_CELL, L_ENTITY
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.holds import Hold, held_of, holds_in
+from riskengine.stores.kept import life_ms_of
 from riskengine.stores.line import Item
 from riskengine.stores.place import Place, kind_of, missing_epoch, read_word
 from riskengine.stores.plans import LaidOut, Plans
@@ -46,6 +47,24 @@ end
 return found
 """
 
+# Of claims (KEYS) that came to another partition than their own (ARGV: ms that they live there), those that
+# did so long ago (ARGV: ms of age): number, value, age in ms.
+AGED: Final = """
+local found = {}
+for i, name in ipairs(KEYS) do
+  local claim = redis.call('GET', name)
+  if claim and #claim == 41 then
+    local age = ARGV[1] - redis.call('PTTL', name)
+    if age >= tonumber(ARGV[2]) then
+      for _, value in ipairs({i, claim, age}) do
+        found[#found + 1] = value
+      end
+    end
+  end
+end
+return found
+"""
+
 # Stop whoever may still decide an event (KEYS: epoch, claim, decision, mark; ARGV: epoch, ms): an empty
 # decision keeps an engine that lives on from it, whose batch is not decided together any more: its name is
 # taken from the claim. Answers 0 where it was decided, or given back, before.
@@ -63,25 +82,6 @@ if not claim or #claim ~= 41 or decision and decision ~= ''
 end
 redis.call('SET', KEYS[3], '', 'PX', ARGV[2])
 redis.call('SETRANGE', KEYS[2], 30, '!!!!!!!!!!!')
-return 1
-"""
-
-# Give back what an event that was stopped holds in one partition (KEYS: epoch, mark, entities), once: ARGV
-# are the epoch, the mark, ms that it lives, and a record for each entity.
-GIVE_BACK: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return -1
-end
-local mark = redis.call('GET', KEYS[2])
-if mark and string.sub(mark, 1, 6) == 'denied' then
-  return 0
-end
-for i = 3, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 1 then
-    redis.call('APPEND', KEYS[i], ARGV[i + 1])
-  end
-end
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 
@@ -106,29 +106,34 @@ def limit_of(hold: Hold, features: FeatureSet) -> str | None:
 
 
 def undecided(
-    link: AnyLink, place: Place, features: FeatureSet, plan: LaidOut, plans: Plans, older_ms: int
+    link: AnyLink,
+    place: Place,
+    features: FeatureSet,
+    plan: LaidOut,
+    plans: Plans,
+    older_ms: int,
+    elsewhere_ms: int,
 ) -> list[Undecided]:
     """Events that came at least so long ago and were not decided, in the order of their time.
 
     From here on no engine can reserve or give back anything for them before it decides. On a cluster what
-    they hold is known for as long as a late event counts: later, what has been folded is nobody's.
+    they hold is known for as long as a late event counts (claims of other partitions live `elsewhere_ms`):
+    later, what has been folded is nobody's.
     """
+    if len(place.tags) > 1:
+        _bring_home(link, place, older_ms, elsewhere_ms)
     found: dict[bytes, tuple[int, int]] = {}
     parts: dict[bytes, set[int]] = {}
     for part, names in by_part(link, place, b"c"):
         own = [name for name in names if place.is_at_home(name)]
         if own:
-            items = link.call("EVAL", OPEN, len(own), *own, older_ms, at=part)
-            for i, value, age in zip(*[iter(items)] * 3, strict=True):
-                assert isinstance(i, int), "numbers of claims"
-                assert isinstance(value, bytes), "what has a length is a string"
-                assert isinstance(age, int), "an age is a number"
-                claim = _claim_of(own[i - 1])
+            for name, value, age in _aged(own, link.call("EVAL", OPEN, len(own), *own, older_ms, at=part)):
+                claim = claim_of(name)
                 found[claim] = int.from_bytes(value[16:24], "little", signed=True), age
                 parts[claim] = {part}
     if found and len(place.tags) > 1:
         for part, names in by_part(link, place, b"c"):
-            for claim in map(_claim_of, names):
+            for claim in map(claim_of, names):
                 if claim in found:
                     parts[claim].add(part)
     spots = [(claim, part) for claim in found for part in sorted(parts[claim])]
@@ -169,14 +174,55 @@ def give_up(link: AnyLink, place: Place, one: Undecided) -> bool:
     parts = {place.part_of(hold.key) for hold in one.holds} - {home}
     for part in (*sorted(parts), home):  # the last says that it is all
         own = [hold for hold in one.holds if place.part_of(hold.key) == part]
-        entities = [place.entity_name(hold.entity, hold.key) for hold in own]
-        mark = place.claim_name(b"b", one.claim, part)
-        answer = link.call(
-            "EVAL", GIVE_BACK, 2 + len(own), place.epoch_name(part), mark, *entities, place.epoch, BY_DENIAL,
-            UNDECIDED_MS, *(hold.release for hold in own), at=part,
-        )[0]  # fmt: skip
-        _done(answer, place)
+        give_back(link, place, one.claim, part, [(hold.entity, hold.key, hold.release) for hold in own])
     return True
+
+
+def give_back(
+    link: AnyLink, place: Place, claim: bytes, part: int, records: Sequence[tuple[str, int, bytes]]
+) -> bool:
+    """Give back what an event holds in one partition, by entity and key; False where it was before."""
+    return _done(link.call(*giving_back(link, place, claim, part, records), at=part)[0], place)
+
+
+def giving_back(
+    link: AnyLink, place: Place, claim: bytes, part: int, records: Sequence[tuple[str, int, bytes]]
+) -> Sequence[bytes | str | int]:
+    """The call of give_back.lua."""
+    marks = [place.claim_name(letter, claim, part) for letter in (b"b", b"p")]
+    entities = [place.entity_name(entity, key) for entity, key, _ in records]
+    return (
+        "EVALSHA", link.names["give_back"], 3 + len(entities), place.epoch_name(part), *marks, *entities,
+        place.epoch, BY_DENIAL, UNDECIDED_MS, *(record for _, _, record in records),
+    )  # fmt: skip
+
+
+def _bring_home(link: AnyLink, place: Place, older_ms: int, elsewhere_ms: int) -> None:
+    """Enter in their own partitions what an engine that died there had entered in others only."""
+    for part, names in by_part(link, place, b"c"):
+        there = [name for name in names if not place.is_at_home(name)]
+        if not there:
+            continue
+        items = link.call("EVAL", AGED, len(there), *there, elsewhere_ms, older_ms, at=part)
+        by_home: dict[int, list[tuple[bytes, bytes, int]]] = {}
+        for name, value, age in _aged(there, items):
+            claim = claim_of(name)
+            by_home.setdefault(place.part_of(claim), []).append((claim, value, age))
+        for home, some in by_home.items():
+            own = [place.claim_name(b"c", claim) for claim, _, _ in some]
+            for (_, value, age), name, known in zip(some, own, link.call("MGET", *own, at=home), strict=True):
+                if known is None:
+                    left_ms = max(life_ms_of(value) - age, 1)
+                    link.call("SET", name, value, "NX", "PX", left_ms, at=home)
+
+
+def _aged(names: Sequence[bytes], items: Sequence[Item]) -> Iterator[tuple[bytes, bytes, int]]:
+    """What OPEN and AGED answer: names, values, ages."""
+    for i, value, age in zip(*[iter(items)] * 3, strict=True):
+        assert isinstance(i, int), "numbers of claims"
+        assert isinstance(value, bytes), "what has a length is a string"
+        assert isinstance(age, int), "an age is a number"
+        yield names[i - 1], value, age
 
 
 def _done(answer: Item, place: Place) -> bool:
@@ -208,7 +254,7 @@ def _held_by_all(
             yield from holds_in(value, entity, read_word(name[start + 2 :]), plans, plan)
 
 
-def _claim_of(name: bytes) -> bytes:
+def claim_of(name: bytes) -> bytes:
     """The claim that a key is of."""
     words = read_word(name[-22:-11]), read_word(name[-11:])
     return b"".join((word & (2**64 - 1)).to_bytes(8, "little") for word in words)
