@@ -94,26 +94,30 @@ class Past(NamedTuple):
     def label(self, key: bytes, label: str, time: int) -> bool:
         """Let a label count for the event's entities, in the place of the one it had; False when too old.
 
-        The labels of an event are a chain of claims: the next one is entered where nobody was faster.
+        The labels of an event are a chain of claims: the next one is entered where nobody was faster. By its
+        end is known which one stands: of two of one time the last.
         """
         known = self.recall(key)
         if known is None:
             return False
         value, part = msgspec.msgpack.encode((label, time)), self.place.part_of(key)
         before: str | None = None
+        before_time = time
         number = 0
         while True:
-            end = b".%d" % number
-            (said,) = self.link.call("GET", self.place.claim_name(b"l", key) + end, at=part)
-            if said is None or (said == value and self.terms.mask):
-                pieces = self._label_pieces(known, before, label)
-                new, entered = self.moves.once(Entry(b"l", key, value, end), pieces)
-                if new or said == value:
+            entry = Entry(b"l", key, value, b".%d" % number)
+            (said,) = self.link.call("GET", self.place.claim_name(b"l", key) + entry.end, at=part)
+            if said is None:
+                if (label, time) == (before, before_time):
                     return True
-                said = entered
+                new, said = self.moves.once(entry, self._label_pieces(known, before, label))
+                if new:
+                    return True
+            elif said == value and self.terms.mask:  # a crash may have left undone what it moves elsewhere
+                self.moves.once(entry, self._label_pieces(known, before, label))
             assert isinstance(said, bytes), "a label has a value"
             before, before_time = msgspec.msgpack.decode(said, type=tuple[str, int])
-            if time < before_time or (label, time) == (before, before_time):
+            if time < before_time:
                 return True
             number += 1
 
