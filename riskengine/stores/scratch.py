@@ -44,7 +44,7 @@ class Scratch:
         self._values: dict[bytes, bytes] = {self.place.epoch_name(part): EPOCH for part in range(len(tags))}
         self._entries: dict[bytes, bytes] = {}
         self._log: list[bytes] = []
-        self._later: list[tuple[bytes, int]] = []
+        self._later: list[tuple[bytes, Callable[[list[Item]], None] | None]] = []
         self._reply = Reply()
         self._is_away = self._loses = False
         calls = (self._observe, self._conclude, self._conclude_all, self._compact, self._edit)
@@ -133,9 +133,15 @@ class Scratch:
             if after is not None:
                 after(k, [answer if isinstance(answer, bytes) else b""])
 
-    def later(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> None:
-        """Take in one request when something is asked next."""
-        self._later.append((bytes(request), at))
+    def later(
+        self,
+        request: bytes | memoryview,
+        at: int = 0,
+        replies: int = 1,
+        after: Callable[[list[Item]], None] | None = None,
+    ) -> None:
+        """Take in one request when something is asked next; `after` gets what is answered."""
+        self._later.append((bytes(request), after))
 
     def call(self, *words: bytes | str | int, at: int = 0) -> list[Item]:
         """A command off the hot path, and what it answers."""
@@ -152,10 +158,12 @@ class Scratch:
 
     def _catch_up(self) -> None:
         told, self._later = self._later, []
-        for request, _ in told:
+        for request, after in told:
             if not self._loses:
                 for words in split(request):
-                    self._served(words)
+                    answer = self._served(words)
+                if after is not None:
+                    after([answer if isinstance(answer, bytes) else b""])
 
     def _served(self, command: list[bytes]) -> _Answer:
         name, *words = command
@@ -172,6 +180,8 @@ class Scratch:
             if not (there and b"NX" in words):
                 values[words[0]] = words[1]
             return b"OK"
+        if name == b"DEL":
+            return int(values.pop(words[0], None) is not None)
         if name == b"HGETALL":
             return [each for entry in self._entries.items() for each in entry]
         if name == b"LRANGE":
