@@ -306,6 +306,21 @@ def test_what_came_to_some_partitions_only_is_left_open_too(
         assert (again.action, again.flags) == ("deny", ("redecided",)), "its place is taken"
 
 
+def test_of_a_rebuilt_store_nothing_old_looks_left_open(server: str, tmp_path: Path) -> None:
+    """What nobody asks for any more is forgotten at once: on a cluster not before other partitions have."""
+    store = apart(server)
+    begin(store, "stage")
+    journal = f"sqlite:///{tmp_path / 'journal.db'}"
+    limits = {"two-a-device": {**SECTIONS["limits"]["two-a-device"], "over": "1h"}}
+    with Stage(tmp_path / "one", {**SECTIONS, "features": {}, "limits": limits}, journal=journal) as one:
+        assert set(one.actions([claim(f"e{n}", n, device_id=f"d{n}") for n in range(50)])) == {"allow"}
+    where = "--store", store, "--rules", str(tmp_path / "one")
+    ended = CliRunner().invoke(app, ["rebuild", *where, "--from", journal])
+    assert ended.exit_code == 0, ended.output
+    time_passes(server, store)
+    assert command("holds", *where, "--json") == (0, "[]\n")
+
+
 def test_what_is_given_back_by_half_is_given_back_in_full_the_next_time(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.plans import TAG_HEX, LaidOut, Plans
 from riskengine.stores.requests import ALONE, Asked, Requests
 from riskengine.stores.resp import Bytes, command
-from riskengine.stores.terms import Terms
+from riskengine.stores.terms import MARGIN_MS, Terms
 from riskengine.stores.undecided import UNDECIDED_MS, Undecided, give_up, undecided
 from riskengine.stores.unfolding import Unfolding
 from riskengine.stores.workspace import Workspace
@@ -541,6 +541,8 @@ class RedisStore:
         asked.asked[:] = held * ~handed
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._grants.place_buckets(asked)
+        if self._terms.mask:  # where a claim elsewhere outlives it, it looks as if nobody had decided it
+            lives = lives._replace(horizon_ms=max(lives.horizon_ms, self._terms.elsewhere_ms + MARGIN_MS))
         reply, size = self._answer(asked, True)
         self._fold(asked, reply, size)
         rows = [i for i in range(touches.batch.n) if i not in asked.met]
