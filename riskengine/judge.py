@@ -28,7 +28,7 @@ from riskengine.models import REASON_RISK_MIN
 from riskengine.rooms import Empty, Rooms
 from riskengine.served import Served
 from riskengine.spreading import Found, Spreading, Touch, journaled
-from riskengine.stores import NONE_MET, Claim, Followed, Lives, Loss, Met, Store, StoreError
+from riskengine.stores import FRESH_MS_MIN, NONE_MET, Claim, Followed, Lives, Loss, Met, Store, StoreError
 from riskengine.stores.traces import exclude
 from riskengine.tables import TableSet
 from riskengine.watch import Watch
@@ -114,7 +114,7 @@ class Judge:
     def restore(self, batch: Batch, now: Int64s, decisions: Sequence[Decision]) -> None:
         """`Engine.restore`."""
         policy, store = self.policy, self.store
-        fresh_ms = policy.definition.lateness_ms + policy.definition.skew_ms
+        fresh_ms = max(policy.definition.lateness_ms + policy.definition.skew_ms, FRESH_MS_MIN)
         keys = batch.claim.tobytes()
         first: dict[bytes, int] = {}
         for i in range(batch.n):

@@ -157,6 +157,26 @@ def test_a_store_that_was_emptied_is_rebuilt_from_its_journal(
             )
 
 
+def test_a_retry_just_after_a_rebuild_gets_the_first_answer(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also under a policy to which no event may come late: its decisions were restored for a millisecond."""
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    monkeypatch.setattr(rebuilding, "SETTLES_S", 0)
+    store = apart(server)
+    sections = {**policy(features=COUNTS, limits=ONE), "lateness": "0s", "skew": "0s"}
+    journal = f"sqlite:///{tmp_path / 'journal.db'}"
+    with Stage(tmp_path / "served", sections, journal=journal) as served:
+        first = served.engine.score(claim("e0", device_id="d0"))
+        assert first.action == "allow"
+        assert served.engine.journal is not None
+        served.engine.journal.flush()
+        definition, journals = served.engine.definition, [served.engine.journal]
+        from_journals(store, definition, journals, Rebuilt(), clock=lambda: served.now)
+    with Stage(tmp_path / "other", sections, store=store) as other:
+        assert other.engine.score(claim("e0", device_id="d0")) == first
+
+
 def test_a_store_is_rebuilt_from_files(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events are judged as they would have been: the counters are those of an engine that saw them all."""
     monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())

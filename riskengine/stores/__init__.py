@@ -66,6 +66,10 @@ class Followed:
     chain: tuple[Trace, ...]
 
 
+# A shared store keeps decisions by its own clock, and what is tried again takes a moment in any case.
+FRESH_MS_MIN: Final = 1000
+
+
 class Lives(NamedTuple):
     """How long, in ms, what is kept of a batch is kept from now on."""
 

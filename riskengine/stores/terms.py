@@ -9,7 +9,7 @@ import numpy as np
 
 from riskengine.features import FeatureSet
 from riskengine.layout import E_CELLS, E_RETENTION, L_CELL, L_ENTITY
-from riskengine.stores import values, wire
+from riskengine.stores import FRESH_MS_MIN, values, wire
 from riskengine.stores.place import Place, kind_of
 from riskengine.stores.plans import LaidOut
 from riskengine.stores.resp import as_array, bulk
@@ -36,7 +36,7 @@ class Terms:
         slack_ms = features.plan.slack_ms
         self.lives_ms = [2 * int(row[E_RETENTION]) + slack_ms for row in features.plan.entities]
         self.entities_live = np.array(self.lives_ms, np.int64)
-        self.fresh_ms = max(slack_ms, 1000)
+        self.fresh_ms = max(slack_ms, FRESH_MS_MIN)
         parts = range(len(place.tags))
         self.mask = len(parts) - 1
         self.prefixes = as_array(b"".join(place.within(part) for part in parts))
