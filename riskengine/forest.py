@@ -77,7 +77,7 @@ SCRATCH: Final = 2  # blocks behind the axes' ranks
 # Trees that a row walks at a time, so that each waits for its memory while the others go on. One at a time
 # takes three times as long.
 LANES: Final = 8
-SWEEP_MIN: Final = 10  # from so many rows on, 64 are swept: in caches that others have used since, too
+SWEEP_MIN: Final = 10  # from so many rows on, 64 are swept; with caches that others have used, 8 would do
 
 # Columns of Forest.above: the split above a node (above a root itself), the feature it asks, and what the
 # answer changes in units of Forest.unit.

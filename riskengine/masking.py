@@ -121,7 +121,7 @@ class Masking:
         """Rows that may have an undeclared field."""
         raw = batch.raw
         if not isinstance(raw, list | tuple):  # rows of an Arrow batch, each made when it is asked for
-            yield from raw.undeclared([self.fields[t] for t in batch.type_index.tolist()])  # type: ignore[attr-defined]  # columns.Rows
+            yield from raw.undeclared([self.fields[t] for t in batch.type_index.tolist()])  # type: ignore[attr-defined]  # it is a columns.Rows
             return
         counts = np.empty(batch.n, np.int64)
         count_present(

@@ -113,6 +113,7 @@ class Stepped:
 
     def flush(self) -> None:
         while self.told:
+            self._stop()
             request, at, after = self.told.pop(0)
             answer = self.link.ask(request, at).of(0)
             if after is not None:
@@ -143,14 +144,6 @@ class SteppedCluster(Stepped):
 
     def later(self, request: Any, at: int = 0, replies: int = 1, after: Any = None) -> None:
         self.told.append((bytes(request), at, after))
-
-    def flush(self) -> None:
-        while self.told:
-            self._stop()
-            request, at, after = self.told.pop(0)
-            answer = self.link.ask(request, at).of(0)
-            if after is not None:
-                after(answer)
 
     def tell_all(self, requests: Any, ends: Any, where: Any, after: Any = None) -> None:
         for k, text in enumerate(self._cut(requests, ends)):

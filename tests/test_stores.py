@@ -25,10 +25,13 @@ from riskengine.cli import app
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.judge import Judge
+from riskengine.stores import Followed, kept
 from riskengine.stores.address import begin
+from riskengine.stores.grants import Grants
 from riskengine.stores.link import Call
 from riskengine.stores.place import kind_of
 from riskengine.stores.redis import RedisStore
+from riskengine.stores.requests import Asked
 from riskengine.turns import Turns
 
 REDIS = shutil.which("redis-server")
@@ -259,6 +262,41 @@ def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(
         assert stage.engine.release("e1")
         assert stage.engine.score(claim("e4", device_id="d1")).action == "allow"
         assert stage.engine.score(claim("e5", device_id="d1")).action == "review"
+
+
+def test_an_event_that_is_lost_as_it_comes_again_is_held_to_its_limits(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that follows another asks for no limits where it is known to be decided: it is not any more."""
+    limits = {"one": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 1, "then": "deny"}}
+    features = {"claims": {"count": "coupon_claim", "by": "device", "over": "1h"}}
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path, policy(features=features, limits=limits), store=store) as stage:
+        shared = store_of(stage.engine)
+        assert stage.engine.score(claim("e0", device_id="d0")).action == "allow"
+        follows = claim("f0", 1, device_id="d0", follows="e0")
+        assert stage.engine.score(follows).action == "allow", "it takes over what is held"
+        key, device = stage.engine._claim_key("f0"), stage.engine.policy.schema.entity_key("device", "d0")
+        known, take_over = kept.claim_of, Grants._take_over
+
+        def lost(*asked: Any) -> bytes | None:
+            found = known(*asked)
+            monkeypatch.setattr(kept, "claim_of", known)
+            for letter in (b"c", b"d", b"m"):
+                for part in {shared.place.part_of(key), shared.place.part_of(device)}:
+                    shared._link.call("DEL", shared.place.claim_name(letter, key, part), at=part)
+            return found
+
+        def meanwhile(grants: Grants, asked: Asked, followed: Followed) -> None:
+            monkeypatch.setattr(Grants, "_take_over", take_over)
+            monkeypatch.setattr(kept, "claim_of", lost)
+            take_over(grants, asked, followed)
+
+        monkeypatch.setattr(Grants, "_take_over", meanwhile)
+        again = stage.engine.score(follows, features=True)
+        assert (again.action, again.features) == ("allow", {"claims": 1}), again
+        assert stage.engine.score(claim("e1", 2, device_id="d0")).action == "deny", "it holds what it held"
 
 
 def test_what_others_list_and_tabulate_is_seen_at_once(server: str, tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ UP: Final = 0.002  # a batch: three batches in a hundred may cut it fine
 INLINE_MAX: Final = 64  # events that the loop scores itself: some 2 ms, in which it reads nothing
 READ_SECONDS: Final = 0.004  # are read at a stretch: of ten thousand requests the first wait for no last
 TICK_SECONDS: Final = 0.001  # of the loop's clock and timers
-# Of its time, the last part is for the contract: it answers fifty events in a ms or two, after the batch that
-# the loop is at just then. Begun when time was up, the last hundredth of a step came 7 ms late where others
-# wanted the processor too.
+# Of its time, the last part is for the contract: its answers come after the batch that the loop is at just
+# then, and one after the other where many are due. Begun when time was up, the last hundredth of a step came
+# 7 ms late where others wanted the processor too.
 LAST: Final = 0.05
 SHARE: Final = (
     2  # at least half of what is under way makes another batch worth it: else 32 callers came by 11
@@ -69,12 +69,13 @@ class Job:
 
     __slots__ = ("due", "events", "features", "fine", "is_done", "until")
 
+    due: float  # when the contract begins to answer it: known once it is entered
+
     def __init__(self, events: list[Any], features: bool, until: float) -> None:
         self.events = events
         self.features = features
         self.until = until
         self.is_done = False
-        self.due = until  # when the contract begins to answer it
         self.fine = 0.0  # to be answered so short before `until` is cutting it fine; 0 where few were ahead
 
     def finish(self, outcome: Outcome, seconds: float) -> None:

@@ -103,7 +103,7 @@ class Outlet(io.TextIOBase):
         return self._encoding
 
     @property
-    def errors(self) -> str:  # type: ignore[override]  # the same
+    def errors(self) -> str:  # type: ignore[override]  # typeshed has this as one too
         """What becomes of characters that the encoding has not."""
         return "backslashreplace"
 

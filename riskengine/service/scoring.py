@@ -153,7 +153,6 @@ class _Request(Job):
         self.features = features
         self.until = until
         self.is_done = False
-        self.due = until
         self.fine = 0.0
         self.scoring = scoring
         self.format = format
