@@ -188,7 +188,7 @@ class Losses:
                 with self._lock:
                     self._news.pop(name, None)
                     self.is_looking = bool(self._searches or self._news)
-            self.is_in_doubt = self.is_looking
+            self.is_in_doubt = False  # what others suspect by now has just begun to be looked for
         except StoreError:
             self.is_in_doubt = True
             self._not_before_s = time.monotonic() + PAUSE_S
