@@ -349,7 +349,7 @@ def _sharded(rules: Path, core: int, shards: int, events: Events) -> dict[str, A
 @contextlib.contextmanager
 def _engine(rules: Path, url: str) -> Iterator[Engine]:
     """An engine on a store that nobody has used."""
-    store = f"{url}?prefix=b{next(_NUMBERS)}&timeout=30000"
+    store = f"{url}?prefix=b{next(_NUMBERS)}&timeout=30000&at_once={THREADS}"
     with Engine.open(rules, key=KEY) as plain:
         tenant = plain.definition.tenant
     begin(store, tenant)

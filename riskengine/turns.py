@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Final
 
 from riskengine.fibers import Fiber, GivenUp, Waker, current, help_out
 from riskengine.judge import Judge
+
+AGAIN_S: Final = 1.0  # until a door is tried again that could not be opened, while others are
 
 
 class Turns:
@@ -17,6 +21,7 @@ class Turns:
     def __init__(self, judges: list[Judge]) -> None:
         self.judges = judges
         self._locks = [threading.Lock() for _ in judges]
+        self._again_s = [0.0 for _ in judges]  # of the monotonic clock, see AGAIN_S
         self._freed = threading.Condition(threading.Lock())
         self._waiting = 0  # threads, for any to be free
         self._asleep: deque[Waker] = deque()  # fibers, likewise
@@ -24,8 +29,9 @@ class Turns:
     def take(self) -> Judge:
         """One that is free, or as soon as one is. Give it back with `give`.
 
-        The first that is; while one is behind with what it decided without its store, that one alone, so
-        that it catches up, and what is decided meanwhile is decided in order.
+        The first whose store is at hand; a thread opens one that is not open yet. While one is behind with
+        what it decided without its store, that one alone, so that it catches up, and what is decided
+        meanwhile is decided in order.
         """
         judges = self.judges
         fiber = current() if judges[0].store.waits else None
@@ -37,14 +43,14 @@ class Turns:
         if fiber is not None:
             return self._take_afloat(fiber, wanted)
         while True:
-            if (judge := self._taken(wanted)) is not None:
+            if (judge := self._taken(self._answering(wanted)) or self._opened(wanted)) is not None:
                 return judge
             if not help_out():
                 break
         with self._freed:
             self._waiting += 1
             try:
-                while (judge := self._taken(wanted)) is None:
+                while (judge := self._taken(self._answering(wanted))) is None:
                     self._freed.wait()
                 return judge
             finally:
@@ -56,6 +62,28 @@ class Turns:
                 self._locks[i].acquire()
                 return
 
+    def _answering(self, wanted: Sequence[int]) -> Sequence[int]:
+        """Those whose store is at hand; all where that of none is."""
+        return [i for i in wanted if self.judges[i].store.is_at_hand] or wanted
+
+    def _opened(self, wanted: Sequence[int]) -> Judge | None:
+        """One that is free and was not open. Where it cannot be opened, others are to be waited for."""
+        for i in wanted:
+            if self._is_worth_a_try(i) and self._locks[i].acquire(blocking=False):
+                is_open = False
+                try:
+                    is_open = self.judges[i].store.reach()
+                finally:
+                    if not is_open:
+                        self._again_s[i] = time.monotonic() + AGAIN_S
+                        self._locks[i].release()
+                if is_open:
+                    return self.judges[i]
+        return None
+
+    def _is_worth_a_try(self, i: int) -> bool:
+        return time.monotonic() >= self._again_s[i] and not self.judges[i].store.is_at_hand
+
     def _taken(self, wanted: Sequence[int]) -> Judge | None:
         for i in wanted:
             if self._locks[i].acquire(blocking=False):
@@ -64,8 +92,7 @@ class Turns:
 
     def _take_afloat(self, fiber: Fiber, wanted: Sequence[int]) -> Judge:
         """`take` for a fiber, whose thread has others to let go on."""
-        at_hand = [i for i in wanted if self.judges[i].store.is_at_hand]
-        wanted = at_hand or wanted
+        wanted = self._answering(wanted)
         while (judge := self._taken(wanted)) is None:
             waker = Waker(fiber)
             self._asleep.append(waker)
@@ -96,9 +123,17 @@ class Turns:
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether the store of one answers, as far as is known, and nothing is to be caught up with."""
+        """Whether the store of the next one answers, as far as is known, and nothing is to be caught up with.
+
+        Where that one is to be opened first, it is for a thread to do.
+        """
         stores = [judge.store for judge in self.judges]
-        return any(store.is_at_hand for store in stores) and not any(store.is_behind for store in stores)
+        if any(store.is_behind for store in stores):
+            return False
+        free = [i for i, lock in enumerate(self._locks) if not lock.locked()]
+        if any(stores[i].is_at_hand for i in free):
+            return True
+        return any(store.is_at_hand for store in stores) and not any(map(self._is_worth_a_try, free))
 
     @property
     def is_free(self) -> bool:

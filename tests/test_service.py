@@ -32,11 +32,13 @@ from stage import policy, write
 
 from riskengine import cli
 from riskengine.errors import RiskEngineError
+from riskengine.fibers import pause
 from riskengine.service.access import LOOK_SECONDS, NEEDED, SCOPES, make_key, revoke_key, rotate_key
 from riskengine.service.bodies import read_batch, read_body
 from riskengine.service.gathering import (
     FEW,
     INLINE_MAX,
+    PART,
     READ_SECONDS,
     SURE_LEAST,
     FullError,
@@ -651,6 +653,43 @@ def test_the_loop_scores_small_batches_itself_where_nothing_is_waited_for() -> N
     assert scored == [
         (INLINE_MAX, True), (INLINE_MAX + 1, False), (INLINE_MAX, True), (INLINE_MAX // 2, True), (1, False),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("jobs", "doors", "sizes"),
+    [
+        (1, 2, [1]),
+        (PART + 2, 2, [PART, 2]),
+        (4 * PART, 2, [2 * PART, 2 * PART]),
+        (4 * PART, 3, [22, 21, 21]),
+        (3 * INLINE_MAX, 2, [INLINE_MAX, INLINE_MAX, INLINE_MAX // 2, INLINE_MAX // 2]),
+    ],
+)
+def test_fibers_share_what_waits(jobs: int, doors: int, sizes: list[int]) -> None:
+    """Every door has its part under way before any is done with one."""
+    scored: list[int] = []
+    most = 0
+    under_way = 0
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        nonlocal most, under_way
+        scored.append(len(events))
+        under_way += 1
+        most = max(most, under_way)
+        pause(0.05)
+        under_way -= 1
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 1000, lambda n, seconds: None, lambda: True, doors, lambda: True)
+        gatherer.start()
+        waited = [Waited.submit(gatherer, [i]) for i in range(jobs)]
+        assert [await job.done for job in waited] == [[i] for i in range(jobs)]
+        await gatherer.close()
+
+    asyncio.run(play())
+    assert scored == sizes
+    assert most == min(doors, len(sizes))
 
 
 def test_a_job_past_its_deadline_is_told_so_and_scored_all_the_same() -> None:

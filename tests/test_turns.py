@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+import redis
 from servers import apart, running
 from stage import Stage, claim, payment, policy, write
 
@@ -56,7 +58,7 @@ def at_once(calls: Sequence[Callable[[], Any]], threads: int = 8) -> list[Any]:
 
 def test_two_doors_are_open_at_once(store: str, tmp_path: Path) -> None:
     """While one batch is under way, another is scored, and sees what the first has counted."""
-    with Stage(tmp_path, counting(), store=store) as stage:
+    with Stage(tmp_path, counting(), store=f"{store}&at_once=2") as stage:
         turns = stage.engine._turns
         stage.engine.score(claim("e1"))
         with ThreadPoolExecutor(1) as pool, taken(turns) as first:
@@ -69,6 +71,50 @@ def test_two_doors_are_open_at_once(store: str, tmp_path: Path) -> None:
                 while turns._waiting == 0:
                     time.sleep(0.001)
             assert waiting.result(60)["claims"] == 3, "as soon as either is free"
+
+
+def test_a_thread_opens_the_door_that_a_fiber_would_have_to_wait_for(store: str, tmp_path: Path) -> None:
+    """What comes while the first is busy is for a thread, until the second is open as well."""
+    with Stage(tmp_path, counting(), store=f"{store}&at_once=2") as stage:
+        engine = stage.engine
+        assert engine.score(claim("e1")).flags == ()
+        assert engine.floats, "by the first, which is open and free"
+        with taken(engine._turns):
+            assert not engine.floats
+            assert stage.row(claim("e2"))["claims"] == 2
+            assert engine.floats, "by the second"
+            with taken(engine._turns):
+                assert engine.floats, "there is nothing to open: it waits for its turn"
+
+
+def test_a_door_that_cannot_be_opened_leaves_its_work_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that lets nobody else in: what would go by another door waits for the one that is open."""
+    with running() as server:
+        url = apart(server.url, timeout=20_000)
+        begin(url, "stage")
+        with (
+            Stage(tmp_path, counting(), store=f"{url}&at_once=2") as stage,
+            redis.from_url(server.url) as own,
+        ):
+            engine = stage.engine
+            assert stage.row(claim("e1"))["claims"] == 1
+            own.config_set("maxclients", len(own.client_list()))
+            with ThreadPoolExecutor(1) as pool, taken(engine._turns):
+                waiting = pool.submit(stage.row, claim("e2"))
+                while engine._turns._waiting == 0:
+                    time.sleep(0.001)
+                assert engine.floats, "it is not tried again at once"
+                assert not waiting.done()
+            assert waiting.result(60)["claims"] == 2
+            own.config_set("maxclients", 100)
+            monkeypatch.setattr("riskengine.turns.AGAIN_S", 0.0)
+            engine._turns._again_s = [0.0, 0.0]
+            with taken(engine._turns):
+                assert stage.row(claim("e3"))["claims"] == 3
+            assert engine.score(claim("e4")).flags == ()
+            assert not engine.store_errors
 
 
 def test_a_url_says_how_many_doors_there_are(store: str, tmp_path: Path) -> None:

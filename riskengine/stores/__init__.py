@@ -154,6 +154,9 @@ class Store(Protocol):
     def is_at_hand(self) -> bool:
         """Whether who asks waits for a reply and nothing else, as far as is known."""
 
+    def reach(self) -> bool:
+        """Open the way to its servers where it is not open; whether they answer."""
+
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""
 

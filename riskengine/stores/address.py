@@ -25,7 +25,7 @@ from riskengine.stores.scanning import scan
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 TIMEOUT_MS: Final = 1000  # a service says less
-AT_ONCE: Final = 2  # batches under way: while one waits for the server, another has the processor
+AT_ONCE: Final = 3  # batches under way: while one waits for the server, another has the processor
 EPOCH_CHARS: Final = 4
 VERSION_MIN: Final = (6, 2)
 OPENING_MS: Final = 5000

@@ -157,6 +157,15 @@ class RedisStore:
         """Whether who asks waits for a reply and nothing else, as far as is known."""
         return self._link.is_at_hand and not self._in_doubt
 
+    def reach(self) -> bool:
+        """Open the way to its servers where it is not open; whether they answer."""
+        try:
+            for call in self._link.each():
+                call("PING")
+        except StoreError:
+            return False
+        return True
+
     def _serve(self, features: FeatureSet, announced: bool = True) -> None:
         """Go by a plan, once it is `announced` to whoever will read what is written by it."""
         plan, widths = LaidOut.of(features), features.plan.entities[:, E_WIDTH]
