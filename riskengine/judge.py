@@ -212,14 +212,15 @@ class Judge:
                 entered[places[0]].follows = followed.claim
             for at, answer in met.items():
                 i = places[at]
-                if answer == "undecided":
-                    known = None
-                    if self._journal is not None:
-                        known = results[i] = self._journaled(batch.ids[i], entered[i].content)
-                    if known is None:
-                        undecided.append(i)
-                    elif isinstance(known, Decision):
+                if answer == "undecided" and self._journal is not None:
+                    known = self._journaled(batch.ids[i], entered[i].content)
+                    if isinstance(known, Decision):
                         journaled.append(i)
+                        answer = known
+                    elif known is not None:
+                        answer = "conflict"
+                if answer == "undecided":
+                    undecided.append(i)
                 elif answer == "conflict":
                     del store.claims[keys[16 * i : 16 * i + 16]]
                     results[i] = _conflict()
@@ -235,9 +236,7 @@ class Judge:
         ]
         for i in journaled:  # last, as a store forgets the batch with each
             store.claims.pop(keys[16 * i : 16 * i + 16], None)
-            known = results[i]
-            assert isinstance(known, Decision), "it was found in the journal"
-            self.restore(batch.take(np.array([i])), np.array([arrived[i]], np.int64), [known])
+            self.restore(batch.take(np.array([i])), np.array([arrived[i]], np.int64), [_decided(entered[i])])
         if batch.n:
             self._sweep(now if isinstance(now, int) else int(now[-1]), batch.n)
         return answers

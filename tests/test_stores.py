@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from riskengine.cli import app
 from riskengine.decision import Decision
 from riskengine.engine import Engine
+from riskengine.errors import EventError
 from riskengine.judge import Judge
 from riskengine.stores import Followed, kept
 from riskengine.stores.address import begin
@@ -231,8 +232,11 @@ def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(
         opened.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed before it told
         said = dying.engine.score_many(events)
     with Stage(tmp_path / "two", sections, store=store, journal=journal) as after:
-        new = claim("new", 10, device_id="d2")
-        assert after.engine.score_many([*events, new])[:4] == said
+        new, other = claim("new", 10, device_id="d2"), claim("e2", 2, device_id="d9")
+        first = after.engine.score_many([other, *events, *events, other, new])
+        assert first[1:9] == [*said, *said], "each of them, however often it comes at once"
+        assert isinstance(first[0], EventError)
+        assert isinstance(first[9], EventError)
         assert after.engine.score_many(events) == said
         assert after.row(claim("last", 20))["claims"] == 6
         assert after.actions([claim("late", 30, device_id="d1")]) == ["deny"]
