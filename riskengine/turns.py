@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
 
 from riskengine.fibers import Fiber, GivenUp, Waker, current, help_out
 from riskengine.judge import Judge
-
-AGAIN_S: Final = 1.0  # until a door is tried again that could not be opened, while others are
 
 
 class Turns:
@@ -21,7 +17,6 @@ class Turns:
     def __init__(self, judges: list[Judge]) -> None:
         self.judges = judges
         self._locks = [threading.Lock() for _ in judges]
-        self._again_s = [0.0 for _ in judges]  # of the monotonic clock, see AGAIN_S
         self._freed = threading.Condition(threading.Lock())
         self._waiting = 0  # threads, for any to be free
         self._asleep: deque[Waker] = deque()  # fibers, likewise
@@ -69,20 +64,17 @@ class Turns:
     def _opened(self, wanted: Sequence[int]) -> Judge | None:
         """One that is free and was not open. Where it cannot be opened, others are to be waited for."""
         for i in wanted:
-            if self._is_worth_a_try(i) and self._locks[i].acquire(blocking=False):
+            store = self.judges[i].store
+            if store.is_to_be_opened and self._locks[i].acquire(blocking=False):
                 is_open = False
                 try:
-                    is_open = self.judges[i].store.reach()
+                    is_open = store.reach()
                 finally:
                     if not is_open:
-                        self._again_s[i] = time.monotonic() + AGAIN_S
                         self._locks[i].release()
                 if is_open:
                     return self.judges[i]
         return None
-
-    def _is_worth_a_try(self, i: int) -> bool:
-        return time.monotonic() >= self._again_s[i] and not self.judges[i].store.is_at_hand
 
     def _taken(self, wanted: Sequence[int]) -> Judge | None:
         for i in wanted:
@@ -133,7 +125,7 @@ class Turns:
         free = [i for i, lock in enumerate(self._locks) if not lock.locked()]
         if any(stores[i].is_at_hand for i in free):
             return True
-        return any(store.is_at_hand for store in stores) and not any(map(self._is_worth_a_try, free))
+        return any(store.is_at_hand for store in stores) and not any(stores[i].is_to_be_opened for i in free)
 
     @property
     def is_free(self) -> bool:

@@ -154,6 +154,10 @@ class Store(Protocol):
     def is_at_hand(self) -> bool:
         """Whether who asks waits for a reply and nothing else, as far as is known."""
 
+    @property
+    def is_to_be_opened(self) -> bool:
+        """Whether the way to its servers is not open, and it is worth a try just now."""
+
     def reach(self) -> bool:
         """Open the way to its servers where it is not open; whether they answer."""
 

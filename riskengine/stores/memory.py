@@ -66,6 +66,7 @@ class MemoryStore:
     is_behind: Final = False
     losses: Final = ()
     is_at_hand: Final = True
+    is_to_be_opened: Final = False
     batch_max: Final = 1024  # more gain nothing, and others wait for the lock
 
     def __init__(self, features: FeatureSet, size: int = SIZE_DEFAULT) -> None:

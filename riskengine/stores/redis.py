@@ -62,6 +62,7 @@ from riskengine.stores.workspace import Workspace
 
 MAY_BE_LOST: Final = Loss(0, 2**62, True)  # while nobody knows
 LOSS_MARGIN_S: Final = 5.0  # before a claim expires
+AGAIN_S: Final = 1.0  # until a door is tried again that could not be opened, while others answer
 
 _DECODER = msgspec.msgpack.Decoder(Decision)
 
@@ -124,6 +125,7 @@ class RedisStore:
         self._doors.stores.append(self)
         self._answered = self._doors.losses.door()
         self._in_doubt: deque[tuple[Touches, Sequence[Decision], Bytes, Lives]] = deque()
+        self._again_s = 0.0  # of the monotonic clock, see AGAIN_S
         self._plans = Plans(self._plan_bytes)
         self._serve(features, announced=beside is None)
 
@@ -157,12 +159,18 @@ class RedisStore:
         """Whether who asks waits for a reply and nothing else, as far as is known."""
         return self._link.is_at_hand and not self._in_doubt
 
+    @property
+    def is_to_be_opened(self) -> bool:
+        """Whether the way to its servers is not open, and it is worth a try just now."""
+        return not self.is_at_hand and time.monotonic() >= self._again_s
+
     def reach(self) -> bool:
         """Open the way to its servers where it is not open; whether they answer."""
         try:
             for call in self._link.each():
                 call("PING")
         except StoreError:
+            self._again_s = time.monotonic() + AGAIN_S
             return False
         return True
 
