@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,7 +28,7 @@ from riskengine.models import REASON_RISK_MIN
 from riskengine.rooms import Empty, Rooms
 from riskengine.served import Served
 from riskengine.spreading import Found, Spreading, Touch, journaled
-from riskengine.stores import FRESH_MS_MIN, NONE_MET, Claim, Followed, Lives, Loss, Met, Store, StoreError
+from riskengine.stores import FRESH_MS_MIN, Claim, Followed, Lives, Loss, Met, Store, StoreError
 from riskengine.stores.traces import exclude
 from riskengine.tables import TableSet
 from riskengine.watch import Watch
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from riskengine.journal import Journal
 
 Result = Decision | EventError
+_DECISION: Final = msgspec.json.Decoder(Decision)
 TOUCHES_MAX: Final = 10_000  # events that touched a block while the store was away; the oldest go first
 
 
@@ -286,12 +287,16 @@ class Judge:
         self._serial += 1
         claim = store.claim(key, content, now, self._serial)
         judged, claim.trace, met = self._judge(batch, now, True, None, features, room)
-        decision = claim.decision = judged[0]
+        decision = judged[0]
         if met:  # not new after all
-            del store.claims[key]
-            return None
+            answer = met[0]
+            if not isinstance(answer, Decision):
+                del store.claims[key]
+                return None
+            decision = answer
+        claim.decision = decision
         self._sweep(now, 1)
-        self.lines = None if features else self._lines
+        self.lines = None if features or met else self._lines
         return decision
 
     def _sweep(self, now: int, events: int) -> None:
@@ -330,9 +335,9 @@ class Judge:
                 raise away
             met = store.observe(touches, counted, followed)
         except StoreError as error:
-            verdict = room.verdict
-            alone = self._judge_alone(touches, verdict, now, followed, features, error)
-            return alone, 0, NONE_MET
+            met = self._known_alone(batch)
+            alone = self._judge_alone(touches, room.verdict, now, followed, features, error, met)
+            return alone, 0, met
         spread = None
         spreading = policy.spreading
         if spreading is not None and store.lists.met & spreading.mask:
@@ -422,10 +427,11 @@ class Judge:
         followed: Followed | None,
         features: bool,
         error: StoreError,
+        met: Met,
     ) -> list[Decision]:
         """Decide without the store, by what is known here and what each event's type says of that (`fail`).
 
-        What it was to count is counted when it is back.
+        What it was to count is counted when it is back; of what was `met` that is seen to already.
         """
         self.errors[error.kind] += 1
         policy, batch = self.policy, touches.batch
@@ -445,13 +451,32 @@ class Judge:
         if spreading is not None and self.store.lists.met & spreading.mask:
             self._explain(decisions, Found([], spreading.named(touches, self.store.lists)))
             self._unfollowed += spreading.touches(touches)
-        self.store.postpone(touches, decisions, held, policy.horizon_ms)
+        self.store.postpone(touches, decisions, held, policy.horizon_ms, met)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
-            self._journal.append_later(Served(policy, found, decisions, now, (), sealer))
+            self._journal.append_later(Served(policy, found, decisions, now, met, sealer))
         if followed is None:
-            self._watch.take(found, verdict, now)
+            self._watch.take(found, verdict, now, met)
         return decisions
+
+    def _known_alone(self, batch: Batch) -> Met:
+        """What is known of events that the store cannot tell of: by other doors, or by the journal."""
+        met = self.store.postponed(batch)
+        if self._journal is None or self._journal.is_away:
+            return met
+        try:
+            entries = self._journal.decisions(batch.ids)
+        except RiskEngineError:
+            if not self._journal.is_away:
+                raise
+            return met
+        journaled: dict[int, Decision | Literal["conflict"]] = {}
+        for i, event_id in enumerate(batch.ids):
+            entry = entries.get(event_id)
+            if entry is not None:
+                is_it = entry.content == batch.content[i].tobytes()
+                journaled[i] = _DECISION.decode(entry.decision) if is_it else "conflict"
+        return {**journaled, **met}
 
     def _follow(self, spreading: Spreading, touches: Touches, met: Met) -> Found:
         """Let events that touch what is listed pass it on, in order: the next of the batch meet it."""
@@ -711,7 +736,7 @@ class Judge:
             return None  # nobody can tell: it is decided, and flagged
         if entry is None:
             return None
-        return msgspec.json.decode(entry.decision, type=Decision) if entry.content == content else _conflict()
+        return _DECISION.decode(entry.decision) if entry.content == content else _conflict()
 
 
 class _Room(NamedTuple):

@@ -216,6 +216,30 @@ def test_others_go_on_while_the_store_is_slow(tmp_path: Path, loops: Any) -> Non
             assert stage.row(claim("e3"))["claims"] == 3, "what was decided alone is counted"
 
 
+def test_one_event_by_several_doors_is_one_where_the_store_is_slow(tmp_path: Path, loops: Any) -> None:
+    """Each waits by itself, and has the answer of the first that need not wait any more."""
+    with running() as server:
+        url = apart(server.url, timeout=SLOW_MS)
+        begin(url, "stage")
+        with Stage(tmp_path, RULES, store=url) as stage:
+            at_hand(stage.engine)
+            event = {name: value for name, value in claim("e1").items() if name != "time"}
+
+            async def play() -> list[Decision]:
+                server.hold(True)
+                asked = []
+                for _ in range(3):
+                    asked.append(asyncio.create_task(stage.engine.ascore(event)))
+                    await asyncio.sleep(0.02)
+                    stage.now += 1  # each would be stamped anew
+                return await asyncio.gather(*asked)
+
+            decided = run(play(), loops)
+            server.hold(False)
+            assert decided[0].flags == ("degraded:store",)
+            assert decided == [decided[0]] * 3
+
+
 def test_calls_on_the_loop_s_own_thread_do_not_wait_for_ever(tmp_path: Path, loops: Any) -> None:
     """A label, a score, a reload and a close, each while fibers hold every door and wait for a slow store."""
     with running() as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,9 @@ from stage import T0, Stage, claim, payment, policy, store_of
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine
-from riskengine.errors import RiskEngineError
+from riskengine.entries import Entry
+from riskengine.errors import EventError, RiskEngineError
+from riskengine.journal import Journal
 from riskengine.layout import RECORD_TIME
 from riskengine.stores import StoreError
 from riskengine.stores.address import Address, begin
@@ -76,6 +79,40 @@ def test_a_store_that_stands_still(fail: str, action: str, after: str, tmp_path:
             assert stage.row(claim("e8", 1))["claims"] == 8
             assert stage.engine.score(claim("e1", device_id="d1")).action == action
             assert stage.engine.score(claim("e9", 2, device_id="d1")).action == after
+
+
+@pytest.mark.parametrize("doors", [1, 2])
+def test_a_retry_meanwhile_is_told_what_the_journal_has(doors: int, tmp_path: Path) -> None:
+    """What was denied is not let through because the store has gone away since."""
+    with running() as server:
+        store = apart(server.url, timeout=50)
+        begin(store, "stage")
+        url, journal = f"{store}&at_once={doors}", f"sqlite:///{tmp_path / 'journal.db'}"
+        with Stage(tmp_path, failing("open"), store=url, journal=journal) as stage:
+            engine = stage.engine
+            events = [claim(f"e{n}", device_id="d1") for n in range(4)]
+            said = engine.score_many(events)
+            assert [d.action for d in said if isinstance(d, Decision)] == ["allow", "deny", "deny", "deny"]
+            server.hold(True)
+            new, other = claim("new", device_id="d2"), claim("e2", device_id="d9")
+            assert engine.score(events[1]) == said[1]
+            *again, last, alone = engine.score_many([*events, events[1], other, new])
+            assert again == [*said, said[1]]
+            assert isinstance(last, EventError)
+            assert isinstance(alone, Decision)
+            assert (alone.action, alone.flags) == ("allow", ("degraded:store",))
+            with pytest.raises(EventError):
+                engine.score(other)
+            assert engine.score(new) == alone
+            server.hold(False)
+            until(lambda: engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            assert engine.score_many([*events, new]) == [*said, alone]
+            assert stage.row(claim("last"))["claims"] == 6
+            assert engine._journal is not None
+            engine._journal.settle()
+        with Journal.open(journal, create=False) as kept:
+            ids = Counter(entry.event_id for entry in kept.replay() if isinstance(entry, Entry))
+        assert {n for event_id, n in ids.items() if event_id[0] in "en"} == {1}
 
 
 def test_what_follows_another_meanwhile_goes_by_itself(tmp_path: Path) -> None:

@@ -211,6 +211,12 @@ class Database:
         found = self.select(query)
         return found[0][0] if found else None
 
+    def known(self, event_ids: Iterable[str]) -> set[str]:
+        """Which of these events have one."""
+        texts = {self.text(event_id): event_id for event_id in event_ids}
+        query = sa.select(tables.ids.c.event_id).where(tables.ids.c.event_id.in_(list(texts)))
+        return {texts[text] for (text,) in self.select(query)}
+
     def of_event(self, table: sa.Table, event_id: str) -> list[Row]:
         """Rows of a table about an event, in arrival order."""
         return self.select(

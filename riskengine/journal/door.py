@@ -365,6 +365,20 @@ class Journal:
             raise away
         return entry
 
+    def decisions(self, event_ids: Sequence[str]) -> dict[str, Entry]:
+        """`decision` of several, those that there are: mostly none, so that one look is for all."""
+        if self._address is None:
+            return {}
+        wanted = set(event_ids)
+        with self._changed:
+            self._check_open()
+            queued = list(self._queue)
+            known = wanted & self._spooled.keys()
+        known |= {event_id for parcel in queued for event_id in parcel.ids if event_id in wanted}
+        known |= self.database.known(wanted - known)
+        found = ((event_id, self.decision(event_id)) for event_id in known)
+        return {event_id: entry for event_id, entry in found if entry is not None}
+
     def labels(self, event_id: str) -> list[LabelEntry]:
         """The labels of this event in arrival order, also those still queued. Raises JournalError."""
         waiting, stored = self._of_event(tables.labels, event_id)

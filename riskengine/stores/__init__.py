@@ -12,6 +12,7 @@ import msgspec
 
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
+from riskengine.event import Batch
 from riskengine.features import FeatureSet, Touches
 from riskengine.layout import NONE, Int64s
 from riskengine.packing import Bytes
@@ -181,7 +182,12 @@ class Store(Protocol):
     def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
         """Keep decisions for retries, and for `horizon_ms` what the events moved."""
 
-    def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
+    def postponed(self, batch: Batch) -> Met:
+        """What other doors have decided of these events without the servers, meanwhile."""
+
+    def postpone(
+        self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int, met: Met
+    ) -> None:
         """Keep what was decided without the store (its `observe` failed), to count it when it is back.
 
         held uint8 (n, L): limits that each event holds in any case, whether there is room or not.

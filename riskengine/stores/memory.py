@@ -18,6 +18,7 @@ import numpy as np
 from riskengine import layout, ledger, packing
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
+from riskengine.event import Batch
 from riskengine.features import FeatureSet, Touches
 from riskengine.kernel import Call, Holder, bind
 from riskengine.layout import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
@@ -208,7 +209,13 @@ class MemoryStore:
     def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
         """Nothing is left to keep: the engine's claims are the store's own."""
 
-    def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
+    def postponed(self, batch: Batch) -> Met:
+        """None: this store is never away."""
+        return NONE_MET
+
+    def postpone(
+        self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int, met: Met
+    ) -> None:
         """Never asked: this store is never away."""
 
     def restore(

@@ -11,13 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 
 from riskengine.decision import Decision, Verdict
 from riskengine.errors import RiskEngineError
+from riskengine.event import Batch
 from riskengine.features import FeatureSet, Touches
 from riskengine.fibers import pause
 from riskengine.layout import E_RECORD, E_WIDTH, L_ENTITY, NONE, RECORD_MASK, RECORD_TIME, Int64s
@@ -494,11 +495,29 @@ class RedisStore:
         homes = touches.batch.claim.view(np.int64)[:, 0] & self._terms.mask
         return sorted(rows, key=homes.tolist().__getitem__)
 
-    def postpone(self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int) -> None:
+    def postponed(self, batch: Batch) -> Met:
+        """What other doors have decided of these events without the server, meanwhile."""
+        keys, contents = batch.claim.tobytes(), batch.content.tobytes()
+        met: dict[int, Decision | Literal["conflict"]] = {}
+        with self._doors.lock:
+            for i, at in enumerate(range(0, len(keys), 16)):
+                claim = self._doors.postponed.get(keys[at : at + 16])
+                if claim is not None and claim.decision is not None:
+                    met[i] = claim.decision if claim.content == contents[at : at + 16] else "conflict"
+        return met
+
+    def postpone(
+        self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int, met: Met
+    ) -> None:
         """Keep what was decided without the store, to be counted when it is back: what it is told then.
 
-        What an event holds in any case it reserves against no maximum.
+        What an event holds in any case it reserves against no maximum. What was `met` is left out.
         """
+        if met:
+            new = [i for i in range(touches.batch.n) if i not in met]
+            if not new:
+                return
+            touches, decisions, held = rows_of(touches, new), [decisions[i] for i in new], held[new]
         if self._link.unsure:  # whether it was counted, and what it holds, is found when the store is back
             self._in_doubt.append((copied(touches), decisions, held, Lives(horizon_ms, self._terms.fresh_ms)))
             self._keep(touches)
@@ -744,7 +763,7 @@ def copied(touches: Touches) -> Touches:
     return rows_of(touches, slice(None))
 
 
-def rows_of(touches: Touches, rows: int | slice) -> Touches:
+def rows_of(touches: Touches, rows: int | slice | list[int]) -> Touches:
     """Some events of a batch, with arrays of their own; what was answered to it is left out."""
     some = np.arange(touches.batch.n)[rows].reshape(-1)
     return msgspec.structs.replace(
