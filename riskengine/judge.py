@@ -149,6 +149,7 @@ class Judge:
             rooms = mine(self._rooms) if self.store.waits else self._rooms
             room = rooms.of(self.policy, batch.n)
         self.lines = self._lines = None
+        self.store.stand_back(batch)
         if batch.n == 1:
             decided = self._decide_one(batch, now if isinstance(now, int) else int(now[0]), features, room)
             if decided is not None:

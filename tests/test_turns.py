@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from servers import apart, running
 from stage import Stage, claim, payment, policy, write
@@ -19,6 +20,7 @@ from stage import Stage, claim, payment, policy, write
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.judge import Judge
+from riskengine.stores import kept
 from riskengine.stores.address import begin
 from riskengine.turns import Turns
 
@@ -113,6 +115,36 @@ def test_a_door_that_cannot_be_opened_leaves_its_work_to_the_others(tmp_path: Pa
                 assert engine.floats
             assert engine.score(claim("e4")).flags == ()
             assert not engine.store_errors
+
+
+def test_a_retry_waits_for_the_door_that_is_at_its_event(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: no door decides what another is deciding."""
+    monkeypatch.setattr(kept, "IN_FLIGHT_MS", 0)  # by the store alone nobody would be deciding it
+    with Stage(tmp_path, counting(), store=f"{store}&at_once=2") as stage, ThreadPoolExecutor(2) as pool:
+        engine, event = stage.engine, claim("e1", device_id="d1")
+        engine.score(claim("e0"))
+        first: Any = engine._turns.judges[0].store
+        conclude, at_it, go_on = first.conclude, threading.Event(), threading.Event()
+
+        def concludes(*given: Any) -> None:
+            at_it.set()
+            assert go_on.wait(60)
+            conclude(*given)
+
+        first.conclude = concludes
+        one = pool.submit(engine.score, event)
+        assert at_it.wait(60)
+        other = pool.submit(engine.score_many, [claim("e2"), event])
+        while engine._turns.is_free:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        assert not other.done()
+        go_on.set()
+        decided = one.result(60)
+        assert (decided.action, decided.flags) == ("allow", ())
+        assert other.result(60)[1] == decided
 
 
 def test_a_url_says_how_many_doors_there_are(store: str, tmp_path: Path) -> None:

@@ -162,6 +162,9 @@ class Store(Protocol):
     def reach(self) -> bool:
         """Open the way to its servers where it is not open; whether they answer."""
 
+    def stand_back(self, batch: Batch) -> None:
+        """Wait while another door is at one of these events: what it decides is found then."""
+
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event. The caller has looked that `claims` has no such key."""
 

@@ -87,6 +87,9 @@ class MemoryStore:
         """There is but one door: what is kept here has no locks."""
         raise NotImplementedError
 
+    def stand_back(self, batch: Batch) -> None:
+        """For nobody."""
+
     def reach(self) -> bool:
         """There is no way to it."""
         return True

@@ -207,6 +207,20 @@ class RedisStore:
 
     # -- the wait
 
+    def stand_back(self, batch: Batch) -> None:
+        """Wait while another door is at one of these events: what it decides is found then.
+
+        No longer than for a reply. Who goes on meanwhile may find an event that nobody seems to decide.
+        """
+        others = [store.claims for store in self._doors.stores if store is not self and store.claims]
+        if not others:
+            return
+        claims = batch.claim.tobytes()
+        keys = [claims[at : at + 16] for at in range(0, len(claims), 16)]
+        until = time.monotonic() + self._link.timeout_s
+        while any(_are_in_hand(keys, other) for other in others) and time.monotonic() < until:
+            pause(kept.LOOK_AGAIN_S)
+
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event, as far as this process knows. The next `observe` finds out."""
         claim = self.claims[key] = Claim(key, content, time, -1, serial)
@@ -756,6 +770,12 @@ class RedisStore:
         """Hang up."""
         self.claims.clear()
         self._link.close()
+
+
+def _are_in_hand(keys: Iterable[bytes], claims: Mapping[bytes, Claim]) -> bool:
+    """Whether one of these events is among those that a door is at, and not decided yet."""
+    found = (claims.get(key) for key in keys)
+    return any(claim is not None and claim.decision is None for claim in found)
 
 
 def copied(touches: Touches) -> Touches:
