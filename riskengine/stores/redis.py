@@ -64,6 +64,7 @@ from riskengine.stores.workspace import Workspace
 MAY_BE_LOST: Final = Loss(0, 2**62, True)  # while nobody knows
 LOSS_MARGIN_S: Final = 5.0  # before a claim expires
 AGAIN_S: Final = 1.0  # until a door is tried again that could not be opened, while others answer
+NO_EVENTS: Final[frozenset[bytes]] = frozenset()
 
 _DECODER = msgspec.msgpack.Decoder(Decision)
 
@@ -114,6 +115,7 @@ class RedisStore:
     ) -> None:
         """`way` makes another link, where there may be more than one batch under way."""
         self.claims: dict[bytes, Claim] = {}  # those of the batch at hand
+        self.at: frozenset[bytes] = NO_EVENTS  # its events, for other doors to see
         self.place = place
         self._link = link
         self._edits = Edits(features, link, place)
@@ -212,14 +214,23 @@ class RedisStore:
 
         No longer than for a reply. Who goes on meanwhile may find an event that nobody seems to decide.
         """
-        others = [store.claims for store in self._doors.stores if store is not self and store.claims]
+        others = [store for store in self._doors.stores if store is not self]
         if not others:
             return
         claims = batch.claim.tobytes()
-        keys = [claims[at : at + 16] for at in range(0, len(claims), 16)]
+        keys = frozenset([claims[at : at + 16] for at in range(0, len(claims), 16)])
         until = time.monotonic() + self._link.timeout_s
-        while any(_are_in_hand(keys, other) for other in others) and time.monotonic() < until:
+        while True:
+            with self._doors.lock:
+                if all(keys.isdisjoint(store.at) for store in others) or time.monotonic() > until:
+                    self.at = keys
+                    return
             pause(kept.LOOK_AGAIN_S)
+
+    def _let_go(self) -> None:
+        """Be at no event any more."""
+        self.claims.clear()
+        self.at = NO_EVENTS
 
     def claim(self, key: bytes, content: bytes, time: int, serial: int) -> Claim:
         """Enter a new event, as far as this process knows. The next `observe` finds out."""
@@ -248,7 +259,7 @@ class RedisStore:
             self._edits.lists.look_up(touches)  # as far as we know them
             raise
         except BaseException:
-            self.claims.clear()
+            self._let_go()
             raise
         self._asked = asked
         if self._link.renewed or self._doors.losses.is_looking:
@@ -450,7 +461,7 @@ class RedisStore:
         try:
             self._grants.settle(asked, verdict, counted, followed)
         except BaseException:
-            self.claims.clear()
+            self._let_go()
             raise
         return 0
 
@@ -612,7 +623,7 @@ class RedisStore:
         life_ms = max(horizon_ms, UNDECIDED_MS)
         if life_ms > 1000 * self._terms.claims_live_s or life_ms <= 1000 * (self._terms.claims_live_s - 1):
             self._terms.enter_for(life_ms)
-        self.claims.clear()
+        self._let_go()
         doors = self._doors
         if doors.postponed:
             with doors.lock:
@@ -770,12 +781,6 @@ class RedisStore:
         """Hang up."""
         self.claims.clear()
         self._link.close()
-
-
-def _are_in_hand(keys: Iterable[bytes], claims: Mapping[bytes, Claim]) -> bool:
-    """Whether one of these events is among those that a door is at, and not decided yet."""
-    found = (claims.get(key) for key in keys)
-    return any(claim is not None and claim.decision is None for claim in found)
 
 
 def copied(touches: Touches) -> Touches:
