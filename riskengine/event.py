@@ -116,6 +116,11 @@ class Batch(msgspec.Struct, frozen=True, eq=False, gc=False):
     raw: Sequence[Event]  # [n], as they were given
     index: Ints  # [n]: place in the input
 
+    def claims(self) -> list[bytes]:
+        """What stores know each event by."""
+        data = self.claim.tobytes()
+        return [data[at : at + 16] for at in range(0, len(data), 16)]
+
     def take(self, rows: Ints) -> Batch:
         """The batch of these rows alone; `text` is shared."""
         places = rows.tolist()

@@ -163,7 +163,7 @@ class Judge:
         arrived = [now] * batch.n if isinstance(now, int) else now.tolist()
         sure = self._journal is None or b"\1" not in batch.late.tobytes()  # late ones may be journaled
         if batch.n > 1 and batch.follows is None and sure:  # one alone that comes here has been met
-            names = [keys[at : at + 16] for at in range(0, 16 * batch.n, 16)]
+            names = batch.claims()
             if len(set(names)) == batch.n and claims.keys().isdisjoint(names):
                 return self._decide_new(batch, names, contents, arrived, now, features, room)
         results: list[Result | None] = [None] * batch.n

@@ -7,15 +7,16 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from servers import apart, running
+from servers import Server, apart, running
 from stage import Stage, claim, payment, policy
 
 from riskengine.decision import Decision
@@ -54,6 +55,17 @@ def at_hand(engine: Engine) -> None:
         link: Any = judge.store
         link._link.call("PING")
     assert engine.floats
+
+
+@contextmanager
+def held_up(folder: Path, timeout_ms: int) -> Iterator[tuple[Server, Stage]]:
+    """An engine with every door open, on a server of its own, which a test may hold up."""
+    with running() as server:
+        url = apart(server.url, timeout=timeout_ms)
+        begin(url, "stage")
+        with Stage(folder, RULES, store=url) as stage:
+            at_hand(stage.engine)
+            yield server, stage
 
 
 def test_a_loop_goes_on_while_fibers_wait(loops: Any) -> None:
@@ -180,104 +192,92 @@ def test_lone_events_on_a_loop_are_decided_as_by_threads(store: str, tmp_path: P
 
 def test_others_go_on_while_the_store_is_slow(tmp_path: Path, loops: Any) -> None:
     """A store that is held up: the loop ticks, what was asked is decided by its deadline, and flagged."""
-    with running() as server:
-        url = apart(server.url, timeout=SLOW_MS)
-        begin(url, "stage")
-        with Stage(tmp_path, RULES, store=url) as stage:
-            at_hand(stage.engine)
-            ticks: list[float] = []
+    with held_up(tmp_path, SLOW_MS) as (server, stage):
+        ticks: list[float] = []
 
-            async def tick() -> None:
-                while True:
-                    ticks.append(time.monotonic())
-                    await asyncio.sleep(0.005)
+        async def tick() -> None:
+            while True:
+                ticks.append(time.monotonic())
+                await asyncio.sleep(0.005)
 
-            async def play() -> tuple[Decision, Decision, float]:
-                ticking = asyncio.create_task(tick())
-                first = await stage.engine.ascore(claim("e1"))
-                server.hold(True)
-                began = time.monotonic()
-                ticks.clear()
-                alone = await stage.engine.ascore(claim("e2"))
-                took = time.monotonic() - began
-                server.hold(False)
-                ticking.cancel()
-                return first, alone, took
+        async def play() -> tuple[Decision, Decision, float]:
+            ticking = asyncio.create_task(tick())
+            first = await stage.engine.ascore(claim("e1"))
+            server.hold(True)
+            began = time.monotonic()
+            ticks.clear()
+            alone = await stage.engine.ascore(claim("e2"))
+            took = time.monotonic() - began
+            server.hold(False)
+            ticking.cancel()
+            return first, alone, took
 
-            first, alone, took = run(play(), loops)
-            assert first.flags == ()
-            assert alone.flags == ("degraded:store",)
-            assert SLOW_MS / 1000 <= took < 20
-            assert len(ticks) > 5, "the loop went on"
-            deadline = time.monotonic() + 60
-            while stage.engine.score(payment(f"p{time.monotonic_ns()}")).flags or not stage.engine.floats:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            assert stage.row(claim("e3"))["claims"] == 3, "what was decided alone is counted"
+        first, alone, took = run(play(), loops)
+        assert first.flags == ()
+        assert alone.flags == ("degraded:store",)
+        assert SLOW_MS / 1000 <= took < 20
+        assert len(ticks) > 5, "the loop went on"
+        deadline = time.monotonic() + 60
+        while stage.engine.score(payment(f"p{time.monotonic_ns()}")).flags or not stage.engine.floats:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert stage.row(claim("e3"))["claims"] == 3, "what was decided alone is counted"
 
 
 def test_one_event_by_several_doors_is_one_where_the_store_is_slow(tmp_path: Path, loops: Any) -> None:
     """Each waits by itself, and has the answer of the first that need not wait any more."""
-    with running() as server:
-        url = apart(server.url, timeout=SLOW_MS)
-        begin(url, "stage")
-        with Stage(tmp_path, RULES, store=url) as stage:
-            at_hand(stage.engine)
-            event = {name: value for name, value in claim("e1").items() if name != "time"}
+    with held_up(tmp_path, SLOW_MS) as (server, stage):
+        event = {name: value for name, value in claim("e1").items() if name != "time"}
 
-            async def play() -> list[Decision]:
-                server.hold(True)
-                asked = []
-                for _ in range(3):
-                    asked.append(asyncio.create_task(stage.engine.ascore(event)))
-                    await asyncio.sleep(0.02)
-                    stage.now += 1  # each would be stamped anew
-                return await asyncio.gather(*asked)
+        async def play() -> list[Decision]:
+            server.hold(True)
+            asked = []
+            for _ in range(3):
+                asked.append(asyncio.create_task(stage.engine.ascore(event)))
+                await asyncio.sleep(0.02)
+                stage.now += 1  # each would be stamped anew
+            return await asyncio.gather(*asked)
 
-            decided = run(play(), loops)
-            server.hold(False)
-            assert decided[0].flags == ("degraded:store",)
-            assert decided == [decided[0]] * 3
+        decided = run(play(), loops)
+        server.hold(False)
+        assert decided[0].flags == ("degraded:store",)
+        assert decided == [decided[0]] * 3
 
 
 def test_calls_on_the_loop_s_own_thread_do_not_wait_for_ever(tmp_path: Path, loops: Any) -> None:
     """A label, a score, a reload and a close, each while fibers hold every door and wait for a slow store."""
-    with running() as server:
-        url = apart(server.url, timeout=20_000)
-        begin(url, "stage")
-        with Stage(tmp_path, RULES, store=url) as stage:
-            engine = stage.engine
-            at_hand(engine)
+    with held_up(tmp_path, 20_000) as (server, stage):
+        engine = stage.engine
 
-            async def begun(name: str) -> list[asyncio.Task[Decision]]:
-                server.hold(True)
-                tasks = [asyncio.create_task(engine.ascore(claim(f"{name}{i}"))) for i in range(4)]
-                await asyncio.sleep(0)
-                assert not engine._turns.is_free
-                threading.Timer(0.05, server.hold, (False,)).start()
-                return tasks
+        async def begun(name: str) -> list[asyncio.Task[Decision]]:
+            server.hold(True)
+            tasks = [asyncio.create_task(engine.ascore(claim(f"{name}{i}"))) for i in range(4)]
+            await asyncio.sleep(0)
+            assert not engine._turns.is_free
+            threading.Timer(0.05, server.hold, (False,)).start()
+            return tasks
 
-            async def play() -> None:
-                tasks = await begun("a")
-                assert engine.label("none", "fraud") is False
-                await asyncio.gather(*tasks)
-                tasks = await begun("b")
-                assert engine.score(claim("sync")).flags == ()
-                await asyncio.gather(*tasks)
-                tasks = await begun("c")
-                stage.reload(RULES)
-                await asyncio.gather(*tasks)
-                tasks = await begun("d")
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                assert engine._turns.is_free, "who was cancelled holds nothing"
-                tasks = await begun("e")
-                engine.close()
-                for done in await asyncio.gather(*tasks, return_exceptions=True):
-                    assert isinstance(done, Decision) or "closed" in str(done)
+        async def play() -> None:
+            tasks = await begun("a")
+            assert engine.label("none", "fraud") is False
+            await asyncio.gather(*tasks)
+            tasks = await begun("b")
+            assert engine.score(claim("sync")).flags == ()
+            await asyncio.gather(*tasks)
+            tasks = await begun("c")
+            stage.reload(RULES)
+            await asyncio.gather(*tasks)
+            tasks = await begun("d")
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert engine._turns.is_free, "who was cancelled holds nothing"
+            tasks = await begun("e")
+            engine.close()
+            for done in await asyncio.gather(*tasks, return_exceptions=True):
+                assert isinstance(done, Decision) or "closed" in str(done)
 
-            run(play(), loops)
+        run(play(), loops)
 
 
 def test_who_waits_no_more_keeps_nobody_else_from_being_woken(store: str, tmp_path: Path) -> None:

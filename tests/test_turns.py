@@ -120,7 +120,7 @@ def test_a_door_that_cannot_be_opened_leaves_its_work_to_the_others(tmp_path: Pa
 def test_a_retry_waits_for_the_door_that_is_at_its_event(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long that takes: no door decides what another is deciding."""
+    """As long as for a reply of the store: no door decides what another is deciding."""
     monkeypatch.setattr(kept, "IN_FLIGHT_MS", 0)  # by the store alone nobody would be deciding it
     with Stage(tmp_path, counting(), store=f"{store}&at_once=2") as stage, ThreadPoolExecutor(2) as pool:
         engine, event = stage.engine, claim("e1", device_id="d1")

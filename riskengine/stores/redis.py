@@ -217,8 +217,7 @@ class RedisStore:
         others = [store for store in self._doors.stores if store is not self]
         if not others:
             return
-        claims = batch.claim.tobytes()
-        keys = frozenset([claims[at : at + 16] for at in range(0, len(claims), 16)])
+        keys = frozenset(batch.claims())
         until = time.monotonic() + self._link.timeout_s
         while True:
             with self._doors.lock:
@@ -522,13 +521,12 @@ class RedisStore:
 
     def postponed(self, batch: Batch) -> Met:
         """What other doors have decided of these events without the server, meanwhile."""
-        keys, contents = batch.claim.tobytes(), batch.content.tobytes()
         met: dict[int, Decision | Literal["conflict"]] = {}
         with self._doors.lock:
-            for i, at in enumerate(range(0, len(keys), 16)):
-                claim = self._doors.postponed.get(keys[at : at + 16])
+            for i, key in enumerate(batch.claims()):
+                claim = self._doors.postponed.get(key)
                 if claim is not None and claim.decision is not None:
-                    met[i] = claim.decision if claim.content == contents[at : at + 16] else "conflict"
+                    met[i] = claim.decision if claim.content == batch.content[i].tobytes() else "conflict"
         return met
 
     def postpone(
@@ -563,10 +561,8 @@ class RedisStore:
 
     def _keep(self, touches: Touches) -> None:
         """Know the claims of a batch, at each of our doors, until the store does."""
-        keys = touches.batch.claim.tobytes()
         with self._doors.lock:
-            for at in range(0, len(keys), 16):
-                key = keys[at : at + 16]
+            for key in touches.batch.claims():
                 if key in self.claims:
                     self._doors.postponed[key] = self.claims[key]
 
