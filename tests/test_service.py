@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+import uvloop
 from stage import policy, write
 
 from riskengine import cli
@@ -714,6 +715,55 @@ def test_a_job_past_its_deadline_is_told_so_and_scored_all_the_same() -> None:
         results: Any = await patient.done
         assert results == [3]
         assert scored == [2, 1, 3]
+        await gatherer.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_job_that_is_due_at_once_stands_in_nobodys_way(new_loop: Callable[[], Any]) -> None:
+    """uvloop has no timer for what is due within half a millisecond, but a handle that knows no time."""
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 100, lambda n, seconds: None, lambda: False)
+        gatherer.start()
+        jobs = [Waited.submit(gatherer, [i], seconds=seconds) for i, seconds in enumerate((60, 0.0001, 60))]
+        outcomes: list[Any] = [await job.done for job in jobs]
+        assert [outcomes[0], outcomes[2]] == [[0], [2]]
+        assert outcomes[1] in (None, [1])
+        await gatherer.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(play())
+
+
+def test_what_waits_in_sockets_counts_where_many_wait() -> None:
+    """What is read may have come since the loop last looked, or since its caller was answered."""
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        time.sleep(0.02)
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 10_000, lambda n, seconds: None, lambda: False)
+        gatherer.start()
+        first = time.monotonic()
+        assert gatherer.came(first, 0.0) == first
+        assert gatherer.came(first + 0.001, 0.0) == first  # of the same look
+        jobs = [Waited.submit(gatherer, [i]) for i in range(FEW + 1)]
+        assert gatherer.came(time.monotonic(), 0.0) == first
+        await jobs[0].done
+        second = time.monotonic()
+        assert gatherer.came(second, 0.0) == first
+        assert gatherer.came(second, first + 0.01) == first + 0.01
+        for job in jobs:
+            await job.done
+        await asyncio.sleep(0.01)
+        third = time.monotonic()
+        assert gatherer.came(third, 0.0) == third  # there was nothing to do: it has just come
         await gatherer.close()
 
     asyncio.run(play())

@@ -48,7 +48,7 @@ class Front:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
-        began = time.perf_counter()
+        began = time.monotonic()
         route = scope["path"]
         own = request_id(scope["headers"])
         more: Headers = ((b"x-request-id", own),)
@@ -60,7 +60,7 @@ class Front:
                 answer = await self._scored(scope, receive, route, began)
             else:
                 route, status = await self._passed_on(scope, receive, send, more)
-                self._told(scope, route, status, time.perf_counter() - began, own)
+                self._told(scope, route, status, time.monotonic() - began, own)
                 return
         except GoneError:
             return
@@ -71,7 +71,7 @@ class Front:
         headers = [*answer.pairs, *more]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
-        self._told(scope, _safe(route), answer.status, time.perf_counter() - began, own)
+        self._told(scope, _safe(route), answer.status, time.monotonic() - began, own)
 
     def _told(self, scope: Scope, route: str, status: int, seconds: float, own: bytes) -> None:
         self.metrics.request(route, status, seconds)

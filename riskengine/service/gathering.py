@@ -28,17 +28,19 @@ FEW: Final = 64  # events are always let in: how long they take is known too vag
 # Of the time left, what is let in may have to wait so much: it is to be answered in time, not just about.
 # With a fixed 0.5 a core that could do 256 requests in 21 ms refused four in ten of them, where they had 50;
 # with a fixed 0.8 many were late on a shared machine. So it begins high, goes down by a tenth with each batch
-# that has cut it fine, and up again while none does. Above 0.6 nothing more is done, only later.
-SURE_MOST: Final = 0.6
+# that has cut it fine, and up again while none does. Above 0.7 nothing more is done, only later.
+SURE_MOST: Final = 0.7
 SURE_LEAST: Final = 0.25
-# Of its time was left when it was answered. With 0.2 the last hundredth came to its caller after 48 to 52 ms
-# of 50, what it had waited in a socket included, which is not seen here; with this after 42 to 48. In a step
-# as much is let in; of 256 callers that a slow machine cannot serve in time, more are refused.
-FINE: Final = 0.3
+# Of its time was left when it was answered. With this the last hundredth of a step came to its caller after
+# 44 to 47 ms of 50, with half of it after 48 to 50; with half more 256 callers were refused more often.
+FINE: Final = 0.2
 UP: Final = 0.002  # a batch: three batches in a hundred may cut it fine
 INLINE_MAX: Final = 64  # events that the loop scores itself: some 2 ms, in which it reads nothing
-READ_SECONDS: Final = 0.004  # are read at a stretch: of ten thousand requests the first wait for no last
+# Are read at a stretch: of ten thousand requests the first wait for no last. With 4 ms a hundred callers of a
+# slow machine had two batches scored between them each time, and waited up to 47 ms in their sockets.
+READ_SECONDS: Final = 0.01
 TICK_SECONDS: Final = 0.001  # of the loop's clock and timers
+PAUSE_SECONDS: Final = 0.002  # with nothing to do: then nothing has waited to be read. Writing takes less.
 # Of its time, the last part is for the contract: its answers come after the batch that the loop is at just
 # then, and one after the other where many are due. Begun when time was up, the last hundredth of a step came
 # 7 ms late where others wanted the processor too.
@@ -121,11 +123,15 @@ class Gatherer:
         self._idle = asyncio.Event()
         self._waiting_events = 0
         self._reads_since = 0.0  # when a batch was last done with, and the loop could read
+        self._is_pressed = False  # more than a few were held since it last had nothing to do for a while
+        self._looks_anew = True  # for what has come
+        self._looked = self._looked_before = self._read = 0.0
         self._pace = 0.0  # seconds an event, lately, with all that the loop does beside
         self._refused = 0  # since the last batch was delivered
         self.sure = SURE_MOST  # see there
         self._delivered = 0.0  # when the last batch was
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = float("inf")
         self._threads = [
             threading.Thread(target=self._work, name="riskengine-scoring", daemon=True)
             for _ in range(at_once)
@@ -140,9 +146,21 @@ class Gatherer:
         for thread in self._threads:
             thread.start()
 
-    def now(self) -> float:
-        """The loop's time, in seconds: when it last looked for what has come, not just now."""
-        return self._loop.time()
+    def came(self, now: float, since: float) -> float:
+        """Since when a request may have been there that is read `now`, both in seconds of the loop's clock.
+
+        Its caller was answered last at `since`. Under load the loop reads hundreds of requests each time it
+        looks for what has come, and scores between: what comes meanwhile waits in its socket till the next
+        look, for up to half of the time that it has.
+        """
+        if self._looks_anew:
+            self._looks_anew = False
+            self._looked_before, self._looked = self._looked, now
+            if now > max(self._read, self._reads_since) + PAUSE_SECONDS:
+                self._looked_before, self._is_pressed = now, False
+        self._read = now
+        self._is_pressed = self._is_pressed or self.held > FEW
+        return max(self._looked_before, since) if self._is_pressed else self._looked
 
     def check(self, n: int, until: float) -> None:
         """Raise FullError where n events would not fit, or would have to wait for too long."""
@@ -180,13 +198,13 @@ class Gatherer:
         self._waiting_events += n
         if not self._comes and self._may_go_on():
             if not self._in_hand:
-                self._delivered = time.perf_counter()
+                self._delivered = time.monotonic()
                 self._refused = 0
                 self._reads_since = time.monotonic()
                 self._idle.clear()
             self._comes = True
             self._loop.call_soon(self._turn)  # after what else has come by now
-        if self._alarm is None or job.due < self._alarm.when():
+        if job.due < self._alarm_at:
             self._set_alarm(job.due)
 
     @property
@@ -209,6 +227,7 @@ class Gatherer:
     def _turn(self) -> None:
         """Go on, as long as there is something, and somebody to do it."""
         self._comes = False
+        self._looks_anew = True
         if self._may_go_on():
             self._dispatch()
         if self._may_go_on():
@@ -245,9 +264,9 @@ class Gatherer:
             jobs.append(self._waiting.popleft())
         self._waiting_events -= n
         if inline:
-            began = time.perf_counter()
+            began = time.monotonic()
             outcomes = self._outcomes(jobs)
-            self._deliver(jobs, outcomes, time.perf_counter() - began)
+            self._deliver(jobs, outcomes, time.monotonic() - began)
             return
         self._in_hand.append(jobs)
         if floating:
@@ -256,11 +275,11 @@ class Gatherer:
             self._inbox.put(jobs)
 
     def _float(self, jobs: list[Job]) -> None:
-        began = time.perf_counter()
+        began = time.monotonic()
 
         def done(outcomes: list[Outcome], wrong: BaseException | None) -> None:
             assert wrong is None, "what goes wrong is an outcome"
-            self._delivered_later(jobs, outcomes, time.perf_counter() - began)
+            self._delivered_later(jobs, outcomes, time.monotonic() - began)
 
         self._fibers.run(lambda: self._outcomes(jobs), done)
 
@@ -275,7 +294,7 @@ class Gatherer:
         n = sum([len(job.events) for job in jobs])
         self.held -= n
         self._observe(n, seconds)
-        now = time.perf_counter()
+        now = time.monotonic()
         pace = (now - self._delivered) / (n + REFUSED * self._refused)
         self._pace += (FASTER if pace < self._pace else SLOWER) * (pace - self._pace)
         self._delivered = now
@@ -302,11 +321,13 @@ class Gatherer:
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._loop.call_at(when, self._expire)
+        self._alarm_at = when
+        # Not call_at: that goes by when uvloop last looked at the clock, and what it gives may know no time.
+        self._alarm = self._loop.call_later(when - time.monotonic(), self._expire)
 
     def _expire(self) -> None:
-        self._alarm = None
-        now = self._loop.time() + TICK_SECONDS
+        self._alarm, self._alarm_at = None, float("inf")
+        now = time.monotonic() + TICK_SECONDS
         left = float("inf")
         for job in chain(*self._in_hand, self._waiting):
             if job.is_done:
@@ -322,11 +343,9 @@ class Gatherer:
 
     def _work(self) -> None:
         while (jobs := self._inbox.get()) is not None:
-            began = time.perf_counter()
+            began = time.monotonic()
             outcomes = self._outcomes(jobs)
-            self._loop.call_soon_threadsafe(
-                self._delivered_later, jobs, outcomes, time.perf_counter() - began
-            )
+            self._loop.call_soon_threadsafe(self._delivered_later, jobs, outcomes, time.monotonic() - began)
 
     def _outcomes(self, jobs: list[Job]) -> list[Outcome]:
         features = jobs[0].features

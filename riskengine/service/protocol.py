@@ -148,6 +148,7 @@ class Protocol(HttpToolsProtocol):
         self.waits_for = IDLE
         self.since = 0.0  # when it began to wait for that, by the loop's clock
         self.head_bytes = 0
+        self.answered = 0.0  # when the last request was that took the short way
         self.is_over = False  # nothing more is read
 
     # -- what uvicorn and its parser call
@@ -166,7 +167,7 @@ class Protocol(HttpToolsProtocol):
             end = data.find(b"\r\n\r\n") + 4
             known = self.shared.known.get(data[:end])
             if known is not None and len(data) == end + known.body_bytes:
-                self._ask(known, data[end:], time.perf_counter())
+                self._ask(known, data[end:], time.monotonic())
                 return
             self.fresh = data
         try:
@@ -198,7 +199,7 @@ class Protocol(HttpToolsProtocol):
         self.head = self._plain_head()
         if self.head is not None:
             self.body = bytearray()
-            self.cycle = _Short(time.perf_counter(), True, None)  # type: ignore[assignment]  # it has all that is asked of a cycle
+            self.cycle = _Short(time.monotonic(), True, None)  # type: ignore[assignment]  # it has all that is asked of a cycle
             self.waits_for = BODY  # and for as long as the head may take
             return
         url, headers, waits_for_100 = self.url, self.headers, self.expect_100_continue
@@ -302,10 +303,12 @@ class Protocol(HttpToolsProtocol):
             except Exception as error:
                 self._answer(head.route, cycle, own, (), failed(error))
                 return
-        front.scoring.ask(head.asked, b"", body, began, partial(self._answer, head.route, cycle, own, more))
+        respond = partial(self._answer, head.route, cycle, own, more)
+        front.scoring.ask(head.asked, b"", body, began, respond, self.answered)
 
     def _answer(self, route: str, cycle: _Short, own: bytes, more: Headers, answer: Answer) -> None:
-        seconds = time.perf_counter() - cycle.began
+        self.answered = time.monotonic()
+        seconds = self.answered - cycle.began
         front = self.front
         front.metrics.request(route, answer.status, seconds)
         if answer.status >= 500 or front.log.everything:

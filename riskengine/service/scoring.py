@@ -94,20 +94,27 @@ class Scoring:
         self._deadline_seconds = settings.deadline_ms / 1e3
 
     def ask(
-        self, asked: Asked, query: bytes, body: bytes | bytearray, began: float, respond: Respond
+        self,
+        asked: Asked,
+        query: bytes,
+        body: bytes | bytearray,
+        began: float,
+        respond: Respond,
+        since: float = 0.0,
     ) -> None:
         """Have a request answered: `respond` is called once, maybe before this returns.
 
-        `began` (of time.perf_counter) is when the request came.
+        `began` (of time.monotonic) is when the request was read, and `since` when its caller was answered
+        last: it cannot have come before.
         """
         if asked.wrong is not None:  # not raised: it is kept, and would gather tracebacks
             respond(Answer(*told(asked.wrong)))
             return
         gatherer = self._gatherer
         try:
-            now = time.perf_counter()
+            now = time.monotonic()
             seconds = self._deadline_seconds if asked.seconds is None else asked.seconds
-            until = gatherer.now() + seconds - (now - began)
+            until = min(began, gatherer.came(now, since)) + seconds
             gatherer.check(1, until)  # before more is done for it than must be
             poisoned: dict[int, RefusedError] = {}
             all_events: list[Any] | None = None
@@ -198,7 +205,7 @@ class _Request(Job):
         return self._of(body, seconds)
 
     def _of(self, body: bytes, seconds: float) -> Answer:
-        waited_us = max(int(1e6 * (time.perf_counter() - self.entered - seconds)), 0)
+        waited_us = max(int(1e6 * (time.monotonic() - self.entered - seconds)), 0)
         us = int(1e6 * seconds)
         told = len(body), waited_us // 1000, waited_us % 1000, us // 1000, us % 1000
         return Answer(200, (), body, _LINES[self.format] % told)
