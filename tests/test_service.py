@@ -657,17 +657,18 @@ def test_the_loop_scores_small_batches_itself_where_nothing_is_waited_for() -> N
 
 
 @pytest.mark.parametrize(
-    ("jobs", "doors", "sizes"),
+    ("jobs", "doors", "sizes", "beside"),
     [
-        (1, 2, [1]),
-        (PART + 2, 2, [PART, 2]),
-        (4 * PART, 2, [2 * PART, 2 * PART]),
-        (4 * PART, 3, [22, 21, 21]),
-        (3 * INLINE_MAX, 2, [INLINE_MAX, INLINE_MAX, INLINE_MAX // 2, INLINE_MAX // 2]),
+        (1, 2, [1], 1),
+        (PART + 2, 2, [PART, 2], 1),  # too few to be worth it
+        (2 * PART, 2, [PART, PART], 2),
+        (4 * PART, 2, [2 * PART, 2 * PART], 2),
+        (4 * PART, 3, [22, 21, 21], 3),
+        (3 * INLINE_MAX, 2, [INLINE_MAX, INLINE_MAX, INLINE_MAX // 2, INLINE_MAX // 2], 2),
     ],
 )
-def test_fibers_share_what_waits(jobs: int, doors: int, sizes: list[int]) -> None:
-    """Every door has its part under way before any is done with one."""
+def test_fibers_share_what_waits(jobs: int, doors: int, sizes: list[int], beside: int) -> None:
+    """Every door has its part under way before any is done with one, where there is enough."""
     scored: list[int] = []
     most = 0
     under_way = 0
@@ -690,7 +691,34 @@ def test_fibers_share_what_waits(jobs: int, doors: int, sizes: list[int]) -> Non
 
     asyncio.run(play())
     assert scored == sizes
-    assert most == min(doors, len(sizes))
+    assert most == beside
+
+
+def test_as_few_as_are_under_way_are_a_batch_beside_them() -> None:
+    """Of two callers none waits for the other."""
+    scored: list[list[int]] = []
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        scored.append(events)
+        pause(0.05)
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 1000, lambda n, seconds: None, lambda: True, 3, lambda: True)
+        gatherer.start()
+        first = [Waited.submit(gatherer, [i]) for i in range(2)]
+        await asyncio.sleep(0.01)
+        later = [Waited.submit(gatherer, [2])]
+        await asyncio.sleep(0.01)
+        assert scored == [[0, 1]]
+        later.append(Waited.submit(gatherer, [3]))
+        await asyncio.sleep(0.01)
+        assert scored == [[0, 1], [2, 3]]
+        for job in first + later:
+            await job.done
+        await gatherer.close()
+
+    asyncio.run(play())
 
 
 def test_a_job_past_its_deadline_is_told_so_and_scored_all_the_same() -> None:
@@ -761,9 +789,12 @@ def test_what_waits_in_sockets_counts_where_many_wait() -> None:
         assert gatherer.came(second, first + 0.01) == first + 0.01
         for job in jobs:
             await job.done
+        with pytest.raises(FullError):  # what has waited for so long could not be done any more
+            gatherer.check(100, gatherer.came(time.monotonic(), 0.0) + 0.001)
         await asyncio.sleep(0.01)
         third = time.monotonic()
         assert gatherer.came(third, 0.0) == third  # there was nothing to do: it has just come
+        gatherer.check(100, third + 0.001)
         await gatherer.close()
 
     asyncio.run(play())
