@@ -780,21 +780,29 @@ def test_what_waits_in_sockets_counts_where_many_wait() -> None:
         gatherer.start()
         first = time.monotonic()
         assert gatherer.came(first, 0.0) == first
-        assert gatherer.came(first + 0.001, 0.0) == first  # of the same look
+        assert gatherer.came(time.monotonic(), 0.0) == first  # of the same look
         jobs = [Waited.submit(gatherer, [i]) for i in range(FEW + 1)]
         assert gatherer.came(time.monotonic(), 0.0) == first
         await jobs[0].done
         second = time.monotonic()
         assert gatherer.came(second, 0.0) == first
         assert gatherer.came(second, first + 0.01) == first + 0.01
+        with pytest.raises(FullError):  # what has waited for so long could not be done any more
+            gatherer.check(100, first + 0.01)
         for job in jobs:
             await job.done
-        with pytest.raises(FullError):  # what has waited for so long could not be done any more
-            gatherer.check(100, gatherer.came(time.monotonic(), 0.0) + 0.001)
+        refused = 0
+        while refused < 100:  # not for ever, where nothing is held: it may not take so long any more
+            gatherer.came(time.monotonic(), 0.0)
+            try:
+                gatherer.check(1000, time.monotonic() + 0.01)
+                break
+            except FullError:
+                refused += 1
+        assert 1 < refused < 50
         await asyncio.sleep(0.01)
         third = time.monotonic()
         assert gatherer.came(third, 0.0) == third  # there was nothing to do: it has just come
-        gatherer.check(100, third + 0.001)
         await gatherer.close()
 
     asyncio.run(play())

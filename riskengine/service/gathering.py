@@ -30,12 +30,12 @@ FEW: Final = 64
 # Of the time left, what is let in may have to wait so much: it is to be answered in time, not just about.
 # With a fixed 0.5 a core that could do 256 requests in 21 ms refused four in ten of them, where they had 50;
 # with a fixed 0.8 many were late on a shared machine. So it begins high, goes down by a tenth with each batch
-# that has cut it fine, and up again while none does. Above 0.7 nothing more is done, only later.
-SURE_MOST: Final = 0.7
+# that has cut it fine, and up again while none does. Above 0.6 nothing more is done, only later.
+SURE_MOST: Final = 0.6
 SURE_LEAST: Final = 0.25
 # Of its time was left when it was answered. With this the last hundredth of a step came to its caller after
-# 44 to 47 ms of 50, with half of it after 48 to 50; with half more 256 callers were refused more often.
-FINE: Final = 0.2
+# 41 to 44 ms of 50; with 0.2 (and 0.7 at most above) after 44 to 47, and it was late in three tests of eight.
+FINE: Final = 0.3
 UP: Final = 0.002  # a batch: three batches in a hundred may cut it fine
 INLINE_MAX: Final = 64  # events that the loop scores itself: some 2 ms, in which it reads nothing
 # Are read at a stretch: of ten thousand requests the first wait for no last. With 4 ms a hundred callers of a
@@ -159,12 +159,16 @@ class Gatherer:
         """
         if self._looks_anew:
             self._looks_anew = False
+            self._loop.call_soon(self._look_again)  # when it has read what is there
             self._looked_before, self._looked = self._looked, now
             if now > max(self._read, self._reads_since) + PAUSE_SECONDS:
                 self._looked_before, self._is_pressed = now, False
         self._read = now
         self._is_pressed = self._is_pressed or self.held > FEW
         return max(self._looked_before, since) if self._is_pressed else self._looked
+
+    def _look_again(self) -> None:
+        self._looks_anew = True
 
     def check(self, n: int, until: float) -> None:
         """Raise FullError where n events would not fit, or would have to wait for too long."""
@@ -185,6 +189,8 @@ class Gatherer:
             wanted = held * self._pace / self.sure if held > FEW else (held + n) * self._pace
             if wanted > until - time.monotonic():
                 self._refused += 1
+                if not held:  # nor will a batch tell that the pace is another
+                    self._pace *= 1 - FASTER
                 raise FullError
 
     def submit(self, job: Job) -> None:
@@ -195,7 +201,8 @@ class Gatherer:
     def enter(self, job: Job) -> None:
         """`submit` what was just checked."""
         n = len(job.events)
-        left = job.until - time.monotonic()
+        self._read = time.monotonic()
+        left = job.until - self._read
         job.due = job.until - LAST * left
         if self.held > FEW:
             job.fine = FINE * left
@@ -233,7 +240,6 @@ class Gatherer:
     def _turn(self) -> None:
         """Go on, as long as there is something, and somebody to do it."""
         self._comes = False
-        self._looks_anew = True
         if self._may_go_on():
             self._dispatch()
         if self._may_go_on():
