@@ -120,7 +120,8 @@ class Gatherer:
         self._waits = waits
         self._floats = floats
         self._waiting: deque[Job] = deque()
-        self._in_hand: list[list[Job]] = []  # of the threads
+        self._in_hand: list[list[Job]] = []  # of threads and fibers
+        self._is_afloat = False  # the last one of these
         self._inbox: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._comes = False  # a turn
         self._open = False
@@ -256,7 +257,7 @@ class Gatherer:
         if in_hand == len(self._threads):
             return False
         under_way = self.held - self._waiting_events
-        if self._floats():
+        if self._is_afloat:
             return self._waiting_events >= min(PART, under_way)
         return SHARE * self._waiting_events >= under_way
 
@@ -283,6 +284,7 @@ class Gatherer:
             self._deliver(jobs, outcomes, time.monotonic() - began)
             return
         self._in_hand.append(jobs)
+        self._is_afloat = floating
         if floating:
             self._float(jobs)
         else:
