@@ -779,21 +779,22 @@ def test_what_waits_in_sockets_counts_where_many_wait() -> None:
         gatherer = Gatherer(score, 10_000, lambda n, seconds: None, lambda: False)
         gatherer.start()
         first = time.monotonic()
-        assert gatherer.came(first, 0.0) == first
-        assert gatherer.came(time.monotonic(), 0.0) == first  # of the same look
+        assert gatherer.came(first, 0.0, 60) == first
+        assert gatherer.came(time.monotonic(), 0.0, 60) == first  # of the same look
         jobs = [Waited.submit(gatherer, [i]) for i in range(FEW + 1)]
-        assert gatherer.came(time.monotonic(), 0.0) == first
+        assert gatherer.came(time.monotonic(), 0.0, 60) == first
         await jobs[0].done
         second = time.monotonic()
-        assert gatherer.came(second, 0.0) == first
-        assert gatherer.came(second, first + 0.01) == first + 0.01
+        assert gatherer.came(second, 0.0, 60) == first
+        assert gatherer.came(second, 0.0, 0.01) == second - 0.01
+        assert gatherer.came(second, first + 0.01, 60) == first + 0.01
         with pytest.raises(FullError):  # what has waited for so long could not be done any more
             gatherer.check(100, first + 0.01)
         for job in jobs:
             await job.done
         refused = 0
         while refused < 100:  # not for ever, where nothing is held: it may not take so long any more
-            gatherer.came(time.monotonic(), 0.0)
+            gatherer.came(time.monotonic(), 0.0, 60)
             try:
                 gatherer.check(1000, time.monotonic() + 0.01)
                 break
@@ -802,7 +803,7 @@ def test_what_waits_in_sockets_counts_where_many_wait() -> None:
         assert 1 < refused < 50
         await asyncio.sleep(0.01)
         third = time.monotonic()
-        assert gatherer.came(third, 0.0) == third  # there was nothing to do: it has just come
+        assert gatherer.came(third, 0.0, 60) == third  # there was nothing to do: it has just come
         await gatherer.close()
 
     asyncio.run(play())

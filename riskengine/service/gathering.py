@@ -151,12 +151,13 @@ class Gatherer:
         for thread in self._threads:
             thread.start()
 
-    def came(self, now: float, since: float) -> float:
+    def came(self, now: float, since: float, most: float) -> float:
         """Since when a request may have been there that is read `now`, both in seconds of the loop's clock.
 
         Its caller was answered last at `since`. Under load the loop reads hundreds of requests each time it
         looks for what has come, and scores between: what comes meanwhile waits in its socket till the next
-        look, for up to half of the time that it has.
+        look. No more than `most` is counted: of ten thousand callers at once all wait for longer than they
+        have time, and of 100,000 requests 1,004 were served.
         """
         if self._looks_anew:
             self._looks_anew = False
@@ -166,7 +167,7 @@ class Gatherer:
                 self._looked_before, self._is_pressed = now, False
         self._read = now
         self._is_pressed = self._is_pressed or self.held > FEW
-        return max(self._looked_before, since) if self._is_pressed else self._looked
+        return max(self._looked_before, since, now - most) if self._is_pressed else self._looked
 
     def _look_again(self) -> None:
         self._looks_anew = True

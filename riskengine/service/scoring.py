@@ -114,7 +114,7 @@ class Scoring:
         try:
             now = time.monotonic()
             seconds = self._deadline_seconds if asked.seconds is None else asked.seconds
-            until = min(began, gatherer.came(now, since)) + seconds
+            until = min(began, gatherer.came(now, since, seconds / 2)) + seconds
             gatherer.check(1, until)  # before more is done for it than must be
             poisoned: dict[int, RefusedError] = {}
             all_events: list[Any] | None = None
