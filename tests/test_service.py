@@ -34,6 +34,7 @@ from stage import policy, write
 from riskengine import cli
 from riskengine.errors import RiskEngineError
 from riskengine.fibers import pause
+from riskengine.service import gathering
 from riskengine.service.access import LOOK_SECONDS, NEEDED, SCOPES, make_key, revoke_key, rotate_key
 from riskengine.service.bodies import read_batch, read_body
 from riskengine.service.gathering import (
@@ -667,8 +668,11 @@ def test_the_loop_scores_small_batches_itself_where_nothing_is_waited_for() -> N
         (3 * INLINE_MAX, 2, [INLINE_MAX, INLINE_MAX, INLINE_MAX // 2, INLINE_MAX // 2], 2),
     ],
 )
-def test_fibers_share_what_waits(jobs: int, doors: int, sizes: list[int], beside: int) -> None:
+def test_fibers_share_what_waits(
+    jobs: int, doors: int, sizes: list[int], beside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every door has its part under way before any is done with one, where there is enough."""
+    monkeypatch.setattr(gathering, "HOLD_SECONDS", 60)
     scored: list[int] = []
     most = 0
     under_way = 0
@@ -694,13 +698,14 @@ def test_fibers_share_what_waits(jobs: int, doors: int, sizes: list[int], beside
     assert most == beside
 
 
-def test_as_few_as_are_under_way_are_a_batch_beside_them() -> None:
+def test_as_few_as_are_under_way_are_a_batch_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two callers none waits for the other."""
+    monkeypatch.setattr(gathering, "HOLD_SECONDS", 60)
     scored: list[list[int]] = []
 
     def score(events: list[Any], features: bool) -> list[Any]:
         scored.append(events)
-        pause(0.05)
+        pause(0.3)
         return events
 
     async def play() -> None:
@@ -716,6 +721,26 @@ def test_as_few_as_are_under_way_are_a_batch_beside_them() -> None:
         assert scored == [[0, 1], [2, 3]]
         for job in first + later:
             await job.done
+        await gatherer.close()
+
+    asyncio.run(play())
+
+
+def test_few_wait_for_no_batch_that_stands_still() -> None:
+    """Another door may do better."""
+
+    def score(events: list[Any], features: bool) -> list[Any]:
+        pause(0.5 if len(events) > 1 else 0.0)
+        return events
+
+    async def play() -> None:
+        gatherer = Gatherer(score, 1000, lambda n, seconds: None, lambda: True, 3, lambda: True)
+        gatherer.start()
+        slow = [Waited.submit(gatherer, [i]) for i in range(PART)]
+        await asyncio.sleep(0.01)
+        assert await Waited.submit(gatherer, [PART]).done == [PART]
+        assert not any(job.done.done() for job in slow)
+        assert [await job.done for job in slow] == [[i] for i in range(PART)]
         await gatherer.close()
 
     asyncio.run(play())

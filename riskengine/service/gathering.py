@@ -55,6 +55,9 @@ SHARE: Final = 2
 # fewer beside others that are no smaller: each costs some 0.2 ms, and with as few as had just come 32 callers
 # were in batches of 11 instead of 14, and came to six answers where they come to seven.
 PART: Final = 16
+HOLD_SECONDS: Final = (
+    0.02  # at most are fewer held back: what is under way may be at a server that stands still
+)
 # How much of its pace a batch makes the pace that is reckoned with. One that was held up, by the machine or
 # by the disk, says little of the next: with 0.2 for both, one in thirty of 256 callers was refused, whose
 # events the core does in 18 ms.
@@ -122,6 +125,8 @@ class Gatherer:
         self._waiting: deque[Job] = deque()
         self._in_hand: list[list[Job]] = []  # of threads and fibers
         self._is_afloat = False  # the last one of these
+        self._floated = 0.0  # when a fiber last began
+        self._patience: asyncio.TimerHandle | None = None  # runs while fibers are at work
         self._inbox: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._comes = False  # a turn
         self._open = False
@@ -236,8 +241,9 @@ class Gatherer:
                 self._inbox.put(None)
             for thread in self._threads:
                 await asyncio.to_thread(thread.join)
-            if self._alarm is not None:
-                self._alarm.cancel()
+            for timer in (self._alarm, self._patience):
+                if timer is not None:
+                    timer.cancel()
 
     def _turn(self) -> None:
         """Go on, as long as there is something, and somebody to do it."""
@@ -259,7 +265,8 @@ class Gatherer:
             return False
         under_way = self.held - self._waiting_events
         if self._is_afloat:
-            return self._waiting_events >= min(PART, under_way)
+            held_back = self._waiting_events < min(PART, under_way)
+            return not held_back or time.monotonic() - self._floated > HOLD_SECONDS
         return SHARE * self._waiting_events >= under_way
 
     def _dispatch(self) -> None:
@@ -292,13 +299,23 @@ class Gatherer:
             self._inbox.put(jobs)
 
     def _float(self, jobs: list[Job]) -> None:
-        began = time.monotonic()
+        began = self._floated = time.monotonic()
+        if self._patience is None:
+            self._patience = self._loop.call_later(HOLD_SECONDS, self._lose_patience)
 
         def done(outcomes: list[Outcome], wrong: BaseException | None) -> None:
             assert wrong is None, "what goes wrong is an outcome"
             self._delivered_later(jobs, outcomes, time.monotonic() - began)
 
         self._fibers.run(lambda: self._outcomes(jobs), done)
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if self._in_hand:
+            self._patience = self._loop.call_later(HOLD_SECONDS, self._lose_patience)
+            if not self._comes:
+                self._comes = True
+                self._loop.call_soon(self._turn)
 
     def _delivered_later(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
         self._in_hand.remove(jobs)
