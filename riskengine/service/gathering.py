@@ -29,12 +29,13 @@ BATCH_MAX: Final = 1_000
 FEW: Final = 64
 # Of the time left, what is let in may have to wait so much: it is to be answered in time, not just about. The
 # pace that is reckoned with is that of good moments: with 0.6 the last hundredth of a step was late in one of
-# twenty tests, with 0.8 many were on a shared machine. So it begins at the most, goes down by a tenth with
+# twenty tests, with 0.8 many were on a shared machine. (Always 0.5 made a core that could do 256 requests in
+# 21 ms refuse four in ten of them, where they had 50.) So it begins at the most, goes down by a tenth with
 # each batch that has cut it fine, and up again while none does.
 SURE_MOST: Final = 0.5
 SURE_LEAST: Final = 0.25
 # Of its time was left when it was answered. With this the last hundredth of a step came to its caller after
-# 41 to 44 ms of 50; with 0.2 (and 0.7 at most above) after 44 to 47, and it was late in three tests of eight.
+# 42 to 48 ms of 50; with 0.2 (and 0.7 at most above) after 44 to 47, and it was late in three tests of eight.
 FINE: Final = 0.3
 UP: Final = 0.002  # a batch: three batches in a hundred may cut it fine
 INLINE_MAX: Final = 64  # events that the loop scores itself: some 2 ms, in which it reads nothing
@@ -53,11 +54,9 @@ SHARE: Final = 2
 # so the store is at work on one batch while the loop is at another. In one batch 32 callers had one wait for
 # the other a fifth of the time, and came to four answers where they come to five. Nor is a batch begun of
 # fewer beside others that are no smaller: each costs some 0.2 ms, and with as few as had just come 32 callers
-# were in batches of 11 instead of 14, and came to six answers where they come to seven.
+# were in batches of 11 instead of 14, and came to 7 to 14 in a hundred answers less.
 PART: Final = 16
-HOLD_SECONDS: Final = (
-    0.02  # at most are fewer held back: what is under way may be at a server that stands still
-)
+HOLD_SECONDS: Final = 0.02  # at most they are held back: a server may stand still
 # How much of its pace a batch makes the pace that is reckoned with. One that was held up, by the machine or
 # by the disk, says little of the next: with 0.2 for both, one in thirty of 256 callers was refused, whose
 # events the core does in 18 ms.
@@ -135,7 +134,8 @@ class Gatherer:
         self._reads_since = 0.0  # when a batch was last done with, and the loop could read
         self._is_pressed = False  # more than a few were held since it last had nothing to do for a while
         self._looks_anew = True  # for what has come
-        self._looked = self._looked_before = self._read = 0.0
+        self._looked = self._looked_before = 0.0  # when it did
+        self._read = 0.0  # when a request last was
         self._pace = 0.0  # seconds an event, lately, with all that the loop does beside
         self._refused = 0  # since the last batch was delivered
         self.sure = SURE_MOST  # see there
@@ -156,10 +156,10 @@ class Gatherer:
         for thread in self._threads:
             thread.start()
 
-    def came(self, now: float, since: float, most: float) -> float:
+    def came(self, now: float, answered: float, most: float) -> float:
         """Since when a request may have been there that is read `now`, both in seconds of the loop's clock.
 
-        Its caller was answered last at `since`. Under load the loop reads hundreds of requests each time it
+        Its caller was last `answered` then. Under load the loop reads hundreds of requests each time it
         looks for what has come, and scores between: what comes meanwhile waits in its socket till the next
         look. No more than `most` is counted: of ten thousand callers at once all wait for longer than they
         have time, and of 100,000 requests 1,004 were served.
@@ -172,7 +172,7 @@ class Gatherer:
                 self._looked_before, self._is_pressed = now, False
         self._read = now
         self._is_pressed = self._is_pressed or self.held > FEW
-        return max(self._looked_before, since, now - most) if self._is_pressed else self._looked
+        return max(self._looked_before, answered, now - most) if self._is_pressed else self._looked
 
     def _look_again(self) -> None:
         self._looks_anew = True
@@ -218,12 +218,10 @@ class Gatherer:
         self._waiting_events += n
         if not self._comes and self._may_go_on():
             if not self._in_hand:
-                self._delivered = time.monotonic()
+                self._delivered = self._reads_since = self._read
                 self._refused = 0
-                self._reads_since = time.monotonic()
                 self._idle.clear()
-            self._comes = True
-            self._loop.call_soon(self._turn)  # after what else has come by now
+            self._have_a_turn()  # after what else has come by now
         if job.due < self._alarm_at:
             self._set_alarm(job.due)
 
@@ -245,14 +243,18 @@ class Gatherer:
                 if timer is not None:
                     timer.cancel()
 
+    def _have_a_turn(self) -> None:
+        if not self._comes:
+            self._comes = True
+            self._loop.call_soon(self._turn)
+
     def _turn(self) -> None:
         """Go on, as long as there is something, and somebody to do it."""
         self._comes = False
         if self._may_go_on():
             self._dispatch()
         if self._may_go_on():
-            self._comes = True
-            self._loop.call_soon(self._turn)  # what has come meanwhile is read first
+            self._have_a_turn()  # what has come meanwhile is read first
         elif not self._waiting and not self._in_hand:
             self._idle.set()
 
@@ -313,16 +315,12 @@ class Gatherer:
         self._patience = None
         if self._in_hand:
             self._patience = self._loop.call_later(HOLD_SECONDS, self._lose_patience)
-            if not self._comes:
-                self._comes = True
-                self._loop.call_soon(self._turn)
+            self._have_a_turn()
 
     def _delivered_later(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
         self._in_hand.remove(jobs)
         self._deliver(jobs, outcomes, seconds)
-        if not self._comes:
-            self._comes = True
-            self._loop.call_soon(self._turn)
+        self._have_a_turn()
 
     def _deliver(self, jobs: list[Job], outcomes: list[Outcome], seconds: float) -> None:
         n = sum([len(job.events) for job in jobs])

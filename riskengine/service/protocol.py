@@ -148,7 +148,7 @@ class Protocol(HttpToolsProtocol):
         self.waits_for = IDLE
         self.since = 0.0  # when it began to wait for that, by the loop's clock
         self.head_bytes = 0
-        self.answered = 0.0  # when the last request was that took the short way
+        self.answered = 0.0  # when it last was, on the short way
         self.is_over = False  # nothing more is read
 
     # -- what uvicorn and its parser call

@@ -100,12 +100,12 @@ class Scoring:
         body: bytes | bytearray,
         began: float,
         respond: Respond,
-        since: float = 0.0,
+        answered: float = 0.0,
     ) -> None:
         """Have a request answered: `respond` is called once, maybe before this returns.
 
-        `began` (of time.monotonic) is when the request was read, and `since` when its caller was answered
-        last: it cannot have come before.
+        `began` (of time.monotonic) is when the request was read; its caller was last `answered` then, and
+        cannot have sent it before.
         """
         if asked.wrong is not None:  # not raised: it is kept, and would gather tracebacks
             respond(Answer(*told(asked.wrong)))
@@ -114,7 +114,7 @@ class Scoring:
         try:
             now = time.monotonic()
             seconds = self._deadline_seconds if asked.seconds is None else asked.seconds
-            until = min(began, gatherer.came(now, since, seconds / 2)) + seconds
+            until = min(began, gatherer.came(now, answered, seconds / 2)) + seconds
             gatherer.check(1, until)  # before more is done for it than must be
             poisoned: dict[int, RefusedError] = {}
             all_events: list[Any] | None = None
