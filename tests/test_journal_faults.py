@@ -85,7 +85,8 @@ def test_what_a_kill_loses_is_within_what_is_said(tmp_path: Path, commit: str) -
         assert mine == [f"t{turn}-{i // 9}-{i % 9}" for i in range(len(mine))], (
             "in order, and nothing between"
         )
-        lost = sorted(times for event_id, times in answered.items() if event_id not in set(mine))
+        there = set(mine)
+        lost = sorted(times for event_id, times in answered.items() if event_id not in there)
         lost_most = max(lost_most, len(lost))
         if commit == "sync":
             assert not lost

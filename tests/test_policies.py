@@ -30,6 +30,7 @@ from riskengine.stores.address import begin
 
 SHARED = {HASH_KEY_VARIABLE: "a key of these tests"}
 SOON_SECONDS = 2.0
+PAUSE_SECONDS = 0.01  # of who presses a server that has a policy to try on the side
 COUNTED = {"claims_1h": {"count": "coupon_claim", "by": "user", "over": "1h", "where": "amount > 1"}}
 
 
@@ -198,7 +199,7 @@ def test_all_sidecars_on_one_store_move_together_under_load(tmp_path: Path, redi
 
     def press(server: Served, who: int) -> None:
         i = 0
-        while not stop.is_set():
+        while not stop.wait(PAUSE_SECONDS):
             answer = server.batch([claim(f"{who}-{i}-{j}") for j in range(5)])
             if answer.status != 200:
                 problems.append(answer)
@@ -262,7 +263,7 @@ def test_no_request_fails_while_policies_change(tmp_path: Path) -> None:
         told = Told()
         changing = asyncio.create_task(asyncio.to_thread(change))
         while not changing.done():
-            told.take_in(await crowd(server.port, 16, asked, 0.2))
+            told.take_in(await crowd(server.port, 16, asked, 0.2, PAUSE_SECONDS))
         await changing
         return told
 
