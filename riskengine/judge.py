@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Result = Decision | EventError
 _DECISION: Final = msgspec.json.Decoder(Decision)
+UNFOLLOWED: Final = "follows:unknown"  # flag of what followed an event that nothing was known of
 TOUCHES_MAX: Final = 10_000  # events that touched a block while the store was away; the oldest go first
 
 
@@ -126,12 +127,13 @@ class Judge:
         for part, _ in chain(_parts(batch, list(first.values()), [], []), (([i], True) for i in left)):
             rows = None if part is None else np.array(part, np.int64)
             own, nows = (batch, now) if rows is None else (batch.take(rows), now[rows])
-            followed = self._followed(own) if own.follows is not None else None
+            decided = decisions if part is None else [decisions[i] for i in part]
+            follows = own.follows is not None and UNFOLLOWED not in decided[0].flags  # which is alone
+            followed = self._followed(own) if follows else None
             read_at = np.maximum(own.time, nows - policy.definition.lateness_ms)
             touches = policy.features.touches(own, read_at, self._known_tables())
             for trace in followed.chain if followed is not None else ():
                 exclude(policy.features, touches, trace)
-            decided = decisions if part is None else [decisions[i] for i in part]
             held = policy.held_by(touches, decided)
             age_ms = max(self._clock() - int(nows.max()), 0)
             lives = Lives(max(policy.horizon_ms - age_ms, 1), max(fresh_ms - age_ms, 1))
@@ -593,7 +595,7 @@ class Judge:
         if unkept:
             common = ("degraded:journal", *common)
         if batch.follows is not None and followed is None:
-            common = ("follows:unknown", *common)
+            common = (UNFOLLOWED, *common)
         if not any_late and not (self._lost_until and counted):
             return [common] * batch.n
         lost_until = self._lost_until if counted else 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import redis
-from servers import Server
+from servers import Server, until
 
 SLOTS = 1 << 14
 NODE_TIMEOUT_MS = 2000  # machines that run tests are slow: less, and masters fail each other for nothing
@@ -113,11 +112,3 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def until(done: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for what must come."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)

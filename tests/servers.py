@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -87,6 +88,14 @@ def redis_server(binary: str) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what must come; unless said, however slow this machine is."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 def apart(url: str, **options: object) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import NODE_TIMEOUT_MS, Cluster, client, cluster, facts, has_all, hold_back, is_synced, until
-from servers import Server, apart
+from clusters import NODE_TIMEOUT_MS, Cluster, client, cluster, facts, has_all, hold_back, is_synced
+from servers import Server, apart, until
 from stage import Stage, claim, policy, store_of
 
 from riskengine.decision import Decision

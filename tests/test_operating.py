@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import stage
-from servers import apart, running
+from servers import apart, running, until
 from stage import Stage
-from test_policies import SHARED, activate, files, lay_out, until
+from test_policies import SHARED, activate, files, lay_out
 from test_service import JSON, ROOT, Served, claim, start
 
 from riskengine.policy import load_definition

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_policies import until
+from servers import until
 from test_service import Served, claim, lay_out, start
 
 from riskengine.service.outlet import BYTES_MAX, DRAIN_SECONDS, Outlet

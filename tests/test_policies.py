@@ -9,13 +9,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import apart, valkey
+from servers import apart, until, valkey
 from stage import policy
 from test_service import JSON, Answer, Served, claim, start
 
@@ -60,13 +60,6 @@ def served(server: Served, event_id: str = "look") -> str:
     """What is done to a claim."""
     action: str = server.score(claim(f"{event_id}{time.monotonic_ns()}")).value["action"]
     return action
-
-
-def until(holds: Callable[[], bool], seconds: float = SOON_SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -214,14 +207,14 @@ def test_all_sidecars_on_one_store_move_together_under_load(tmp_path: Path, redi
             thread.start()
         new = activate(servers[0], files("deny"), "in a hurry").value["activation"]
         assert served(servers[0]) == "deny"
-        until(lambda: served(servers[1]) == "deny")
+        until(lambda: served(servers[1]) == "deny", SOON_SECONDS)
         assert servers[1].ask("GET", "/v1/policy").value["activation"] == new
         back = servers[1].ask("POST", "/v1/policy/rollback").value
-        until(lambda: served(servers[0]) == "allow")
+        until(lambda: served(servers[0]) == "allow", SOON_SECONDS)
         histories = [server.ask("GET", "/v1/policy/history").value for server in servers]
         assert histories[0] == histories[1] == {"activations": [back, new]}
         activate(servers[1], files("review"))
-        until(lambda: served(servers[0]) == "review")
+        until(lambda: served(servers[0]) == "review", SOON_SECONDS)
     finally:
         stop.set()
         for thread in threads:

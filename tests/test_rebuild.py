@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase, assume, given, settings
-from servers import apart, valkey
+from servers import apart, running, until, valkey
 from stage import KEY, MINUTE, T0, Stage, claim, payment, policy, store_of, write
 from strategies import Reload, Step, World
 from test_parity import KEY as PARITY_KEY
@@ -155,6 +156,32 @@ def test_a_store_that_was_emptied_is_rebuilt_from_its_journal(
             assert [name for name in client.scan_iter() if not name.startswith(ours)] == [], (
                 "no old life is left"
             )
+
+
+def test_what_followed_an_event_that_was_not_known_counts_by_itself_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal knows the event that the store could not tell of: what was decided is what counts."""
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    with running() as server:
+        store, journal = apart(server.url, timeout=400), f"sqlite:///{tmp_path / 'journal.db'}"
+        begin(store, "stage")
+        sections = policy(features=COUNTS, limits=ONE)
+        with Stage(tmp_path / "policy", sections, store=store, journal=journal) as stage:
+            assert stage.engine.score(claim("e0", device_id="d0")).action == "allow"
+            server.hold(True)
+            follow = stage.engine.score(claim("f0", MINUTE, device_id="d0", follows="e0"))
+            assert (follow.action, follow.flags) == ("deny", ("degraded:store", "follows:unknown"))
+            server.hold(False)
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            assert stage.row(claim("e1", 2 * MINUTE, device_id="d0"))["claims"] == 3
+            assert stage.engine.journal is not None
+            stage.engine.journal.flush()
+            definition, done = stage.engine.definition, Rebuilt()
+            from_journals(store, definition, [stage.engine.journal], done, clock=lambda: stage.now)
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            assert stage.row(claim("e2", 3 * MINUTE, device_id="d0"))["claims"] == 4
+            assert stage.engine.score(claim("e3", 3 * MINUTE, device_id="d0")).action == "deny", "e0 holds it"
 
 
 def test_a_retry_just_after_a_rebuild_gets_the_first_answer(

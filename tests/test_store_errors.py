@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from servers import Server, apart, running
+from servers import Server, apart, running, until
 from stage import Stage, claim, policy, store_of
 
 from riskengine.service.metrics import Metrics
@@ -32,14 +31,6 @@ SETTINGS = {
 }  # fmt: skip
 
 Fault = Callable[[Server, Any], AbstractContextManager[None]]
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Wait for what must come, however slow this machine is."""
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
 
 
 def says(client: Any, word: str) -> bool:

@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from servers import apart, running, valkey
+from servers import apart, running, until, valkey
 from stage import T0, Stage, claim, payment, policy, store_of
 
 from riskengine.decision import Decision
@@ -41,14 +40,6 @@ def failing(fail: str) -> dict[str, Any]:
         "payment": {"required": ["user_id", "amount"]},
     }
     return policy(events=events, features=COUNTS, limits=ONE)
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Wait for what must come within seconds."""
-    deadline = time.monotonic() + 10
-    while not done():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import redis
-from servers import apart, running
+from servers import apart, running, until
 from stage import Stage, claim, payment, policy
 
 from riskengine.decision import Decision
@@ -33,14 +33,6 @@ SECTIONS = policy(
     },
     features=FEATURES,
 )
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Wait for what must come, however slow this machine is."""
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from servers import apart, valkey
-from test_policies import SHARED, activate, files, lay_out, until
+from servers import apart, until, valkey
+from test_policies import SHARED, activate, files, lay_out
 from test_service import JSON, Served, claim, start
 
 from riskengine import cli
