@@ -231,6 +231,24 @@ class Engine:
         return self._turns.is_at_hand
 
     @property
+    def is_behind(self) -> bool:
+        """Whether something was decided without the shared store and is not counted there yet."""
+        return any(judge.store.is_behind for judge in self._turns.judges)
+
+    def catch_up(self) -> None:
+        """Count what was decided without the shared store, where it is back; the next event would, too."""
+        if self._closed or not self.is_behind:
+            return
+        judge = self._turns.take()
+        try:
+            if not self._closed:
+                judge.store.catch_up()
+        except StoreError:
+            pass  # it is not back
+        finally:
+            self._turns.give(judge)
+
+    @property
     def store_errors(self) -> Counter[str]:
         """By StoreError.kind: how many batches were judged without the store."""
         return sum((judge.errors.copy() for judge in self._turns.judges), Counter())  # others go on counting

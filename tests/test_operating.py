@@ -18,6 +18,7 @@ from stage import Stage
 from test_policies import SHARED, activate, files, lay_out
 from test_service import JSON, ROOT, Served, claim, start
 
+from riskengine.engine import HASH_KEY_VARIABLE, Engine
 from riskengine.policy import load_definition
 from riskengine.service import metrics
 from riskengine.service.logs import SCORING, RequestLog, request_id
@@ -123,6 +124,24 @@ def test_a_store_that_is_away_is_told_and_leaves_it_ready(tmp_path: Path) -> Non
                 lambda: server.ask("GET", "/readyz?verbose").value["checks"]["epoch"].startswith("missing"),
                 20,
             )
+        finally:
+            assert server.stop() == 0
+
+
+def test_what_a_store_missed_is_counted_though_nobody_asks_any_more(tmp_path: Path) -> None:
+    counted = {"n": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    rules = lay_out(tmp_path / "rules", files("allow", features=counted))
+    with running(appendonly="yes", appendfsync="always") as redis:
+        store = apart(redis.url, timeout=2_000)
+        begin(store, load_definition(rules).tenant)
+        server = start(tmp_path, "--store", store, **SHARED)
+        try:
+            redis.kill()
+            decision = server.score(claim("alone"), **{"x-deadline-ms": "10000"}).value
+            assert decision["flags"] == ["degraded:store"]
+            redis.start()
+            with Engine.open(rules, store=store, key=SHARED[HASH_KEY_VARIABLE].encode()) as engine:
+                until(lambda: engine.look("user", [claim("alone")["user_id"]]).features == {"n": 1})
         finally:
             assert server.stop() == 0
 

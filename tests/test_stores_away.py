@@ -7,12 +7,14 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import redis
+from clusters import cluster
 from servers import apart, running, until, valkey
 from stage import T0, Stage, claim, payment, policy, store_of
 
@@ -31,6 +33,11 @@ from riskengine.stores.values import HEAD
 
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
+
+
+def caught_up(engine: Engine) -> bool:
+    engine.catch_up()
+    return not engine.is_behind
 
 
 def failing(fail: str) -> dict[str, Any]:
@@ -122,6 +129,69 @@ def test_what_follows_another_meanwhile_goes_by_itself(tmp_path: Path) -> None:
             assert stage.row(claim("e1", 2))["claims"] == 3
         with Stage(tmp_path / "other", failing("open"), store=store) as stage:
             assert stage.engine.score(follow) == decision
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+def test_what_was_missed_is_counted_before_an_engine_ends(kind: str, tmp_path: Path) -> None:
+    """No event comes any more: it is told when the engine is asked to, and when it closes."""
+    durable: dict[str, Any] = {"appendonly": "yes", "appendfsync": "always"}
+    with ExitStack() as stack:
+        if kind == "server":
+            servers = [stack.enter_context(running(**durable))]
+            url = servers[0].url
+        else:
+            made = stack.enter_context(cluster(replicas=False, **durable))
+            servers, url = [*made.servers], made.url
+        store = apart(url, timeout=2_000)
+        begin(store, "stage")
+        other = stack.enter_context(Stage(tmp_path / "other", failing("open"), store=store))
+
+        def kill() -> None:
+            for server in servers:
+                server.kill()
+
+        def restart() -> None:
+            for server in servers:
+                server.start()
+            until(lambda: other.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+
+        with Stage(tmp_path / "one", failing("open"), store=store) as stage:
+            assert stage.engine.score(claim("e0", device_id="d0")).flags == ()
+            assert not stage.engine.is_behind
+            kill()
+            alone = stage.engine.score_many([claim(f"a{n}", device_id=f"a{n}") for n in range(5)])
+            assert {d.flags for d in alone if isinstance(d, Decision)} == {("degraded:store",)}
+            stage.engine.catch_up()
+            assert stage.engine.is_behind
+            restart()
+            until(lambda: caught_up(stage.engine))
+            assert other.row(claim("e1", 1))["claims"] == 7
+            kill()
+            assert stage.engine.score(claim("b0", device_id="b0")).flags == ("degraded:store",)
+            restart()
+        stage.engine.catch_up()  # it is closed
+        assert other.row(claim("e2", 2))["claims"] == 9
+        assert other.engine.score(claim("e3", 3, device_id="b0")).action == "deny", "it holds what it got"
+
+
+def test_who_ends_while_the_store_is_away_says_what_is_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running() as server:
+        store = apart(server.url, timeout=30_000)
+        begin(store, "stage")
+        with Stage(tmp_path, failing("open"), store=store) as stage:
+            stage.engine.score(claim("e0"))
+            server.kill()
+            stage.engine.score_many([claim("a0"), claim("a1")])
+            server.start()
+            server.hold(True)
+            began = time.monotonic()
+        assert time.monotonic() - began < 20, "no longer than CLOSE_S or so, whatever an event may wait"
+        (told,) = [record.getMessage() for record in caplog.records]
+        assert told.startswith("2 events were decided while the store did not answer, and are not counted")
+        assert "riskengine rebuild" in told
+        server.hold(False)
 
 
 def test_a_store_that_is_killed_and_comes_back(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from riskengine.service.settings import Settings
 from riskengine.service.sidecar import Sidecar
 
 _log = logging.getLogger(__name__)
-LOOK_SECONDS = 1.0  # between looks at open episodes of alerts
+LOOK_SECONDS = 1.0  # between looks at what is to be done though no event comes
 # A thread that runs Python lets another one in after so long: the loop asks to be let in after each kernel,
 # some twenty times a batch, and with Python's own 5 ms a policy being compiled held up a batch for 100.
 SWITCH_SECONDS = 0.0001
@@ -144,11 +144,13 @@ async def _write_often(metrics: Metrics) -> None:
 
 
 async def _look_often(engine: Engine) -> None:
-    """End episodes of alerts also where no event comes any more."""
+    """End episodes of alerts, and count what the store missed, also where no event comes any more."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         if engine.alert_status.get("open"):
             await asyncio.to_thread(engine.look_at_alerts)
+        if engine.is_behind:
+            await asyncio.to_thread(engine.catch_up)
 
 
 def _reread(loop: asyncio.AbstractEventLoop, policies: Policies) -> None:

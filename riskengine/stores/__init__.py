@@ -147,6 +147,9 @@ class Store(Protocol):
     def is_behind(self) -> bool:
         """Whether what was decided without it has not been counted yet."""
 
+    def catch_up(self) -> None:
+        """Count what was decided without it. StoreError where it does not answer in time."""
+
     @property
     def losses(self) -> tuple[Loss, ...]:
         """What its servers lost in this life of the data, or may have; the same object until that changes."""

@@ -295,6 +295,22 @@ class ClusterLink:
             self._unsent_bytes -= len(self._unsent[at].popleft().request)
             self.dropped += 1
 
+    def settle(self) -> None:
+        """Have all that was told answered. StoreError where it is not in time."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            self._catch_up(deadline)
+            for node in list(self._nodes.values()):
+                try:
+                    self._acknowledge(node, deadline)
+                except StoreError as error:
+                    raise self._lost(node, error) from None
+            if not self.is_behind:
+                return
+            if time.monotonic() >= deadline:
+                raise StoreError("away", "not every master of the cluster answers")
+            pause(PAUSE_S)
+
     def call(self, *words: bytes | str | int, at: int = 0) -> list[Item]:
         """A command off the hot path, and what it answers."""
         return self.ask(resp.command(words), at).of(0)

@@ -142,6 +142,11 @@ class Link:
             self._told_bytes -= len(self._told.popleft()[0])
             self.dropped += 1
 
+    def settle(self) -> None:
+        """Have all that was told answered. StoreError where it is not in time."""
+        if self._told:
+            self.call("PING")
+
     def call(self, *words: bytes | str | int, at: int = 0) -> list[Item]:
         """A command off the hot path, and what it answers."""
         return self.ask(resp.command(words), at).of(0)

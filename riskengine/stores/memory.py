@@ -107,6 +107,9 @@ class MemoryStore:
 
     # -- the wait
 
+    def catch_up(self) -> None:
+        """Nothing is ever decided without it."""
+
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """Fold a batch's records in order and fill in each event's features, list and text columns."""
         features = self.features

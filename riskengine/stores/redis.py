@@ -6,6 +6,7 @@ slabs made of the values that one call answers. See DESIGN.md, ideas 2 and 5, fo
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -63,6 +64,8 @@ from riskengine.stores.workspace import Workspace
 
 MAY_BE_LOST: Final = Loss(0, 2**62, True)  # while nobody knows
 LOSS_MARGIN_S: Final = 5.0  # before a claim expires
+_log = logging.getLogger(__name__)
+CLOSE_S: Final = 2.0  # for what is still to be told, when it is closed
 AGAIN_S: Final = 1.0  # until a door is tried again that could not be opened, while others answer
 NO_EVENTS: Final[frozenset[bytes]] = frozenset()
 
@@ -620,13 +623,17 @@ class RedisStore:
         if life_ms > 1000 * self._terms.claims_live_s or life_ms <= 1000 * (self._terms.claims_live_s - 1):
             self._terms.enter_for(life_ms)
         self._let_go()
-        doors = self._doors
-        if doors.postponed:
-            with doors.lock:
-                if any(store.is_behind for store in doors.stores):
-                    self.claims.update(doors.postponed)
-                else:
-                    doors.postponed.clear()
+        if self._doors.postponed and not self._forget_postponed():
+            with self._doors.lock:
+                self.claims.update(self._doors.postponed)
+
+    def _forget_postponed(self) -> bool:
+        """Let go of what was decided without the server, once that knows all of it; whether it does."""
+        with self._doors.lock:
+            if any(store.is_behind for store in self._doors.stores):
+                return False
+            self._doors.postponed.clear()
+            return True
 
     # -- what comes after an event
 
@@ -773,10 +780,41 @@ class RedisStore:
                 self.table_put(table, key, row)
         return n
 
+    def catch_up(self) -> None:
+        """Count what was decided without the server. StoreError where it does not answer in time."""
+        self._clear_up()
+        self._tell_folded()
+        self._link.settle()
+        self._forget_postponed()
+
     def close(self) -> None:
-        """Hang up."""
-        self.claims.clear()
-        self._link.close()
+        """Hang up; before, what was decided without the server is counted, if it answers by CLOSE_S."""
+        try:
+            self._link.hurry(int(1e3 * min(self._link.timeout_s, CLOSE_S)), int(1e3 * CLOSE_S))
+            self._catch_up_at_last()
+        finally:
+            self.claims.clear()
+            self._link.close()
+
+    def _catch_up_at_last(self) -> None:
+        until = time.monotonic() + CLOSE_S
+        while True:
+            try:
+                self.catch_up()
+                return
+            except StoreError as error:
+                left = len(self._doors.postponed)
+                if not left:
+                    return
+                if time.monotonic() < until and error.kind in ("away", "slow", "behind", "busy", "loading"):
+                    time.sleep(kept.LOOK_AGAIN_S)
+                    continue
+                _log.error(
+                    "%d events were decided while the store did not answer, and are not counted in it (%s): "
+                    "count them from the journal with riskengine rebuild",
+                    left, error,
+                )  # fmt: skip
+                return
 
 
 def copied(touches: Touches) -> Touches:

@@ -143,6 +143,13 @@ class Scratch:
         """Take in one request when something is asked next; `after` gets what is answered."""
         self._later.append((bytes(request), after))
 
+    def hurry(self, timeout_ms: int, connect_ms: int) -> None:
+        """It is never waited for."""
+
+    def settle(self) -> None:
+        """Serve what was taken in for later."""
+        self._catch_up()
+
     def call(self, *words: bytes | str | int, at: int = 0) -> list[Item]:
         """A command off the hot path, and what it answers."""
         return self.ask(resp.command(words), at).of(0)
