@@ -237,16 +237,19 @@ class Engine:
 
     def catch_up(self) -> None:
         """Count what was decided without the shared store, where it is back; the next event would, too."""
-        if self._closed or not self.is_behind:
-            return
-        judge = self._turns.take()
-        try:
-            if not self._closed:
-                judge.store.catch_up()
-        except StoreError:
-            pass  # it is not back
-        finally:
-            self._turns.give(judge)
+        with suppress(StoreError):  # it is not
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for _ in self._turns.judges:
+            if self._closed or not self.is_behind:
+                return
+            judge = self._turns.take()  # one that is
+            try:
+                if not self._closed:
+                    judge.store.catch_up()
+            finally:
+                self._turns.give(judge)
 
     @property
     def store_errors(self) -> Counter[str]:
@@ -340,7 +343,7 @@ class Engine:
             if isinstance(entry, LabelEntry):
                 return self._store.label(self._claim_key(entry.event_id), entry.label, entry.time_ms)
             if isinstance(entry, ReleaseEntry):
-                return self._store.release(self._claim_key(entry.event_id))
+                return self._store.release(self._claim_key(entry.event_id)) == "now"
             self._redo_edit(entry)
             return True
 
@@ -356,6 +359,7 @@ class Engine:
                 [Problem("/label", "unknown-label", "a label is fraud or legit", "fraud or legit")]
             )
         _check_words(event_id=event_id, source=source)
+        self._catch_up()  # else what was decided without the store would not be known there
         with self._open():
             when = self._clock() if time is None else time
             known = self._store.label(self._claim_key(event_id), label, when)
@@ -372,12 +376,17 @@ class Engine:
     def release(self, event_id: str) -> bool:
         """Give back what an event holds of limits (the order was cancelled); whether it held anything."""
         _check_words(event_id=event_id)
+        self._catch_up()
         with self._open():
             released = self._store.release(self._claim_key(event_id))
-            if released and self._journal is not None:
-                self._journal.append([ReleaseEntry(event_id=event_id, time_ms=self._clock())])
+            journal = self._journal
+            # Whoever released it before may never have heard of it, and then nobody has written it down.
+            if journal is not None and (
+                released == "now" or (released == "before" and journal.released(event_id) is None)
+            ):
+                journal.append([ReleaseEntry(event_id=event_id, time_ms=self._clock())])
         self._settle()
-        return released
+        return released == "now"
 
     # -- lists and live tables
 

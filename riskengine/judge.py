@@ -454,7 +454,7 @@ class Judge:
         if spreading is not None and self.store.lists.met & spreading.mask:
             self._explain(decisions, Found([], spreading.named(touches, self.store.lists)))
             self._unfollowed += spreading.touches(touches)
-        self.store.postpone(touches, decisions, held, policy.horizon_ms, met)
+        self.store.postpone(touches, decisions, held, followed, policy.horizon_ms, met)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
             self._journal.append_later(Served(policy, found, decisions, now, met, sealer))

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stage import T0, Stage, claim, payment, policy, store_of
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine
-from riskengine.entries import Entry
+from riskengine.entries import Entry, ReleaseEntry
 from riskengine.errors import EventError, RiskEngineError
 from riskengine.journal import Journal
 from riskengine.layout import RECORD_TIME
@@ -129,6 +130,127 @@ def test_what_follows_another_meanwhile_goes_by_itself(tmp_path: Path) -> None:
             assert stage.row(claim("e1", 2))["claims"] == 3
         with Stage(tmp_path / "other", failing("open"), store=store) as stage:
             assert stage.engine.score(follow) == decision
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize(
+    ("fail", "action", "after"), [("open", "allow", "deny"), ("closed", "deny", "allow")]
+)
+@pytest.mark.parametrize("call", [2, 3])  # that takes over what is held, and that asks of the event itself
+def test_what_follows_a_known_event_takes_its_place_later(
+    call: int,
+    fail: str,
+    action: str,
+    after: str,
+    is_lost: bool,
+    tmp_path: Path,
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store went away when the event that is followed had been found: it is settled all the same."""
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path, failing(fail), store=store) as stage:
+        assert stage.engine.score(claim("e0", device_id="d0")).action == "allow"
+        link, calls = store_of(stage.engine)._link, count(1)
+        ask_all = link.ask_all
+
+        def ask(*words: Any) -> Any:
+            if next(calls) != call:
+                return ask_all(*words)
+            if is_lost:
+                ask_all(*words)
+                link.unsure = True
+            raise StoreError("away", "on the way there, or back")
+
+        monkeypatch.setattr(link, "ask_all", ask)
+        decision = stage.engine.score(claim("f0", 1, device_id="d0", follows="e0"))
+        assert (decision.action, decision.flags) == (action, ("degraded:store",))
+        assert stage.engine.score(claim("f0", 1, device_id="d0", follows="e0")) == decision
+        assert stage.row(claim("e1", 2, device_id="d1"))["claims"] == 2, "of a follow-up nothing is counted"
+        assert stage.engine.score(claim("e2", 3, device_id="d0")).action == after
+        assert not stage.engine.release("e0"), "it has been taken over"
+        assert stage.engine.release("f0") == (action == "allow")
+
+
+@pytest.mark.parametrize("journaled", [False, True])
+def test_what_is_said_of_an_event_that_was_missed_counts(journaled: bool, tmp_path: Path) -> None:
+    """A label and a release come before any other event: the store is told first what they are of."""
+    sections = failing("open")
+    frauds = {"frauds": {"count": "fraud", "on": "coupon_claim", "by": "user", "over": "1h"}}
+    sections["features"] = COUNTS | frauds
+    with running() as server:
+        store = apart(server.url, timeout=400)
+        begin(store, "stage")
+        options = {"journal": f"sqlite:///{tmp_path}/journal.db"} if journaled else {}
+        with Stage(tmp_path / "policy", sections, store=store, **options) as stage:
+            assert stage.engine.score(payment("p0")).flags == ()
+            server.hold(True)
+            assert stage.engine.score(claim("e0", device_id="d0")).action == "allow"
+            with pytest.raises(StoreError):
+                stage.engine.label("e0", "fraud")
+            server.hold(False)
+            time.sleep(0.1)  # what it was asked has come by now, and is not being decided any more
+            assert stage.engine.label("e0", "fraud")
+            assert stage.engine.release("e0")
+            assert stage.row(claim("e1", 1, device_id="d0"))["frauds"] == 1
+            assert stage.engine.score(claim("e2", 2, device_id="d0")).action == "deny", "e1 was granted it"
+
+
+def test_a_release_whose_answer_was_lost_is_journaled_when_it_is_asked_again(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever engine: a rebuild, and whoever asks when it was released, go by the journal."""
+    store, journals = apart(server), [f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "two")]
+    begin(store, "stage")
+    with (
+        Stage(tmp_path / "one", failing("closed"), store=store, journal=journals[0]) as one,
+        Stage(tmp_path / "two", failing("closed"), store=store, journal=journals[1]) as two,
+    ):
+        assert one.engine.score(claim("e0", device_id="d0")).action == "allow"
+        link = store_of(one.engine)._link
+        ask_all = link.ask_all
+
+        def ask(*words: Any) -> Any:
+            ask_all(*words)
+            raise StoreError("away", "on the way back")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "ask_all", ask)
+            with pytest.raises(StoreError):
+                one.engine.release("e0")
+        assert two.engine.score(claim("e1", 1, device_id="d0")).action == "allow", "it was released"
+        for stage in (one, two):
+            assert stage.engine.journal is not None
+            assert stage.engine.journal.released("e0") is None
+            for _ in range(2):
+                assert not stage.engine.release("e0"), "there is nothing left to release"
+            stage.engine.journal.flush()
+            found = [e for e in stage.engine.journal.replay() if isinstance(e, ReleaseEntry)]
+            assert [entry.event_id for entry in found] == ["e0"]
+
+
+def test_what_two_engines_decided_without_the_store_holds_nothing(tmp_path: Path) -> None:
+    """One had asked, and what that had reserved was nobody's where the other told first what it decided."""
+    with running() as server:
+        store = apart(server.url, timeout=400)
+        begin(store, "stage")
+        with (
+            Stage(tmp_path / "one", failing("closed"), store=store) as one,
+            Stage(tmp_path / "two", failing("closed"), store=store) as two,
+        ):
+            for stage in (one, two):
+                assert stage.engine.score(payment(f"p{time.monotonic()}")).flags == ()
+            server.hold(True)
+            assert one.engine.score(claim("e0", device_id="d0")).action == "deny"
+            for n in range(PATIENCE):
+                two.engine.score(payment(f"q{n}"))
+            assert two.engine.score(claim("e0", device_id="d0")).action == "deny", "nobody is asked any more"
+            server.hold(False)
+            until(lambda: caught_up(two.engine))
+            until(lambda: caught_up(one.engine))
+            assert one.engine.score(claim("e1", 1, device_id="d0")).action == "allow"
+            assert one.row(claim("e2", 2, device_id="d2"))["claims"] == 3
 
 
 @pytest.mark.parametrize("kind", ["server", "cluster"])

@@ -59,6 +59,11 @@ class Claim(msgspec.Struct, gc=False):
     forgotten: bool = False  # decided, but the decision itself is no longer kept
 
 
+# Whether an event held something that it holds no more: given back now, or by a release before, as far as is
+# known (in memory it is not: there no answer is ever lost).
+Released = Literal["now", "before", "nothing"]
+
+
 @dataclass(frozen=True, slots=True)
 class Followed:
     """The claim of an event that is followed, and its trace with those of the events it follows itself."""
@@ -192,7 +197,13 @@ class Store(Protocol):
         """What other doors have decided of these events without the servers, meanwhile."""
 
     def postpone(
-        self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int, met: Met
+        self,
+        touches: Touches,
+        decisions: Sequence[Decision],
+        held: Bytes,
+        followed: Followed | None,
+        horizon_ms: int,
+        met: Met,
     ) -> None:
         """Keep what was decided without the store (its `observe` failed), to count it when it is back.
 
@@ -217,8 +228,8 @@ class Store(Protocol):
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget what nobody needs any more."""
 
-    def release(self, key: bytes) -> bool:
-        """Return every grant that an event still holds; whether there was any."""
+    def release(self, key: bytes) -> Released:
+        """Return every grant that an event still holds, and say whether there was any."""
 
     def label(self, key: bytes, label: str, time: int) -> bool:
         """Let a label count for an event, in the place of the one it had; False where it is not known."""

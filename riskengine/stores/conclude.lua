@@ -2,8 +2,12 @@
 --
 -- KEYS  epoch, n claims, entities that something is given back to
 -- ARGV  epoch expected, n, r, ms that a trace lives, ms that a decision lives, whether who decides has seen what
---       an operator released (1), n times (claim's value with its trace, decision), r times (number of the
+--       an operator released (1) or not (0), or what the claims of those events have in the place of a batch's
+--       name that are to be decided, n times (claim's value with its trace, decision), r times (number of the
 --       event, number of the entity, records)
+--
+-- What was decided without us is to count where nobody else had entered it: who did may hold something for it,
+-- which only the one who knows of it gives back.
 --
 -- An event of which there is no claim was lost by the server: it is new when it comes again.
 -- The first decision of an event stands, also one that is kept together with its batch's: of a second one
@@ -20,6 +24,7 @@ if found[1] ~= ARGV[1] then
 end
 
 local alone = '!!!!!!!!!!!'  -- what claims have in the place of a batch's name
+local entered = #ARGV[6] == #alone and ARGV[6]
 local stood = {}
 local marks = {}
 local at = 7
@@ -30,7 +35,8 @@ for i = 1, n do
   local before = found[1 + i]
   local batch = before and string.sub(before, 31, 41) or alone
   local together = batch ~= alone and redis.call('EXISTS', start .. 't' .. batch) == 1
-  local first = before and not together and redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')
+  local ours = before and not together and (not entered or batch == entered)
+  local first = ours and redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5], 'NX')
   if before and not together and not first and ARGV[6] == '1' and redis.call('GET', decision) == '' then
     first = redis.call('SET', decision, ARGV[at + 1], 'PX', ARGV[5])
   end

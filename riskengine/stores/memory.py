@@ -23,7 +23,7 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.kernel import Call, Holder, bind
 from riskengine.layout import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.packing import Bytes
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Links, Lives, Met, Spot, statefile
+from riskengine.stores import NONE_MET, Claim, Followed, Info, Links, Lives, Met, Released, Spot, statefile
 from riskengine.stores import slabs as kernels
 from riskengine.stores.lists import Lists
 from riskengine.stores.paths import PathEdit
@@ -220,7 +220,13 @@ class MemoryStore:
         return NONE_MET
 
     def postpone(
-        self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int, met: Met
+        self,
+        touches: Touches,
+        decisions: Sequence[Decision],
+        held: Bytes,
+        followed: Followed | None,
+        horizon_ms: int,
+        met: Met,
     ) -> None:
         """Never asked: this store is never away."""
 
@@ -372,12 +378,12 @@ class MemoryStore:
         if traces is not None and row is not None:
             traces.holds(row)[:, 1] = NONE
 
-    def release(self, key: bytes) -> bool:
-        """Return every grant that an event still holds; whether there was any."""
+    def release(self, key: bytes) -> Released:
+        """Return every grant that an event still holds, and say whether there was any."""
         claim = self.claims.get(key)
         traces, row = self._row(claim.trace) if claim is not None else (None, None)
         if traces is None or row is None:
-            return False
+            return "nothing"
         held = traces.holds(row)
         any_held = False
         for old, name in enumerate(traces.features.limit_names):
@@ -402,7 +408,7 @@ class MemoryStore:
                     int(held[old, 1]),
                 )
             held[old, 1] = NONE
-        return any_held
+        return "now" if any_held else "nothing"
 
     def label(self, key: bytes, label: str, time: int) -> bool:
         """Let a label count for the event's entities, in the place of the one it had; False when too old."""

@@ -9,7 +9,7 @@ import msgspec
 from riskengine.features import FeatureSet
 from riskengine.fibers import pause
 from riskengine.layout import FRAUD, L_ENTITY, LEGIT, SIGN_BIT
-from riskengine.stores import Followed, kept, wire
+from riskengine.stores import Followed, Released, kept, wire
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.known import Known
 from riskengine.stores.moves import Entry, Moves
@@ -73,13 +73,13 @@ class Past(NamedTuple):
         settled = self.link.call("GET", self.place.claim_name(b"r", key), at=part)[0]
         return Known.read(claim, key, settled, self.plans)
 
-    def release(self, key: bytes) -> bool:
-        """Return every grant that an event still holds; whether there was any."""
+    def release(self, key: bytes) -> Released:
+        """Return every grant that an event still holds, and say whether there was any."""
         known = self.recall(key)
-        if known is None or not known.holds:
-            return False
-        if known.settled is not None and not (self.terms.mask and known.settled == BY_RELEASE):
-            return False
+        if known is None or not known.holds or known.settled not in (None, BY_RELEASE):
+            return "nothing"
+        if known.settled == BY_RELEASE and not self.terms.mask:
+            return "before"
         trace = known.trace(self.features)
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
         for name, (bucket, amount) in trace.holds.items():
@@ -89,7 +89,8 @@ class Past(NamedTuple):
                 at = trace.keys.get(self.features.entities[e], 0)
                 record = self.terms.release(limit, known.time, bytes(8), amount, bucket)
                 pieces.setdefault((e, at), []).append((0, record))
-        return self.moves.once(Entry(b"r", key, BY_RELEASE), pieces)[0]
+        new, settled = self.moves.once(Entry(b"r", key, BY_RELEASE), pieces)
+        return "now" if new else "before" if settled == BY_RELEASE else "nothing"
 
     def label(self, key: bytes, label: str, time: int) -> bool:
         """Let a label count for the event's entities, in the place of the one it had; False when too old.

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,6 +32,7 @@ from riskengine.stores import (
     Lives,
     Loss,
     Met,
+    Released,
     Row,
     Spot,
     StoreError,
@@ -70,6 +71,16 @@ AGAIN_S: Final = 1.0  # until a door is tried again that could not be opened, wh
 NO_EVENTS: Final[frozenset[bytes]] = frozenset()
 
 _DECODER = msgspec.msgpack.Decoder(Decision)
+
+
+class Doubt(NamedTuple):
+    """Events (n) that were decided without the server, and may have been counted there all the same."""
+
+    touches: Touches
+    decisions: Sequence[Decision]
+    held: Bytes  # (n, L)
+    followed: Followed | None
+    lives: Lives
 
 
 class _Doors:
@@ -130,7 +141,7 @@ class RedisStore:
         self._doors = beside or _Doors()
         self._doors.stores.append(self)
         self._answered = self._doors.losses.door()
-        self._in_doubt: deque[tuple[Touches, Sequence[Decision], Bytes, Lives]] = deque()
+        self._in_doubt: deque[Doubt] = deque()
         self._again_s = 0.0  # of the monotonic clock, see AGAIN_S
         self._plans = Plans(self._plan_bytes)
         self._serve(features, announced=beside is None)
@@ -494,7 +505,8 @@ class RedisStore:
         lives = Lives(horizon_ms, self._terms.fresh_ms)
         for i in asked.left_open:
             held = (asked.traces[:, self._terms.traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
-            self._in_doubt.append((rows_of(touches, i), decisions[i : i + 1], held[i : i + 1], lives))
+            one = rows_of(touches, i), decisions[i : i + 1], held[i : i + 1]
+            self._in_doubt.append(Doubt(*one, None, lives))
         if rows:
             self._tell_concluded(asked, rows, decisions, lives)
 
@@ -533,19 +545,27 @@ class RedisStore:
         return met
 
     def postpone(
-        self, touches: Touches, decisions: Sequence[Decision], held: Bytes, horizon_ms: int, met: Met
+        self,
+        touches: Touches,
+        decisions: Sequence[Decision],
+        held: Bytes,
+        followed: Followed | None,
+        horizon_ms: int,
+        met: Met,
     ) -> None:
         """Keep what was decided without the store, to be counted when it is back: what it is told then.
 
-        What an event holds in any case it reserves against no maximum. What was `met` is left out.
+        What an event holds in any case it reserves against no maximum. What was `met` is left out. An event
+        that another engine enters meanwhile is for that one to decide, which may hold something for it.
         """
         if met:
             new = [i for i in range(touches.batch.n) if i not in met]
             if not new:
                 return
             touches, decisions, held = rows_of(touches, new), [decisions[i] for i in new], held[new]
-        if self._link.unsure:  # whether it was counted, and what it holds, is found when the store is back
-            self._in_doubt.append((copied(touches), decisions, held, Lives(horizon_ms, self._terms.fresh_ms)))
+        lives = Lives(horizon_ms, self._terms.fresh_ms)
+        if self._link.unsure or followed is not None:  # what it holds is found when the store is back
+            self._in_doubt.append(Doubt(copied(touches), decisions, held, followed, lives))
             self._keep(touches)
             return
         asked = self._blank(touches)
@@ -553,13 +573,10 @@ class RedisStore:
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._grants.place_buckets(asked)
         self._grants.hold(asked, held)
-        lives = Lives(horizon_ms, self._terms.fresh_ms)
+        asked.batch = requests.batch_name()
         self._later(requests.observing(self._terms, self._work, asked, held))
         rows = self._in_order(touches, range(touches.batch.n))
-        if asked.batch is not ALONE:
-            self._link.later(requests.concluding_all(self._terms, self._work, asked, rows, decisions, lives))
-        else:
-            self._later(requests.concluding(self._terms, self._work, asked, rows, decisions, lives))
+        self._later(requests.concluding(self._terms, self._work, asked, rows, decisions, lives, True))
         self._keep(touches)
 
     def _keep(self, touches: Touches) -> None:
@@ -576,10 +593,10 @@ class RedisStore:
     def _clear_up(self) -> None:
         """Count what was decided without the store and may have been counted there all the same."""
         while self._in_doubt:
-            touches, decisions, held, lives = self._in_doubt[0]
-            for i in self.restore(touches, decisions, held, None, touches.batch.time, lives):
+            touches, decisions, held, followed, lives = self._in_doubt[0]
+            for i in self.restore(touches, decisions, held, followed, touches.batch.time, lives):
                 one = rows_of(touches, i)
-                self.restore(one, decisions[i : i + 1], held[i : i + 1], None, one.batch.time, lives)
+                self.restore(one, decisions[i : i + 1], held[i : i + 1], followed, one.batch.time, lives)
             self._in_doubt.popleft()
 
     def restore(
@@ -603,10 +620,13 @@ class RedisStore:
         self._grants.place_buckets(asked)
         if self._terms.mask:  # where a claim elsewhere outlives it, it looks as if nobody had decided it
             lives = lives._replace(horizon_ms=max(lives.horizon_ms, self._terms.elsewhere_ms + MARGIN_MS))
+        masks, records = touches.masks.copy(), touches.records.copy()
         reply, size = self._answer(asked, True)
         self._fold(asked, reply, size)
         rows = [i for i in range(touches.batch.n) if i not in asked.met]
         open_ = [i for i, answer in asked.met.items() if answer == "undecided"]
+        # What was void for us, who appended nothing, they moved when they were entered.
+        touches.masks[open_], touches.records[open_] = masks[open_], records[open_]
         if open_ and touches.batch.n == 1:
             self._grants.settle_open(asked, held)
             rows, open_ = [0], []
@@ -641,8 +661,8 @@ class RedisStore:
         """What an event moved that `by` follows; None where nothing is known of it any more."""
         return self._past.followed(key, by)
 
-    def release(self, key: bytes) -> bool:
-        """Return every grant that an event still holds; whether there was any."""
+    def release(self, key: bytes) -> Released:
+        """Return every grant that an event still holds, and say whether there was any."""
         return self._past.release(key)
 
     def label(self, key: bytes, label: str, time: int) -> bool:

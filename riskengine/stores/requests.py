@@ -76,6 +76,11 @@ class Requests(NamedTuple):
             start = end
 
 
+def batch_name() -> Bytes:
+    """A name that no other batch has."""
+    return as_array(secrets.token_urlsafe(8).encode())
+
+
 def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Requests:
     """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
     touches, features, claims = asked.touches, terms.features, asked.claims
@@ -100,8 +105,8 @@ def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Req
     asked.entities = entities[:count]
     lives = terms.lives_said
     asked.claims_live_s = terms.claims_live_s
-    if batch.n > 1 and not terms.mask:
-        asked.batch = as_array(secrets.token_urlsafe(8).encode())
+    if batch.n > 1 and not terms.mask and asked.batch is ALONE:
+        asked.batch = batch_name()
     names = terms.prefix_size + 40
     needed = len(scratch.groups) * (400 + len(lives)) + len(scratch.claimants) * (names + 80)
     out = work.room_for_request(needed + count * (names + 40) + total + 4 * touches.keys.size)
@@ -201,12 +206,17 @@ def concluding(
     rows: Sequence[int],
     decisions: Sequence[Decision],
     lives: Lives,
+    ours_only: bool = False,
 ) -> Requests:
-    """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions."""
+    """The calls of conclude.lua for the events `rows` of a batch, which are in order of partitions.
+
+    With `ours_only` it decides none that another has entered before.
+    """
     touches, batch, scratch = asked.touches, asked.touches.batch, asked.scratch
     answers, at = encoded([decisions[i] for i in rows])
     trace, n, names = terms.trace_bytes, len(rows), terms.prefix_size + 40
     back = asked.give_back.size
+    whose = asked.batch.tobytes() if ours_only else b"%d" % asked.resumed
     out = work.room_for_request(
         len(scratch.parts) * 400 + n * (names + trace + 112) + len(answers) + back * (names + 96)
     )
@@ -223,7 +233,7 @@ def concluding(
         terms.epoch_keys,
         terms.epoch_size,
         terms.epoch,
-        _times(lives.horizon_ms, lives.fresh_ms, asked.resumed),
+        _times(lives.horizon_ms, lives.fresh_ms, whose),
         ALONE,
         _numbers(asked, rows),
         terms.mask,
@@ -268,7 +278,7 @@ def concluding_all(
     )
     live = not 0 <= 1000 * asked.claims_live_s - lives.horizon_ms < 1000
     # No claim outlives its traces, or it would look undecided: they are counted in seconds there.
-    times = _times(lives.horizon_ms + 1000, lives.fresh_ms, live)
+    times = _times(lives.horizon_ms + 1000, lives.fresh_ms, b"%d" % live)
     end = wire.write_conclude_all(
         out,
         terms.features.flat,
@@ -308,6 +318,6 @@ def _numbers(asked: Asked, rows: Sequence[int]) -> Int64s:
 
 
 @lru_cache(maxsize=16)
-def _times(first_ms: int, second_ms: int, flag: bool) -> Bytes:
+def _times(first_ms: int, second_ms: int, said: bytes) -> Bytes:
     """Three arguments of conclude.lua and conclude_all.lua."""
-    return as_array(bulk(b"%d" % first_ms) + bulk(b"%d" % second_ms) + bulk(b"%d" % flag))
+    return as_array(bulk(b"%d" % first_ms) + bulk(b"%d" % second_ms) + bulk(said))
