@@ -58,7 +58,7 @@ CONNECTIONS: Final = (1, 32, 256)
 SECONDS: Final = 2.0
 TURNS: Final = 3
 EVENTS: Final = 20_000  # of a busy hour; after it comes the next one, of other people
-HOURS: Final = range(100, 224)  # three digits that an IP can begin with
+HOURS: Final = range(100, 256)  # three digits that an IP can begin with
 MODEL: Final = "campaign-v1"
 HASH_KEY: Final = {"RISKENGINE_HASH_KEY": "0" * 32}
 HELD: Final = 10_000
@@ -127,7 +127,7 @@ tests:
 """
 # Every thread of wrk runs this; there is one. Bodies are cut where their hour goes.
 SCRIPT: Final = r"""
-local pieces, n, serial = {}, 0, tonumber(os.getenv("SERIAL"))
+local pieces, n, serial, first = {}, 0, tonumber(os.getenv("SERIAL")), tonumber(os.getenv("HOUR"))
 for line in io.lines(os.getenv("BODIES")) do
   local cut = {}
   for piece in line:gmatch("[^@]+") do cut[#cut + 1] = piece end
@@ -138,7 +138,7 @@ for line in io.lines(os.getenv("BODIES")) do
   pieces[n] = cut
 end
 request = function()
-  local hour, at = 100 + math.floor(serial / n), serial % n + 1
+  local hour, at = first + math.floor(serial / n), serial % n + 1
   serial = serial + 1
   return table.concat(pieces[at], hour)
 end
@@ -484,7 +484,12 @@ class Load:
         command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(self._script)]
         done = subprocess.run(
             [*command, f"http://127.0.0.1:{server.port}/v1/score"],
-            env={**os.environ, "BODIES": str(self._file), "SERIAL": str(self._serial)},
+            env={
+                **os.environ,
+                "BODIES": str(self._file),
+                "SERIAL": str(self._serial),
+                "HOUR": str(HOURS[0]),
+            },
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -100,9 +100,9 @@ def test_a_replica_takes_over_under_load(fault: str, servers: Cluster, tmp_path:
     store = apart(servers.url)
     begin(store, "stage")
     with client(replica) as promoted:
-        until(lambda: is_synced(promoted))
+        until(lambda: is_synced(promoted), 30)
         callers = [Caller(tmp_path / name, store, name) for name in ("a", "b")]
-        until(lambda: all(len(caller.answers) > 150 for caller in callers))
+        until(lambda: all(len(caller.answers) > 150 for caller in callers), 30)
         begun = time.monotonic()
         if fault == "stands still":
             master.hold(True)
@@ -110,7 +110,7 @@ def test_a_replica_takes_over_under_load(fault: str, servers: Cluster, tmp_path:
             master.kill()
         until(lambda: promoted.info("replication")["role"] == "master", 60)
         lives_on(master, fault)
-        until(lambda: facts(promoted)["cluster_state"] == "ok")
+        until(lambda: facts(promoted)["cluster_state"] == "ok", 30)
         taken = [len(caller.answers) for caller in callers]
         until(
             lambda: all(
@@ -157,7 +157,7 @@ def test_what_a_replica_had_not_got_is_counted_and_told(servers: Cluster, tmp_pa
         assert min(lost) > 5
         master.kill()
         until(lambda: promoted.info("replication")["role"] == "master", 60)
-        until(lambda: facts(promoted)["cluster_state"] == "ok")
+        until(lambda: facts(promoted)["cluster_state"] == "ok", 30)
         assert heard(one, "after") == {(f"lost:{lost[0]}",)}, "by the decisions that find it"
         assert heard(two, "after-too") == {(f"lost:{sum(lost)}",)}
         assert heard(one, "later") == {(f"lost:{sum(lost)}",)}, "of the other engine's it is told"

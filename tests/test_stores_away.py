@@ -33,6 +33,7 @@ from riskengine.stores.place import kind_of
 from riskengine.stores.values import HEAD
 
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+SOON_S = 10  # a store that is back is asked again
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
 
 
@@ -74,7 +75,7 @@ def test_a_store_that_stands_still(fail: str, action: str, after: str, tmp_path:
                 stage.engine.score(claim(f"e{n}"))
             assert stage.engine.score(claim("e1", device_id="d1")) == decision, "a retry, by heart"
             server.hold(False)
-            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
             assert stage.row(claim("e8", 1))["claims"] == 8
             assert stage.engine.score(claim("e1", device_id="d1")).action == action
             assert stage.engine.score(claim("e9", 2, device_id="d1")).action == after
@@ -104,7 +105,7 @@ def test_a_retry_meanwhile_is_told_what_the_journal_has(doors: int, tmp_path: Pa
                 engine.score(other)
             assert engine.score(new) == alone
             server.hold(False)
-            until(lambda: engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            until(lambda: engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
             assert engine.score_many([*events, new]) == [*said, alone]
             assert stage.row(claim("last"))["claims"] == 6
             assert engine._journal is not None
@@ -126,7 +127,7 @@ def test_what_follows_another_meanwhile_goes_by_itself(tmp_path: Path) -> None:
             decision = stage.engine.score(follow)
             assert (decision.action, decision.flags) == ("allow", ("degraded:store", "follows:unknown"))
             server.hold(False)
-            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
             assert stage.row(claim("e1", 2))["claims"] == 3
         with Stage(tmp_path / "other", failing("open"), store=store) as stage:
             assert stage.engine.score(follow) == decision
@@ -247,8 +248,8 @@ def test_what_two_engines_decided_without_the_store_holds_nothing(tmp_path: Path
                 two.engine.score(payment(f"q{n}"))
             assert two.engine.score(claim("e0", device_id="d0")).action == "deny", "nobody is asked any more"
             server.hold(False)
-            until(lambda: caught_up(two.engine))
-            until(lambda: caught_up(one.engine))
+            until(lambda: caught_up(two.engine), SOON_S)
+            until(lambda: caught_up(one.engine), SOON_S)
             assert one.engine.score(claim("e1", 1, device_id="d0")).action == "allow"
             assert one.row(claim("e2", 2, device_id="d2"))["claims"] == 3
 
@@ -275,7 +276,7 @@ def test_what_was_missed_is_counted_before_an_engine_ends(kind: str, tmp_path: P
         def restart() -> None:
             for server in servers:
                 server.start()
-            until(lambda: other.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            until(lambda: other.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
 
         with Stage(tmp_path / "one", failing("open"), store=store) as stage:
             assert stage.engine.score(claim("e0", device_id="d0")).flags == ()
@@ -286,7 +287,7 @@ def test_what_was_missed_is_counted_before_an_engine_ends(kind: str, tmp_path: P
             stage.engine.catch_up()
             assert stage.engine.is_behind
             restart()
-            until(lambda: caught_up(stage.engine))
+            until(lambda: caught_up(stage.engine), SOON_S)
             assert other.row(claim("e1", 1))["claims"] == 7
             kill()
             assert stage.engine.score(claim("b0", device_id="b0")).flags == ("degraded:store",)
@@ -327,7 +328,7 @@ def test_a_store_that_is_killed_and_comes_back(tmp_path: Path) -> None:
             server.kill()
             assert stage.engine.score(claim("away")).flags == ("degraded:store",)
             server.start()
-            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
             assert stage.row(claim("e10", 1))["claims"] == 12
 
 
@@ -460,8 +461,8 @@ def test_what_was_missed_is_told_in_its_order(tmp_path: Path) -> None:
             for n, at in enumerate(times):  # the first may have been served, and comes last for that
                 assert stage.engine.score(claim(f"a{n}", at)).flags == ("degraded:store",)
             server.hold(False)
-            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
-            until(lambda: not opened.is_behind)
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
+            until(lambda: not opened.is_behind, SOON_S)
             assert stage.row(claim("e1", 50))["claims"] == 6
             with redis.Redis.from_url(server.url) as client:
                 (name,) = client.scan_iter(match=f"*:e{kind_of('user').decode()}*")
@@ -507,5 +508,5 @@ def test_a_server_that_does_not_answer_is_left_alone_between_tries(tmp_path: Pat
             server.start()
             begin(store, "stage")
             tries.clear()
-            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
+            until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
             assert len(tries) <= 2, "the first try that is answered ends it"

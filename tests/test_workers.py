@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from servers import apart, until, valkey
-from test_policies import SHARED, activate, files, lay_out
+from test_policies import SHARED, SOON_SECONDS, activate, files, lay_out
 from test_service import JSON, Served, claim, start
 
 from riskengine import cli
@@ -68,7 +68,7 @@ def test_workers_answer_as_one_and_the_dead_are_replaced(tmp_path: Path, redis: 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda i: server.score(claim(f"n{i}")), range(100)))
         assert {answer.value["policy"] for answer in answers} == {fingerprint}
-        until(lambda: decided(server) == 300)
+        until(lambda: decided(server) == 300, SOON_SECONDS)
         time.sleep(2 * WRITE_SECONDS)
 
         os.kill(workers[0], signal.SIGKILL)
