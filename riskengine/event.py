@@ -115,6 +115,7 @@ class Batch(msgspec.Struct, frozen=True, eq=False, gc=False):
     follows_claim: Words  # [n, 2], 0 where it follows none
     raw: Sequence[Event]  # [n], as they were given
     index: Ints  # [n]: place in the input
+    lasting: bool = False  # one lone event after another is parsed into these very arrays
 
     def claims(self) -> list[bytes]:
         """What stores know each event by."""
@@ -377,7 +378,8 @@ class Schema:
         if plans is not lone.plans or lone.finish is None:
             lone.plans = plans
             lone.finish = bind(finish, *self._finishing(room, plans, room.values, _NO_ENDS, room.text_view))
-            lone.batch = _batch(room, 1, lone.ids, None, room.text_view, lone.raw, room.places)
+            if lone.batch is None:
+                lone.batch = _batch(room, 1, lone.ids, None, room.text_view, lone.raw, room.places, True)
         wanted, _, bad = lone.finish()
         lone.ids[0] = strings[0]
         lone.raw[0] = event
@@ -527,13 +529,13 @@ class Schema:
 
 def _batch(
     room: Room, n: int, ids: list[str], follows: list[str | None] | None, text: Bytes, raw: Sequence[Event],
-    index: Ints,
+    index: Ints, lasting: bool = False,
 ) -> Batch:  # fmt: skip
     """The events that a room was filled with."""
     cells, *_, time, stamped, late, str_hash, keys, hashed, claims, content, follows_claim = room
     return Batch(
         n, ids, cells.type_index, time, stamped, late, cells.numbers, cells.str_off, cells.str_len, text,
-        str_hash, keys, hashed, claims, content, follows, follows_claim, raw, index,
+        str_hash, keys, hashed, claims, content, follows, follows_claim, raw, index, lasting,
     )  # fmt: skip
 
 
