@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -103,7 +103,7 @@ class Judge:
             self._weigh(found, room.verdict)
         self._judge(batch, 0, True, None, False, None)
         if self._journal is not None:
-            Served(policy, found, (), 0).block()
+            Served(policy, found, (), (), 0).block()
 
     def replay(self, batch: Batch, now: Int64s, shown: Callable[[Touches], None]) -> list[Result]:
         """`Engine.replay`."""
@@ -366,7 +366,7 @@ class Judge:
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
-            served = Served(policy, found, decisions, now, met, sealer)
+            served = Served(policy, found, *_to_keep(decisions, met), now, sealer)
             self._journal.append_later(served)
             self._lines = served.lines
         if counted and followed is None and self._shown is None:
@@ -457,7 +457,7 @@ class Judge:
         self.store.postpone(touches, decisions, held, followed, policy.horizon_ms, met)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
-            self._journal.append_later(Served(policy, found, decisions, now, met, sealer))
+            self._journal.append_later(Served(policy, found, decisions, met, now, sealer))
         if followed is None:
             self._watch.take(found, verdict, now, met)
         return decisions
@@ -786,6 +786,18 @@ def _parts(
     if plain:
         yield plain, True
     yield from (([i], False) for i in undecided)
+
+
+def _to_keep(decisions: list[Decision], met: Met) -> tuple[list[Decision], Collection[int]]:
+    """What the journal is told of a batch, and which of its rows are left out.
+
+    Who decided an event that was met may have died before its journal had it. So ours is told of it too: what
+    a journal knows it does not write again.
+    """
+    told = {i: answer for i, answer in met.items() if isinstance(answer, Decision)} if met else {}
+    if not told:
+        return decisions, met
+    return [told.get(i, decision) for i, decision in enumerate(decisions)], met.keys() - told.keys()
 
 
 def _decided(claim: Claim) -> Decision:

@@ -49,8 +49,8 @@ def read_trace(trace: bytes) -> Moved:
 class Served:
     """Decisions (n) with all that the journal keeps beside them: an `entries.Pending`.
 
-    Nothing of the batch is held on to but, with a `sealer`, copies of the events: what is personal in them is
-    kept too, encrypted.
+    `left_out` are rows that it keeps nothing of. Nothing of the batch is held on to but, with a `sealer`,
+    copies of the events: what is personal in them is kept too, encrypted.
     """
 
     __slots__ = ("_personal", "_record", "event_ids", "lines")
@@ -60,14 +60,14 @@ class Served:
         policy: Policy,
         found: Touches,
         decisions: Sequence[Decision],
+        left_out: Collection[int],
         now: int | NDArray[np.int64],
-        met: Collection[int] = (),
         sealer: Sealer | None = None,
     ) -> None:
         batch = found.batch
         extras = policy.masking.extras(batch)
         self._personal: _Personal | None = None
-        if found.lone is not None and not (met or extras or sealer):
+        if found.lone is not None and not (left_out or extras or sealer):
             line = _lines(decisions)
             if len(line) <= _LINE_BYTES_MAX:
                 self.lines = line
@@ -75,8 +75,8 @@ class Served:
                 self.event_ids = batch.ids.copy()
                 return
         rows: list[int] | None = None
-        if met:  # they are journaled already
-            rows = [i for i in range(batch.n) if i not in met]
+        if left_out:
+            rows = [i for i in range(batch.n) if i not in left_out]
             decisions = [decisions[i] for i in rows]
         self.event_ids = [batch.ids[i] for i in rows] if rows is not None else list(batch.ids)
         if sealer is not None:
@@ -196,7 +196,7 @@ def _arrays(
 
 
 def _lines(decisions: Sequence[Decision]) -> bytes:
-    if decisions and decisions[0].features is not msgspec.UNSET:
+    if any(decision.features is not msgspec.UNSET for decision in decisions):
         decisions = [msgspec.structs.replace(decision, features=msgspec.UNSET) for decision in decisions]
     return _JSON.encode_lines(decisions)
 

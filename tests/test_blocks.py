@@ -19,8 +19,9 @@ from test_parity import KEY, write_policy
 from riskengine import Engine
 from riskengine.compiled import Policy
 from riskengine.decision import Decision
+from riskengine.entries import Entry
 from riskengine.features import Touches
-from riskengine.journal.blocks import _whole_characters, unpack_row
+from riskengine.journal.blocks import _whole_characters, count, pack_entries, unpack, unpack_row, without
 from riskengine.served import Served, read_trace
 
 START_MS = int(datetime.fromisoformat(STARTS[0]).timestamp()) * 1000
@@ -88,6 +89,32 @@ def test_what_the_kernel_writes_is_what_the_twin_says(
                 assert moved.layout == entry.features == policy.features.fingerprint
                 assert entry.content == batch.content[i].tobytes()
                 assert (entry.policy, entry.flags) == (policy.fingerprint, decision.flags)
+
+
+@given(dropped=st.frozensets(st.integers(0, 5)))
+def test_what_is_dropped_of_a_block_leaves_its_place_alone(dropped: frozenset[int]) -> None:
+    said = {
+        "event_id": "",
+        "decision_id": "",
+        "action": "allow",
+        "risk": 0,
+        "policy": "",
+        "flags": [],
+        "time": 0,
+    }
+    entries = [
+        Entry(
+            event_id=f"e{i}", decision_id="", event_time_ms=0, type="claim", action="allow", risk=0.0,
+            decision=msgspec.json.encode({**said, "event_id": f"e{i}"}), event={"no": i},
+        )
+        for i in range(6)
+    ]  # fmt: skip
+    block = pack_entries(entries)
+    body = without(block.body, dropped)
+    assert count(body) == 6
+    assert body == block.body if not dropped else len(body) < len(block.body)
+    left = [entry for i, entry in enumerate(unpack(block.body, 7)) if i not in dropped]
+    assert list(unpack(body, 7, dropped=dropped)) == left
 
 
 @given(st.text(), st.integers(0, 24))

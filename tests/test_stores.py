@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from clusters import cluster
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 from riskengine.cli import app
 from riskengine.decision import Decision
 from riskengine.engine import Engine
+from riskengine.entries import Entry
 from riskengine.errors import EventError
 from riskengine.judge import Judge
 from riskengine.stores import Followed, kept
@@ -242,6 +244,39 @@ def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(
         assert after.actions([claim("late", 30, device_id="d1")]) == ["deny"]
         assert after.engine.release("e0")
         assert after.actions([claim("free", 40, device_id="d1")]) == ["allow"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_was_told_and_not_journaled_is_journaled_by_who_is_asked_again(
+    server: str, tmp_path: Path, alone: bool
+) -> None:
+    """Once, as it was answered, whoever asks how often: an acknowledged decision is in a journal."""
+    store, journal = apart(server), f"sqlite:///{tmp_path / 'journal.db'}?commit=sync"
+    begin(store, "stage")
+    events = [claim(f"e{n}", n, device_id=f"d{n % 3}") for n in range(1 if alone else 5)]
+    one = {"one": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 1, "then": "deny"}}
+    sections = policy(limits=one)
+    with Stage(tmp_path / "one", sections, store=store) as dying:  # as if killed before it was journaled
+        said = dying.engine.score_many(events)
+    with Stage(tmp_path / "two", sections, store=store, journal=journal) as after:
+        for turn in range(3):
+            own = claim(f"own{turn}", 10, device_id="d9")
+            asked = [*events, *events] if alone else [own, *events[:2], *events]
+            again = [after.engine.score_many([event])[0] for event in asked]
+            together = after.engine.score_many(asked, features=True)
+            expected = {decision.event_id: decision for decision in said if isinstance(decision, Decision)}
+            for answer in (*again, *together):
+                assert isinstance(answer, Decision)
+                assert answer == expected.get(answer.event_id, answer)
+        assert after.engine.journal is not None
+        entries = [entry for entry in after.engine.journal.replay() if isinstance(entry, Entry)]
+    kept = {entry.event_id: entry for entry in entries}
+    assert len(kept) == len(entries) == len(events) + (0 if alone else 3)
+    for decision in said:
+        assert isinstance(decision, Decision)
+        entry = kept[decision.event_id]
+        assert entry.decision == msgspec.json.encode(decision)
+        assert (entry.event["event_id"], entry.event["time"]) == (decision.event_id, decision.time)
 
 
 def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(

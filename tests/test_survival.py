@@ -224,16 +224,20 @@ def begun(folder: Path, server: Server) -> str:
     return f"{server.url}?timeout=2000"
 
 
-def test_kill_9_on_a_store_that_lives_on(tmp_path: Path, redis: Server) -> None:
-    """With commit=async: what the journal lost is known to the store; decided again, it is flagged."""
+@pytest.mark.parametrize("journal", [ASYNC, SYNC])
+def test_kill_9_on_a_store_that_lives_on(journal: str, tmp_path: Path, redis: Server) -> None:
+    """What the journal lost is known to the store, or decided again and flagged; with commit=sync neither."""
     port = free_port()
-    arguments = ("--journal", ASYNC, "--store", begun(tmp_path, redis))
+    arguments = ("--journal", journal, "--store", begun(tmp_path, redis))
     with serving(tmp_path, port, *arguments) as servers:
         callers = killed_at_random(tmp_path, port, arguments, servers, "shared")
         for event_id, body in callers.answers.items():
             again = servers[-1].score(callers.events[event_id]).body
-            assert again == body or "redecided" in json.loads(again)["flags"]
+            assert again == body or (journal == ASYNC and "redecided" in json.loads(again)["flags"])
         check_counters(servers[-1], callers.events)
+    assert callers.answers.keys() <= journaled(tmp_path).keys()  # asked again, what was lost is there again
+    if journal == SYNC:
+        check_journal(tmp_path, callers.answers)
     granted = Counter(
         callers.events[event_id]["device_id"]
         for event_id, body in callers.answers.items()

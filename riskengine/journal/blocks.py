@@ -10,8 +10,9 @@ and encoding in Python, binding and stepping).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -193,6 +194,20 @@ def unpack(
         if i not in dropped:
             record = _RECORDS.decode(body[start + offsets[i] : start + offsets[i + 1]])
             yield _entry(head, record, 0 if seq is None else seq + i)
+
+
+def without(body: bytes, dropped: Collection[int]) -> bytes:
+    """A block in which nothing is left of some of its records but their places."""
+    n, size = _PLACES.unpack_from(body)
+    start = _PLACES.size + size
+    offsets = np.frombuffer(body, "<u4", n + 1, start).tolist()
+    first = start + 4 * (n + 1)
+    records = [
+        b"" if i in dropped else body[first + at : first + end]
+        for i, (at, end) in enumerate(pairwise(offsets))
+    ]
+    places = np.cumsum([0, *map(len, records)], dtype=np.uint32)
+    return b"".join((body[:start], places.tobytes(), *records))
 
 
 def pack_row(values: Iterable[float | str | None]) -> bytes:

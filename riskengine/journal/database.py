@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from riskengine.journal import tables
 from riskengine.journal.address import Address
-from riskengine.journal.blocks import Block
+from riskengine.journal.blocks import Block, without
 from riskengine.journal.tables import SCHEMA_VERSION, Row
 from riskengine.journal.trouble import JournalError
 
@@ -111,7 +111,8 @@ class Database:
                     row = here[place]
                     dropped = [number - row[0] for number in again if row[0] <= number < row[0] + row[1]]
                     if dropped:
-                        here[place] = (*row[:4], msgspec.msgpack.encode(dropped), *row[5:])
+                        marks, body = msgspec.msgpack.encode(dropped), without(row[5], frozenset(dropped))
+                        here[place] = (*row[:4], marks, body, row[6])
             for name, many in rows.items():
                 if many:
                     cursor.executemany(self._inserts[name], many)
