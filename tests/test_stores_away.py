@@ -510,3 +510,30 @@ def test_a_server_that_does_not_answer_is_left_alone_between_tries(tmp_path: Pat
             tries.clear()
             until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
             assert len(tries) <= 2, "the first try that is answered ends it"
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+def test_a_server_that_is_back_is_found_however_often_it_is_asked_meanwhile(
+    kind: str, tmp_path: Path
+) -> None:
+    """To be refused while it is left alone puts the next try off no further, also where there is to tell."""
+    with ExitStack() as stack:
+        if kind == "server":
+            servers = [stack.enter_context(running())]
+            url = servers[0].url
+        else:
+            made = stack.enter_context(cluster(replicas=False))
+            servers, url = [*made.servers], made.url
+        store = apart(url, timeout=100)
+        begin(store, "stage")
+        stage = stack.enter_context(Stage(tmp_path, failing("open"), store=store))
+        until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == (), SOON_S)
+        for server in servers:
+            server.hold(True)
+        away = [stage.engine.score(claim(f"away{n}", n)) for n in range(10 * PATIENCE)]
+        assert {decision.flags for decision in away} == {("degraded:store",)}
+        assert stage.engine.is_behind
+        for server in servers:
+            server.hold(False)
+        until(lambda: stage.engine.score(claim(f"c{time.monotonic()}", 1)).flags == (), SOON_S)
+        assert stage.engine.label("away0", "fraud")

@@ -307,6 +307,8 @@ class ClusterLink:
                     raise self._lost(node, error) from None
             if not self.is_behind:
                 return
+            for part in self._unsent:
+                self._node(self.topology.owners[part]).breaker.check()
             if time.monotonic() >= deadline:
                 raise StoreError("away", "not every master of the cluster answers")
             pause(PAUSE_S)
@@ -492,11 +494,10 @@ class ClusterLink:
         for part in list(self._unsent):
             address = owners[part]
             node = self._node(address)
+            if address in away or node.breaker.leaves_alone:  # which is no failure of its own
+                continue
             waiting = self._taken(part)
             try:
-                if address in away:
-                    continue
-                node.breaker.check()
                 self._open(node)
                 while waiting:
                     node.flight.append(waiting.popleft())

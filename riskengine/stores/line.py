@@ -127,9 +127,14 @@ class Breaker:
         self._failures = 0
         self._until = 0.0
 
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether the server is to be left alone still."""
+        return self._failures >= PATIENCE and time.monotonic() < self._until
+
     def check(self) -> None:
-        """StoreError where it is to be left alone still."""
-        if self._failures >= PATIENCE and time.monotonic() < self._until:
+        """StoreError where the server is to be left alone still."""
+        if self.leaves_alone:
             raise StoreError("away", "the store did not answer, and is tried again in a moment")
 
     def answered(self) -> None:
