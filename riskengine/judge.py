@@ -38,8 +38,15 @@ if TYPE_CHECKING:
 
 Result = Decision | EventError
 _DECISION: Final = msgspec.json.Decoder(Decision)
+DEGRADED: Final = "degraded:"  # begins the flags of what was decided without the store, ...
+UNKEPT: Final = f"{DEGRADED}journal"  # ... and this one, while the journal takes nothing
 UNFOLLOWED: Final = "follows:unknown"  # flag of what followed an event that nothing was known of
 TOUCHES_MAX: Final = 10_000  # events that touched a block while the store was away; the oldest go first
+
+
+def is_of_contract(flags: Sequence[str]) -> bool:
+    """Whether an event with these flags was decided without the store."""
+    return any(flag.startswith(DEGRADED) and flag != UNKEPT for flag in flags)
 
 
 class Serving(NamedTuple):
@@ -448,7 +455,7 @@ class Judge:
         what = "store" if error.kind in ("away", "slow", "behind", "busy", "loading") else error.kind
         unkept = self._journal is not None and self._journal.is_away
         flags = self._flags(batch, now, any_late, True, followed, unkept)
-        flags = [(f"degraded:{what}", *flag) for flag in flags]
+        flags = [(f"{DEGRADED}{what}", *flag) for flag in flags]
         decisions = self._answer(found, verdict, challenged, flags, features)
         spreading = policy.spreading
         if spreading is not None and self.store.lists.met & spreading.mask:
@@ -593,7 +600,7 @@ class Judge:
         if not counted:
             common = ("redecided", *common)
         if unkept:
-            common = ("degraded:journal", *common)
+            common = (UNKEPT, *common)
         if batch.follows is not None and followed is None:
             common = (UNFOLLOWED, *common)
         if not any_late and not (self._lost_until and counted):

@@ -26,6 +26,7 @@ from riskengine.entries import AlertEntry, AnyEntry, EditEntry, Entry, LabelEntr
 from riskengine.errors import RiskEngineError
 from riskengine.event import Batch
 from riskengine.features import FeatureSet
+from riskengine.judge import is_of_contract
 from riskengine.layout import L_DIGITS
 from riskengine.models import NONE
 from riskengine.replay import batches, parse_entries, replay
@@ -82,7 +83,19 @@ class Journals:
     def _of(self, j: int) -> Iterator[AnyEntry]:
         for entry in self._journals[j].replay(self._read[j]):
             self._read[j] = entry.seq
-            yield entry
+            if not (isinstance(entry, Entry) and self._stands_elsewhere(j, entry)):
+                yield entry
+
+    def _stands_elsewhere(self, j: int, entry: Entry) -> bool:
+        """Whether it was decided without the store, and by another engine with it: what that said stands."""
+        if len(self._journals) == 1 or not is_of_contract(entry.flags):
+            return False
+        others = (journal for k, journal in enumerate(self._journals) if k != j)
+        found = [journal.decision(entry.event_id) for journal in others]
+        return any(
+            other is not None and other.content == entry.content and not is_of_contract(other.flags)
+            for other in found
+        )
 
 
 def resume(engine: Engine, moved: Moved = _untold) -> Rebuilt:
@@ -231,14 +244,14 @@ def _settle(engine: Engine, claims: set[bytes], journals: Sequence[str]) -> set[
     known: list[AnyEntry] = []
     settled: set[bytes] = set()
     sip = engine.policy.schema.sip
-    for url in journals:
-        with Journal.open(url, create=False) as journal:
-            for entry in journal.replay():
-                if isinstance(entry, Entry):
-                    claim = np.array(hashing.claim(entry.event_id, sip), np.uint64).tobytes()
-                    if claim in claims - settled:
-                        known.append(entry)
-                        settled.add(claim)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Journal.open(url, create=False)) for url in journals]
+        for entry in Journals(opened).more():
+            if isinstance(entry, Entry):
+                claim = np.array(hashing.claim(entry.event_id, sip), np.uint64).tobytes()
+                if claim in claims - settled:
+                    known.append(entry)
+                    settled.add(claim)
     count_entries(engine, known, Rebuilt())
     return settled
 

@@ -96,6 +96,12 @@ def store_of(engine: Engine) -> RedisStore:
     return engine._store
 
 
+def caught_up(engine: Engine) -> bool:
+    """Have an engine tell its store what that missed; whether all of it is told."""
+    engine.catch_up()
+    return not engine.is_behind
+
+
 def memory(engine: Engine) -> MemoryStore:
     """The in-process store of an engine, to be looked into."""
     assert isinstance(engine._store, MemoryStore)

@@ -13,7 +13,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from servers import apart, running, until, valkey
-from stage import KEY, MINUTE, T0, Stage, claim, payment, policy, store_of, write
+from stage import KEY, MINUTE, T0, Stage, caught_up, claim, payment, policy, store_of, write
 from strategies import Reload, Step, World
 from test_parity import KEY as PARITY_KEY
 from test_parity import EngineSubject, Tables, comparable, stories, take, write_policy
@@ -182,6 +182,42 @@ def test_what_followed_an_event_that_was_not_known_counts_by_itself_again(
             until(lambda: stage.engine.score(payment(f"p{time.monotonic()}")).flags == ())
             assert stage.row(claim("e2", 3 * MINUTE, device_id="d0"))["claims"] == 4
             assert stage.engine.score(claim("e3", 3 * MINUTE, device_id="d0")).action == "deny", "e0 holds it"
+
+
+def test_of_two_answers_that_of_who_had_the_store_counts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the other was given first: it is what the store went by."""
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    with running() as server:
+        store = apart(server.url, timeout=400)
+        begin(store, "stage")
+        claims = {"required": ["user_id"], "fail": "closed"}
+        sections = policy(events={"coupon_claim": claims}, features=COUNTS, limits=ONE)
+        journals = [f"sqlite:///{tmp_path / name}.db" for name in ("one", "two")]
+        with (
+            Stage(tmp_path / "one", sections, store=store, journal=journals[0]) as one,
+            Stage(tmp_path / "two", sections, store=store, journal=journals[1]) as two,
+        ):
+            event = claim("e0", device_id="d0")
+            for stage in (one, two):
+                assert stage.engine.score(claim(f"f{stage.folder.name}")).flags == ()
+            server.hold(True)
+            alone = one.engine.score(event)
+            server.hold(False)
+            stood = two.engine.score(event)
+            assert (alone.action, alone.flags) == ("deny", ("degraded:store",))
+            assert (stood.action, stood.flags) == ("allow", ("redecided",)), "the server had heard of it"
+            until(lambda: caught_up(one.engine))
+            opened = [stage.engine.journal for stage in (one, two)]
+            kept = [journal for journal in opened if journal is not None]
+            for journal in kept:
+                journal.flush()
+            from_journals(store, one.engine.definition, kept, Rebuilt(), clock=lambda: one.now)
+            again = claim("e1", 2 * MINUTE, device_id="d0")
+            until(lambda: two.engine.score(claim(f"p{time.monotonic()}", user_id="u9")).flags == ())
+            assert two.engine.score(again).action == "deny", "e0 holds it"
+            assert two.engine.score(event) == stood
 
 
 def test_a_retry_just_after_a_rebuild_gets_the_first_answer(

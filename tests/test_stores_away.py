@@ -17,7 +17,7 @@ import pytest
 import redis
 from clusters import cluster
 from servers import apart, running, until, valkey
-from stage import T0, Stage, claim, payment, policy, store_of
+from stage import T0, Stage, caught_up, claim, payment, policy, store_of
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine
@@ -35,11 +35,6 @@ from riskengine.stores.values import HEAD
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
 SOON_S = 10  # a store that is back is asked again
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
-
-
-def caught_up(engine: Engine) -> bool:
-    engine.catch_up()
-    return not engine.is_behind
 
 
 def failing(fail: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.entries import AlertEntry
 from riskengine.errors import EventError, RiskEngineError
-from riskengine.judge import Result
+from riskengine.judge import DEGRADED, Result
 from riskengine.service import logs
 from riskengine.service.alerting import Alerting
 from riskengine.service.gathering import Gatherer
@@ -35,7 +35,6 @@ EVENTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 RISK: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 WRITE_SECONDS: Final = 0.5  # between a worker's writes of what it counted
 SEEN_MAX: Final = 4_096  # kinds of decisions between two times that they are told apart
-DEGRADED: Final = "degraded:"
 Names = tuple[str, ...]
 
 
