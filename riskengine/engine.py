@@ -488,8 +488,8 @@ class Engine:
         with self._open():
             key = self._list_key(name, entity, value)
             there = self._unlist((name, entity, signed(key)))
-            if there:
-                self._edited("list", "delete", name, entity, key, self._clock(), author=author)
+            # Also where it was not: who asks again was answered by nobody, and nobody has written it down.
+            self._edited("list", "delete", name, entity, key, self._clock(), author=author)
         self._settle()
         return there
 
@@ -578,8 +578,7 @@ class Engine:
             table = self._live_table(name)
             number = self._table_key(table, key)
             there = self._store.table_delete(name, signed(number))
-            if there:
-                self._edited("table", "delete", name, table.key, number, self._clock(), author=author)
+            self._edited("table", "delete", name, table.key, number, self._clock(), author=author)
         self._settle()
         return there
 

@@ -21,8 +21,9 @@ from stage import T0, Stage, caught_up, claim, payment, policy, store_of
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine
-from riskengine.entries import Entry, ReleaseEntry
+from riskengine.entries import EditEntry, Entry, ReleaseEntry
 from riskengine.errors import EventError, RiskEngineError
+from riskengine.hashing import signed
 from riskengine.journal import Journal
 from riskengine.layout import RECORD_TIME
 from riskengine.stores import StoreError
@@ -224,6 +225,43 @@ def test_a_release_whose_answer_was_lost_is_journaled_when_it_is_asked_again(
             stage.engine.journal.flush()
             found = [e for e in stage.engine.journal.replay() if isinstance(e, ReleaseEntry)]
             assert [entry.event_id for entry in found] == ["e0"]
+
+
+def test_a_removal_whose_answer_was_lost_is_journaled_when_it_is_asked_again(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a rebuild would enter again what was taken off a list, or out of a table."""
+    store, journal = apart(server), f"sqlite:///{tmp_path / 'journal.db'}"
+    begin(store, "stage")
+    sections = policy(
+        lists={"blocked": {"of": ["user"]}},
+        tables={"shops": {"key": "campaign", "columns": {"open": "bool"}}},
+    )
+    with Stage(tmp_path, sections, store=store, journal=journal) as stage:
+        engine = stage.engine
+        engine.list_put("blocked", "user", "u1")
+        engine.table_put("shops", "c1", {"open": True})
+        link = store_of(engine)._link
+        call, key = link.call, signed(engine._list_key("blocked", "user", "u1"))
+
+        def lost(*words: Any, **at: Any) -> Any:
+            call(*words, **at)
+            raise StoreError("away", "on the way back")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "call", lost)
+            with pytest.raises(StoreError):
+                store_of(engine).list_delete("blocked", "user", key)
+            with pytest.raises(StoreError):
+                engine.table_delete("shops", "c1")
+        assert not engine.list_delete("blocked", "user", "u1"), "it is not there any more"
+        assert not engine.table_delete("shops", "c1")
+        assert engine.journal is not None
+        engine.journal.flush()
+        edits = [entry for entry in engine.journal.replay() if isinstance(entry, EditEntry)]
+        assert [(edit.kind, edit.op) for edit in edits] == [
+            ("list", "put"), ("table", "put"), ("list", "delete"), ("table", "delete"),
+        ]  # fmt: skip
 
 
 def test_what_two_engines_decided_without_the_store_holds_nothing(tmp_path: Path) -> None:

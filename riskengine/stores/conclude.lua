@@ -15,7 +15,8 @@
 -- decision keeps its engine from deciding, should it live. What is given back is marked (p), so that it is given
 -- back once, even where a decision is lost and made again; what was given back before the decision has a mark of
 -- its own (b).
--- Answers a digit for each event, 1 where its decision stood; or -1 where the epoch is not the one expected.
+-- Answers a digit for each event, 1 where its decision stands (also for who says it again, as the answer was
+-- lost); or -1 where the epoch is not the one expected.
 
 local n = tonumber(ARGV[2])
 local found = redis.call('MGET', unpack(KEYS, 1, 1 + n))
@@ -44,7 +45,8 @@ for i = 1, n do
     redis.call('SET', claim, ARGV[at], 'PX', ARGV[4])
     stood[i] = true
   end
-  marks[i] = stood[i] and '1' or '0'
+  local stands = first or ours and redis.call('GET', decision) == ARGV[at + 1]
+  marks[i] = stands and '1' or '0'
   at = at + 2
 end
 
