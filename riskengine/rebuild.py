@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -22,7 +24,7 @@ from riskengine.compiled import salt_of
 from riskengine.decision import Decision, name_decisions
 from riskengine.definition import Definition
 from riskengine.engine import Engine
-from riskengine.entries import AlertEntry, AnyEntry, EditEntry, Entry, LabelEntry
+from riskengine.entries import AlertEntry, AnyEntry, EditEntry, Entry, LabelEntry, ReleaseEntry
 from riskengine.errors import RiskEngineError
 from riskengine.event import Batch
 from riskengine.features import FeatureSet
@@ -47,6 +49,7 @@ Moved = Callable[[int, int | None], None]  # how much is done, of how much (None
 
 PASSES: Final = 20  # over a journal that grows while it is read
 SMALL_PASS: Final = 200  # events after which the next pass is short enough to switch first
+EARLY_MAX: Final = 100_000  # labels and releases that are kept for an event behind them
 SETTLES_S: Final = 0.5  # a journal that is written behind has by then what was decided before the switch
 
 
@@ -64,6 +67,9 @@ class Rebuilt:
     edits: int = 0
     foreign: int = 0  # events that are none of this policy: they count for nothing in it
     unknown: int = 0  # labels and releases of events that hold and count nothing any more
+    # The last of these. Engines of one journal write it in turns, one that was away from it later than the
+    # others: an event may stand behind what is said of it.
+    early: deque[LabelEntry | ReleaseEntry] = field(default_factory=partial(deque, maxlen=EARLY_MAX))
 
 
 class Journals:
@@ -278,14 +284,25 @@ def count_entries(
             rebuilt.edits += 1
             engine.redo(part)
         else:
-            known = engine.redo(part)
-            rebuilt.unknown += not known
-            if isinstance(part, LabelEntry):
-                rebuilt.labels += known
-            else:
-                rebuilt.releases += known
+            _say(engine, part, rebuilt)
         moved(rebuilt.events + rebuilt.foreign, None)
+    early = list(rebuilt.early)
+    rebuilt.early.clear()
+    rebuilt.unknown -= len(early)
+    for one in early:
+        _say(engine, one, rebuilt)
     return rebuilt.events + rebuilt.foreign - before
+
+
+def _say(engine: Engine, entry: LabelEntry | ReleaseEntry, rebuilt: Rebuilt) -> None:
+    """Have a label or a release act again; one of an event that is not known may come again."""
+    if not engine.redo(entry):
+        rebuilt.unknown += 1
+        rebuilt.early.append(entry)
+    elif isinstance(entry, LabelEntry):
+        rebuilt.labels += 1
+    else:
+        rebuilt.releases += 1
 
 
 def count_files(

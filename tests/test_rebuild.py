@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from riskengine import rebuild as rebuilding
 from riskengine.cli import app
 from riskengine.engine import Engine
+from riskengine.entries import LabelEntry
 from riskengine.errors import RiskEngineError
 from riskengine.journal import Journal
 from riskengine.policy import load_definition
@@ -218,6 +219,27 @@ def test_of_two_answers_that_of_who_had_the_store_counts_again(
             until(lambda: two.engine.score(claim(f"p{time.monotonic()}", user_id="u9")).flags == ())
             assert two.engine.score(again).action == "deny", "e0 holds it"
             assert two.engine.score(event) == stood
+
+
+def test_what_is_said_of_an_event_may_stand_before_it(tmp_path: Path) -> None:
+    """Where engines share a journal, and that was away for one of them."""
+    features = {"frauds": {"count": "fraud", "on": "any", "by": "user", "over": "30d"}}
+    sections, journal = policy(features=features, limits=ONE), f"sqlite:///{tmp_path / 'journal.db'}"
+    with Stage(tmp_path / "served", sections, journal=journal) as served:
+        served.engine.score_many([claim("e0", device_id="d0"), claim("e1", 1, device_id="d1")])
+        served.engine.label("e0", "fraud")
+        served.engine.release("e1")
+        assert served.engine.journal is not None
+        served.engine.journal.flush()
+        entries = list(served.engine.journal.replay())
+    stray = LabelEntry(event_id="nobody", label="fraud", time_ms=T0)
+    with Stage(tmp_path / "again", sections) as again:
+        rebuilt = Rebuilt()
+        count_entries(again.engine, [stray, *reversed(entries)], rebuilt)
+        count_entries(again.engine, [], rebuilt)
+        assert (rebuilt.events, rebuilt.labels, rebuilt.releases, rebuilt.unknown) == (2, 1, 1, 1)
+        assert again.row(claim("e2", 2))["frauds"] == 1
+        assert again.actions([claim("e3", 3, device_id="d1")]) == ["allow"]
 
 
 def test_a_retry_just_after_a_rebuild_gets_the_first_answer(
