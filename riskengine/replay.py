@@ -273,7 +273,8 @@ class _Comparing:
         served = {entry.event_id: entry for entry in self.entries}
         for event_id, row in zip(found.batch.ids, rows, strict=True):
             entry = served[event_id]
-            if entry.policy != self._fingerprint:
+            # Journaled by another engine than decided it, a row may be another policy's than the decision.
+            if entry.policy != self._fingerprint or entry.features != policy.features.fingerprint:
                 self.found.incomparable += 1
                 continue
             differing = {

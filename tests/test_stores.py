@@ -16,6 +16,7 @@ import pytest
 from clusters import cluster
 from hypothesis import HealthCheck, given, settings
 from servers import apart, redis_server, valkey
+from stage import KEY as STAGE_KEY
 from stage import T0, Stage, claim, payment, policy, store_of, write
 from strategies import Step, World
 from test_naive import SCENARIOS, Scenario, a_feature_taken_out_and_put_back_starts_empty
@@ -27,7 +28,11 @@ from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.entries import Entry
 from riskengine.errors import EventError
+from riskengine.journal import Journal
 from riskengine.judge import Judge
+from riskengine.policy import load_definition
+from riskengine.replay import replay_journal
+from riskengine.rows import RowsFile
 from riskengine.stores import Followed, kept
 from riskengine.stores.address import begin
 from riskengine.stores.grants import Grants
@@ -277,6 +282,25 @@ def test_what_was_told_and_not_journaled_is_journaled_by_who_is_asked_again(
         entry = kept[decision.event_id]
         assert entry.decision == msgspec.json.encode(decision)
         assert (entry.event["event_id"], entry.event["time"]) == (decision.event_id, decision.time)
+
+
+def test_a_row_of_another_policy_than_the_decision_is_not_compared(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is asked again goes by another policy already, and journals what the first had decided."""
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", STAGE_KEY.decode())
+    store, journal = apart(server), f"sqlite:///{tmp_path / 'journal.db'}"
+    begin(store, "stage")
+    claims = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    more = {**claims, "devices": {"distinct": "device", "on": "coupon_claim", "by": "user", "over": "1h"}}
+    with Stage(tmp_path / "one", policy(features=claims), store=store) as one:
+        said = one.engine.score(claim("e0"))
+    with Stage(tmp_path / "two", policy(features=more), store=store, journal=journal) as two:
+        assert two.engine.score(claim("e0")) == said
+    out = str(tmp_path / "rows.parquet")
+    with Journal.open(journal, create=False) as kept:
+        done = replay_journal(load_definition(tmp_path / "one"), kept.replay(), lambda p: RowsFile(out, p))
+    assert (done.events, done.same, done.other, done.incomparable) == (1, 0, 0, 1)
 
 
 def test_a_decision_that_is_no_longer_kept_is_made_again_and_moves_nothing(
