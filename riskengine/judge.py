@@ -373,7 +373,8 @@ class Judge:
         store.conclude(touches, decisions, policy.horizon_ms)
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
-            served = Served(policy, found, *_to_keep(decisions, met), now, sealer)
+            kept = _to_keep(decisions, met, now, policy.definition.lateness_ms)
+            served = Served(policy, found, *kept, sealer)
             self._journal.append_later(served)
             self._lines = served.lines
         if counted and followed is None and self._shown is None:
@@ -795,16 +796,22 @@ def _parts(
     yield from (([i], False) for i in undecided)
 
 
-def _to_keep(decisions: list[Decision], met: Met) -> tuple[list[Decision], Collection[int]]:
-    """What the journal is told of a batch, and which of its rows are left out.
+def _to_keep(
+    decisions: list[Decision], met: Met, now: int | Int64s, lateness_ms: int
+) -> tuple[list[Decision], Collection[int], int | Int64s]:
+    """What the journal is told of a batch, which of its rows are left out, and when each was judged.
 
     Who decided an event that was met may have died before its journal had it. So ours is told of it too: what
-    a journal knows it does not write again.
+    a journal knows it does not write again. It had not come late then, however late it comes again.
     """
     told = {i: answer for i, answer in met.items() if isinstance(answer, Decision)} if met else {}
     if not told:
-        return decisions, met
-    return [told.get(i, decision) for i, decision in enumerate(decisions)], met.keys() - told.keys()
+        return decisions, met, now
+    nows = np.full(len(decisions), now, np.int64)
+    for i, decision in told.items():
+        if "late" not in decision.flags:
+            nows[i] = min(int(nows[i]), decision.time + lateness_ms)
+    return [told.get(i, decision) for i, decision in enumerate(decisions)], met.keys() - told.keys(), nows
 
 
 def _decided(claim: Claim) -> Decision:

@@ -31,6 +31,7 @@ from riskengine.errors import EventError
 from riskengine.journal import Journal
 from riskengine.judge import Judge
 from riskengine.policy import load_definition
+from riskengine.rebuild import Rebuilt, count_entries
 from riskengine.replay import replay_journal
 from riskengine.rows import RowsFile
 from riskengine.stores import Followed, kept
@@ -282,6 +283,25 @@ def test_what_was_told_and_not_journaled_is_journaled_by_who_is_asked_again(
         entry = kept[decision.event_id]
         assert entry.decision == msgspec.json.encode(decision)
         assert (entry.event["event_id"], entry.event["time"]) == (decision.event_id, decision.time)
+
+
+def test_what_is_journaled_by_who_is_asked_late_counts_in_a_rebuild(server: str, tmp_path: Path) -> None:
+    """It came in time to the engine that decided it, and was killed before that was journaled."""
+    store, journal = apart(server), f"sqlite:///{tmp_path / 'journal.db'}"
+    begin(store, "stage")
+    features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    sections = policy(features=features)
+    with Stage(tmp_path / "one", sections, store=store) as one:
+        said = one.engine.score(claim("e0"))
+    with Stage(tmp_path / "two", sections, store=store, journal=journal) as two:
+        two.now = T0 + one.engine.definition.lateness_ms + 1_000
+        assert two.engine.score(claim("e0")) == said
+        assert two.engine.journal is not None
+        two.engine.journal.flush()
+        entries = list(two.engine.journal.replay())
+    with Stage(tmp_path / "again", sections) as again:
+        count_entries(again.engine, entries, Rebuilt())
+        assert again.row(claim("e1", 1))["claims"] == 2
 
 
 def test_a_row_of_another_policy_than_the_decision_is_not_compared(
