@@ -257,7 +257,7 @@ def held(load: Load, server: Server) -> dict[str, Any]:
 def steps(load: Load, server: Server) -> dict[str, Any]:
     """Ten callers become a hundred who do not wait, and go again: medians of some rounds."""
     rounds = [asyncio.run(_step(load, server)) for _ in range(ROUNDS)]
-    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    return _medians(rounds)
 
 
 async def _step(load: Load, server: Server) -> dict[str, float]:
@@ -295,10 +295,7 @@ def reloads(load: Load, server: Server, rules: Path) -> dict[str, Any]:
             "extra.test.yaml": _TEST,
         }
         rounds.append(asyncio.run(_reload(load, server, said)))
-    failed = sum(one["reload_failed"] for one in rounds)
-    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]} | {
-        "reload_failed": failed
-    }
+    return _medians(rounds) | {"reload_failed": sum(one["reload_failed"] for one in rounds)}
 
 
 async def _reload(load: Load, server: Server, files: dict[str, str]) -> dict[str, float]:
@@ -323,6 +320,10 @@ async def _reload(load: Load, server: Server, files: dict[str, str]) -> dict[str
         "reload_p99_ms": round(1e3 * during.p(0.99), 2),
         "reload_p99_of_before": round(during.p(0.99) / before.p(0.99), 2),
     }
+
+
+def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
 # -- servers

@@ -804,7 +804,7 @@ def _to_keep(
     Who decided an event that was met may have died before its journal had it. So ours is told of it too: what
     a journal knows it does not write again. It had not come late then, however late it comes again.
     """
-    told = {i: answer for i, answer in met.items() if isinstance(answer, Decision)} if met else {}
+    told = {i: answer for i, answer in met.items() if isinstance(answer, Decision)}
     if not told:
         return decisions, met, now
     nows = np.full(len(decisions), now, np.int64)

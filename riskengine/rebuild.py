@@ -94,13 +94,12 @@ class Journals:
 
     def _stands_elsewhere(self, j: int, entry: Entry) -> bool:
         """Whether it was decided without the store, and by another engine with it: what that said stands."""
-        if len(self._journals) == 1 or not is_of_contract(entry.flags):
+        if not is_of_contract(entry.flags):
             return False
-        others = (journal for k, journal in enumerate(self._journals) if k != j)
-        found = [journal.decision(entry.event_id) for journal in others]
+        others = (journal.decision(entry.event_id) for k, journal in enumerate(self._journals) if k != j)
         return any(
             other is not None and other.content == entry.content and not is_of_contract(other.flags)
-            for other in found
+            for other in others
         )
 
 

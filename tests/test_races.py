@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 from clusters import Cluster, cluster
-from servers import apart, until
-from stage import Stage, action, caught_up, claim, policy, store_of
+from servers import apart
+from stage import Stage, action, claim, policy, store_of
 
 from riskengine.hashing import signed
-from riskengine.stores import StoreError
 from riskengine.stores.address import begin
 from riskengine.stores.cluster import ClusterLink
 from riskengine.stores.kept import IN_FLIGHT_MS
@@ -73,37 +72,6 @@ def test_the_event_that_stands_counts_everywhere_and_the_other_nowhere(
             assert scored(one, claim(f"last{n}", device_id=device, score=3)) == "deny", "two of two are held"
             assert scored(two, first) == "allow", "its answer stays what it was"
             assert scored(one, second) == "conflict"
-
-
-def test_what_a_denied_event_held_is_given_back_where_the_answer_to_its_decision_was_lost(
-    servers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The decision is told again, and stands: it is that of who tells it."""
-    store = apart(servers.url, timeout=20_000)
-    begin(store, "stage")
-    limits = {
-        "one": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 1, "then": "deny"},
-        "few": {"count": "coupon_claim", "by": "user", "over": "1h", "max": 3, "then": "deny"},
-    }
-    with Stage(tmp_path, policy(limits=limits), store=store) as stage:
-        assert scored(stage, claim("e0", user_id="u0", device_id="d0")) == "allow"
-        link, cuts = link_of(stage), [0]
-        acknowledge = link._acknowledge
-
-        def cut(node: Any, deadline: float) -> None:
-            if not cuts[0] and any(told.after is not None for told in node.flight):
-                cuts[0] += 1
-                node.line.receive(deadline, len(node.flight))
-                node.line.close()
-                raise StoreError("away", "the answer was lost")
-            acknowledge(node, deadline)
-
-        monkeypatch.setattr(link, "_acknowledge", cut)
-        assert scored(stage, claim("e1", user_id="u1", device_id="d0")) == "deny"
-        assert cuts == [1]
-        until(lambda: caught_up(stage.engine))
-        assert stage.engine.look("user", "u1").holds == {"few": 0}
-        assert store_of(stage.engine).give_back_owed(0) == [], "nothing is left to an operator"
 
 
 def scored(stage: Stage, event: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import redis
 from clusters import cluster
-from servers import apart, running, until, valkey
+from servers import Server, apart, running, until, valkey
 from stage import T0, Stage, caught_up, claim, payment, policy, store_of
 
 from riskengine.decision import Decision
@@ -28,6 +28,7 @@ from riskengine.journal import Journal
 from riskengine.layout import RECORD_TIME
 from riskengine.stores import StoreError
 from riskengine.stores.address import Address, begin
+from riskengine.stores.cluster import ClusterLink
 from riskengine.stores.line import ALONE_S, PATIENCE
 from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
@@ -36,6 +37,15 @@ from riskengine.stores.values import HEAD
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
 SOON_S = 10  # a store that is back is asked again
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
+
+
+def serving(kind: str, stack: ExitStack, **settings: Any) -> tuple[list[Server], str]:
+    """A server or the masters of a cluster, and their URL."""
+    if kind == "server":
+        one = stack.enter_context(running(**settings))
+        return [one], one.url
+    made = stack.enter_context(cluster(replicas=False, **settings))
+    return [*made.servers], made.url
 
 
 def failing(fail: str) -> dict[str, Any]:
@@ -290,14 +300,8 @@ def test_what_two_engines_decided_without_the_store_holds_nothing(tmp_path: Path
 @pytest.mark.parametrize("kind", ["server", "cluster"])
 def test_what_was_missed_is_counted_before_an_engine_ends(kind: str, tmp_path: Path) -> None:
     """No event comes any more: it is told when the engine is asked to, and when it closes."""
-    durable: dict[str, Any] = {"appendonly": "yes", "appendfsync": "always"}
     with ExitStack() as stack:
-        if kind == "server":
-            servers = [stack.enter_context(running(**durable))]
-            url = servers[0].url
-        else:
-            made = stack.enter_context(cluster(replicas=False, **durable))
-            servers, url = [*made.servers], made.url
+        servers, url = serving(kind, stack, appendonly="yes", appendfsync="always")
         store = apart(url, timeout=2_000)
         begin(store, "stage")
         other = stack.enter_context(Stage(tmp_path / "other", failing("open"), store=store))
@@ -551,12 +555,7 @@ def test_a_server_that_is_back_is_found_however_often_it_is_asked_meanwhile(
 ) -> None:
     """To be refused while it is left alone puts the next try off no further, also where there is to tell."""
     with ExitStack() as stack:
-        if kind == "server":
-            servers = [stack.enter_context(running())]
-            url = servers[0].url
-        else:
-            made = stack.enter_context(cluster(replicas=False))
-            servers, url = [*made.servers], made.url
+        servers, url = serving(kind, stack)
         store = apart(url, timeout=100)
         begin(store, "stage")
         stage = stack.enter_context(Stage(tmp_path, failing("open"), store=store))
@@ -570,3 +569,37 @@ def test_a_server_that_is_back_is_found_however_often_it_is_asked_meanwhile(
             server.hold(False)
         until(lambda: stage.engine.score(claim(f"c{time.monotonic()}", 1)).flags == (), SOON_S)
         assert stage.engine.label("away0", "fraud")
+
+
+def test_what_a_denied_event_held_is_given_back_where_the_answer_to_its_decision_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision is told again, and stands: it is that of who tells it."""
+    limits = {
+        "one": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 1, "then": "deny"},
+        "few": {"count": "coupon_claim", "by": "user", "over": "1h", "max": 3, "then": "deny"},
+    }
+    with ExitStack() as stack:
+        _, url = serving("cluster", stack)
+        store = apart(url, timeout=20_000)
+        begin(store, "stage")
+        stage = stack.enter_context(Stage(tmp_path, policy(limits=limits), store=store))
+        assert stage.engine.score(claim("e0", user_id="u0", device_id="d0")).action == "allow"
+        link, cuts = store_of(stage.engine)._link, [0]
+        assert isinstance(link, ClusterLink)
+        acknowledge = link._acknowledge
+
+        def cut(node: Any, deadline: float) -> None:
+            if not cuts[0] and any(told.after is not None for told in node.flight):
+                cuts[0] += 1
+                node.line.receive(deadline, len(node.flight))
+                node.line.close()
+                raise StoreError("away", "the answer was lost")
+            acknowledge(node, deadline)
+
+        monkeypatch.setattr(link, "_acknowledge", cut)
+        assert stage.engine.score(claim("e1", user_id="u1", device_id="d0")).action == "deny"
+        assert cuts == [1]
+        until(lambda: caught_up(stage.engine))
+        assert stage.engine.look("user", "u1").holds == {"few": 0}
+        assert store_of(stage.engine).give_back_owed(0) == [], "nothing is left to an operator"
