@@ -7,10 +7,12 @@ import re
 from typing import Any, Final, Literal, NoReturn
 
 import msgspec
+import numpy as np
 
 from riskengine.errors import Problem
 from riskengine.service.problems import RefusedError
 from riskengine.service.settings import BATCH_EVENTS_MAX, DEPTH_MAX
+from riskengine.service.strictness import is_plain
 
 Format = Literal["json", "msgpack"]
 FORMATS: Final[dict[bytes, Format]] = {
@@ -23,7 +25,6 @@ MEDIA_TYPES: Final[dict[Format, bytes]] = {"json": b"application/json", "msgpack
 _CHARSETS: Final = (b"utf-8", b"utf8", b"us-ascii")
 _JSON: Final = msgspec.json.Decoder()
 _PACKED: Final = msgspec.msgpack.Decoder()
-_AGAIN: Final = msgspec.json.Encoder().encode
 _ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _PLAIN_NAME: Final = re.compile(r"[\w.-]{1,64}")
 
@@ -94,16 +95,9 @@ def _look_through(body: bytes | bytearray, format: Format, value: Any) -> None:
 
     Every name and string of JSON stands between two quotes, and a name that is there twice is lost in
     `value`: where there are as many quotes as `value` asks for, nothing was lost. Where there are more, some
-    are escaped, or a name was there twice: the json module looks again (10 us an event). Without a single
-    escape in the text, `value` written again has the quotes that it asks for (0.6 us); counting them in
-    `value` takes 3.
+    are escaped, or a name was there twice: the json module looks again (10 us an event).
     """
-    if (
-        format == "json"
-        and b"\\" not in body
-        and body.count(b"{") + body.count(b"[") <= DEPTH_MAX
-        and body.count(b'"') == _AGAIN(value).count(b'"')
-    ):
+    if format == "json" and is_plain(np.frombuffer(bytearray(body), np.uint8)):
         return
     quotes = 2 * _strings(value, DEPTH_MAX)
     if format == "json" and body.count(b'"') != quotes:

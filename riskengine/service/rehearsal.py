@@ -10,6 +10,7 @@ from riskengine import motions
 from riskengine.definition import Definition
 from riskengine.engine import Engine
 from riskengine.service import contract
+from riskengine.service.bodies import read_body
 
 if TYPE_CHECKING:
     from riskengine.stores.scratch import Scratch
@@ -37,3 +38,4 @@ def rehearse(definition: Definition, scratch: Callable[[], Scratch | None] = lam
     ):
         motions.go_through(engine, definition, other)
         contract.answer(engine.policy, motions.events_of(definition), motions.NOW)
+    read_body(b"{}")
