@@ -370,7 +370,9 @@ class Judge:
         decisions = self._answer(found, verdict, challenged, flags, features)
         if spread is not None:
             self._explain(decisions, spread)
-        store.conclude(touches, decisions, policy.horizon_ms)
+        overtaken = store.conclude(touches, decisions, policy.horizon_ms)
+        if overtaken:
+            met = {**met, **overtaken}
         if self._journal is not None and decisions:
             sealer = self._journal.sealer
             kept = _to_keep(decisions, met, now, policy.definition.lateness_ms)

@@ -262,7 +262,8 @@ def clients(
     folder = tmp_path_factory.mktemp("clients")
     patch = pytest.MonkeyPatch()
     patch.setattr(unfolding, "TAIL_RECORDS", 2)  # fold nearly all the time
-    patch.setattr(kept, "IN_FLIGHT_MS", 0)  # nobody waits for an engine that stands still here
+    patch.setattr(kept, "IN_FLIGHT_MS", 0)  # nobody waits for an engine that stands still here, ...
+    patch.setattr(kept, "SURE_MS", 0)  # ... and each looks whether it was overtaken
     with ExitStack() as stack:
         if request.param == "cluster":
             url = stack.enter_context(cluster(replicas=False)).url
@@ -298,6 +299,8 @@ class Play:
             if isinstance(client.link, SteppedCluster):
                 client.link.draw = random.Random(seed)
         self.answers: dict[str, list[tuple[str, ...]]] = {}
+        self.told: dict[str, list[Decision]] = {}
+        self.is_whole = True  # whatever was answered has been sent
         self.flags: dict[str, set[str]] = {}
         self.released: set[str] = set()
         self.labels: set[tuple[str, Label, int]] = set()  # that were sent: event, label, time
@@ -324,6 +327,7 @@ class Play:
         # Where two engines decide a denied event at once, one may know of a refused limit more.
         fired = decision.fired if decision.action != "deny" else ()
         self.answers.setdefault(event["event_id"], []).append((decision.action, *fired))
+        self.told.setdefault(event["event_id"], []).append(decision)
 
     def score(self, client: Client, events: list[dict[str, Any]]) -> None:
         for event, decision in zip(events, client.engine.score_many(events), strict=True):
@@ -363,6 +367,7 @@ class Play:
             client.begin(self.things(client))
         while waiting := [client for client in self.clients if client.busy]:
             dead = draw.random() < 0.02
+            self.is_whole = self.is_whole and not dead
             draw.choice(waiting).turn(dead)
             turns += 1
         for client in self.clients:
@@ -370,6 +375,7 @@ class Play:
                 client.quietly(client.link.flush)
             else:
                 client.link.forget()  # it died after its last answer, and before that was sent
+                self.is_whole = False
         return turns
 
     def settle(self) -> None:
@@ -412,6 +418,9 @@ class Play:
         """The invariants. A probe is granted where there is room for it, and refused where there is none."""
         for event_id, answers in self.answers.items():
             assert len(set(answers)) == 1, f"{event_id} was answered {answers}"
+        if self.is_whole:
+            for event_id, told in self.told.items():
+                assert all(decision == told[0] for decision in told), f"{event_id} was answered {told}"
         decided = {event_id: answers[-1] for event_id, answers in self.answers.items()}
         held = [
             event_id

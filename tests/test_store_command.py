@@ -204,7 +204,7 @@ def prefix_of(store: str) -> str:
 def died(stage: Stage, event: dict[str, Any]) -> None:
     """Score an event, and never tell the store what was decided."""
     store = store_of(stage.engine)
-    store.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed after the wait
+    store.conclude = lambda *_: {}  # type: ignore[method-assign]  # as if killed after the wait
     stage.engine.score(event)
     del store.conclude  # the class's own again
     if stage.engine.journal is not None:

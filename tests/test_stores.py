@@ -6,7 +6,9 @@ import asyncio
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from clusters import cluster
 from hypothesis import HealthCheck, given, settings
 from servers import apart, redis_server, valkey
 from stage import KEY as STAGE_KEY
-from stage import T0, Stage, claim, payment, policy, store_of, write
+from stage import T0, Stage, action, claim, payment, policy, store_of, write
 from strategies import Step, World
 from test_naive import SCENARIOS, Scenario, a_feature_taken_out_and_put_back_starts_empty
 from test_parity import KEY, EngineSubject, Tables, comparable, singly, stories, take, write_policy
@@ -215,7 +217,7 @@ def test_an_event_whose_engine_died_before_it_decided_counts_once(server: str, t
     ):
         event = claim("e1", device_id="d1")
         dying = store_of(one.engine)
-        dying.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed after the wait
+        dying.conclude = lambda *_: {}  # type: ignore[method-assign]  # as if killed after the wait
         one.engine.score(event)
         late = two.engine.score(claim("e2", 1000, device_id="d1"), features=True)
         assert (late.action, late.features) == ("deny", {"claims": 2.0})
@@ -224,6 +226,49 @@ def test_an_event_whose_engine_died_before_it_decided_counts_once(server: str, t
         assert two.engine.score(event) == again
         assert two.engine.release("e1")
         assert two.engine.score(claim("e3", 2000, device_id="d1")).action == "allow"
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a batch"])
+def test_who_stood_still_answers_what_another_has_decided_meanwhile(
+    together: bool, server: str, tmp_path: Path
+) -> None:
+    features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
+    one_a_day = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
+    store, journal = apart(server), f"sqlite:///{tmp_path / 'journal.db'}"
+    begin(store, "stage")
+    sections = policy(features=features, limits=one_a_day)
+    with (
+        Stage(tmp_path / "one", sections, store=store, journal=journal) as one,
+        Stage(tmp_path / "two", sections, store=store) as two,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        slow: Any = store_of(one.engine)
+        settle, entered, go_on = slow.settle, threading.Event(), threading.Event()
+
+        def settles(*given: Any) -> int:
+            entered.set()
+            assert go_on.wait(60)
+            at: int = settle(*given)
+            return at
+
+        slow.settle = settles
+        events = [claim(f"e{n}", device_id=f"d{n}") for n in range(3 if together else 1)]
+        first = pool.submit(one.engine.score_many, events)
+        assert entered.wait(60)
+        second = two.engine.score(events[0])
+        assert (second.action, second.flags) == ("allow", ("redecided",))
+        go_on.set()
+        answers = first.result(60)
+        assert answers[0] == second, "or one event had two answers"
+        assert [action(decision) for decision in answers] == ["allow"] * len(events)
+        assert two.engine.score_many(events) == answers
+        assert one.engine.journal is not None
+        one.engine.journal.flush()
+        entry = one.engine.journal.decision("e0")
+        assert entry is not None
+        assert msgspec.json.decode(entry.decision, type=Decision) == second
+        last = two.engine.score(claim("last", device_id="d0"), features=True)
+        assert (last.action, last.features) == ("deny", {"claims": len(events) + 1.0})
 
 
 def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(
@@ -237,7 +282,7 @@ def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(
     sections = policy(features=features, limits=one)
     with Stage(tmp_path / "one", sections, store=store, journal=journal) as dying:
         opened = store_of(dying.engine)
-        opened.conclude = lambda *_: None  # type: ignore[method-assign]  # as if killed before it told
+        opened.conclude = lambda *_: {}  # type: ignore[method-assign]  # as if killed before it told
         said = dying.engine.score_many(events)
     with Stage(tmp_path / "two", sections, store=store, journal=journal) as after:
         new, other = claim("new", 10, device_id="d2"), claim("e2", 2, device_id="d9")

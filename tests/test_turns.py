@@ -20,7 +20,7 @@ from stage import Stage, claim, payment, policy, write
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.judge import Judge
-from riskengine.stores import kept
+from riskengine.stores import Met, kept
 from riskengine.stores.address import begin
 from riskengine.turns import Turns
 
@@ -128,10 +128,11 @@ def test_a_retry_waits_for_the_door_that_is_at_its_event(
         first: Any = engine._turns.judges[0].store
         conclude, at_it, go_on = first.conclude, threading.Event(), threading.Event()
 
-        def concludes(*given: Any) -> None:
+        def concludes(*given: Any) -> Met:
             at_it.set()
             assert go_on.wait(60)
-            conclude(*given)
+            overtaken: Met = conclude(*given)
+            return overtaken
 
         first.conclude = concludes
         one = pool.submit(engine.score, event)

@@ -190,8 +190,11 @@ class Store(Protocol):
     ) -> int:
         """Try limits, decide, hold what is granted, keep what each event moved: the number of the first."""
 
-    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
-        """Keep decisions for retries, and for `horizon_ms` what the events moved."""
+    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> Met:
+        """Keep decisions for retries, and for `horizon_ms` what the events moved.
+
+        Returns what others have decided meanwhile of events that took long: their decisions stand.
+        """
 
     def postponed(self, batch: Batch) -> Met:
         """What other doors have decided of these events without the servers, meanwhile."""

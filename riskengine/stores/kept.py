@@ -16,6 +16,7 @@ from riskengine.stores.wire import CLAIM_BYTES
 
 AT_LIFE, AT_NUMBER, AT_BATCH = 24, 28, 30
 IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being decided by another engine
+SURE_MS: Final = IN_FLIGHT_MS // 2  # who decides sooner after it came has the store hear of it in this time
 LOOK_AGAIN_S: Final = 0.002
 ALONE: Final = b"!" * 11  # instead of a batch's name: what is concluded by itself
 
@@ -36,6 +37,16 @@ def claim_of(link: AnyLink, place: Place, key: bytes) -> bytes | None:
         return claim
     traces = link.call("GET", place.within(part) + b"t" + batch, at=part)[0]
     return claim + piece(traces, claim) if isinstance(traces, bytes) else claim
+
+
+def decided_together(link: AnyLink, place: Place, key: bytes) -> bytes | None:
+    """The decision on an event that is kept together with its batch's, if it is."""
+    part = place.part_of(key)
+    claim = link.call("GET", place.claim_name(b"c", key), at=part)[0]
+    if not isinstance(claim, bytes) or len(claim) > CLAIM_BYTES or claim[AT_BATCH:] == ALONE:
+        return None
+    decisions = link.call("GET", place.within(part) + b"k" + claim[AT_BATCH:], at=part)[0]
+    return piece(decisions, claim) if isinstance(decisions, bytes) else None
 
 
 def is_in_flight(link: AnyLink, place: Place, key: bytes, claim: bytes) -> bool:

@@ -212,8 +212,9 @@ class MemoryStore:
             traces.at_holds,
         )
 
-    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
-        """Nothing is left to keep: the engine's claims are the store's own."""
+    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> Met:
+        """Nothing is left to keep, as the engine's claims are the store's own; and there are no others."""
+        return NONE_MET
 
     def postponed(self, batch: Batch) -> Met:
         """None: this store is never away."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -319,6 +320,7 @@ class RedisStore:
 
     def _answer(self, asked: Asked, counted: bool) -> tuple[Reply, int]:
         """What the store answers, once it is known which events are not new; and the bytes of all values."""
+        asked.sent_s = time.monotonic()
         reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
         known, size = self._values(asked, reply)
         if known:
@@ -484,10 +486,11 @@ class RedisStore:
 
     # -- after the decision
 
-    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> None:
+    def conclude(self, touches: Touches, decisions: Sequence[Decision], horizon_ms: int) -> Met:
         """Send decisions and what the events moved: a retry finds them, or decides again.
 
-        It is not waited for, but on a cluster where something is to be given back.
+        It is not waited for, but on a cluster where something is to be given back, and where another engine
+        may have taken the events for abandoned: what that one has decided is asked for then, and stands.
         """
         asked = self._asked
         assert asked is not None, "what is concluded has been settled"
@@ -501,7 +504,7 @@ class RedisStore:
             answer = msgspec.msgpack.encode(decisions[0])
             request = command(("SET", name, answer, "PX", self._terms.fresh_ms, "NX"))
             self._link.tell(request, self.place.part_of(batch.claim[0].tobytes()))
-            return
+            return NONE_MET
         lives = Lives(horizon_ms, self._terms.fresh_ms)
         for i in asked.left_open:
             held = (asked.traces[:, self._terms.traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
@@ -509,6 +512,30 @@ class RedisStore:
             self._in_doubt.append(Doubt(*one, None, lives))
         if rows:
             self._tell_concluded(asked, rows, decisions, lives)
+        if asked.resumed or time.monotonic() - asked.sent_s >= kept.SURE_MS / 1000:
+            return self._overtaken(asked, rows, decisions)
+        return NONE_MET
+
+    def _overtaken(self, asked: Asked, rows: Sequence[int], decisions: Sequence[Decision]) -> Met:
+        """What stands of events instead of what we have just decided; nothing where the store is away."""
+        by_part: dict[int, list[int]] = {}
+        claims = asked.touches.batch.claims()
+        for i in rows:
+            by_part.setdefault(self.place.part_of(claims[i]), []).append(i)
+        met: dict[int, Any] = {}
+        with suppress(StoreError):
+            for part, places in by_part.items():
+                names = [self.place.claim_name(b"d", claims[i]) for i in places]
+                for i, decision in zip(places, self._link.call("MGET", *names, at=part), strict=True):
+                    if decision is None and asked.resumed:  # who entered it may have decided it after all
+                        decision = kept.decided_together(self._link, self.place, claims[i])
+                    if decision == b"":  # an operator gave it up
+                        met[i] = "undecided"
+                    elif isinstance(decision, bytes):
+                        stands = _DECODER.decode(decision)
+                        if stands != decisions[i]:
+                            met[i] = stands
+        return met
 
     def _tell_concluded(
         self, asked: Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives

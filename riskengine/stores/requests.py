@@ -44,6 +44,7 @@ class Asked:
     contents: Int64s
     met: Met
     entities: Int64s = field(default_factory=lambda: NO_ENTITIES)  # (K, 4), by partition
+    sent_s: float = 0.0  # of the monotonic clock: no claim was entered before
     calls: int = 0  # of observe.lua: one, or on a cluster one a partition
     resumed: bool = False  # an event that was entered before, and not decided
     gave_back: set[int] = field(default_factory=set)  # and partitions where it gave back what it reserved
