@@ -30,6 +30,7 @@ from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.entries import Entry
 from riskengine.errors import EventError
+from riskengine.features import Touches
 from riskengine.journal import Journal
 from riskengine.judge import Judge
 from riskengine.policy import load_definition
@@ -41,7 +42,7 @@ from riskengine.stores.address import begin
 from riskengine.stores.grants import Grants
 from riskengine.stores.link import Call
 from riskengine.stores.place import kind_of
-from riskengine.stores.redis import RedisStore
+from riskengine.stores.redis import RedisStore, rows_of
 from riskengine.stores.requests import Asked
 from riskengine.turns import Turns
 
@@ -269,6 +270,39 @@ def test_who_stood_still_answers_what_another_has_decided_meanwhile(
         assert msgspec.json.decode(entry.decision, type=Decision) == second
         last = two.engine.score(claim("last", device_id="d0"), features=True)
         assert (last.action, last.features) == ("deny", {"claims": len(events) + 1.0})
+
+
+def test_a_denied_event_gives_back_what_it_held_though_another_engine_had_taken_it_up(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one stops what is given back before the decision: then the decision does it, if it stands."""
+    monkeypatch.setattr(kept, "IN_FLIGHT_MS", 0)
+    two_an_hour = {"two": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 2, "then": "deny"}}
+    sections = policy(
+        limits=two_an_hour,
+        rules={"u0": {"on": "any", "when": "user_id == 'u0'", "then": "deny", "mode": "live"}},
+    )
+    store = apart(server)
+    begin(store, "stage")
+    with (
+        Stage(tmp_path / "one", sections, store=store) as one,
+        Stage(tmp_path / "two", sections, store=store) as two,
+    ):
+        deciding: Any = store_of(one.engine)
+        settle = deciding.settle
+
+        def settles(touches: Touches, *given: Any) -> int:
+            store_of(two.engine)._grants.stand_in(rows_of(touches, 0))
+            at: int = settle(touches, *given)
+            return at
+
+        deciding.settle = settles
+        batch = [claim(f"e{n}", n, user_id=f"u{n}", device_id="d") for n in range(3)]
+        assert one.actions(batch) == ["deny", "allow", "deny"]
+        del deciding.settle
+        more = [claim(f"e{n}", n, device_id="d") for n in (3, 4)]
+        assert one.actions(more) == ["allow", "deny"]
+        assert one.engine.score(batch[0]).fired == ("u0",)
 
 
 def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(

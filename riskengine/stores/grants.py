@@ -380,8 +380,7 @@ class Grants(NamedTuple):
             cell, amount = int(plan.limits[limit, L_CELL]), int(asked.amounts[i, limit])
             new = moved.new[numbers[i], self.place.part_of(key)]
             if asked.give_back[i, limit]:
-                asked.granted[i, limit] = asked.give_back[i, limit] = 0
-                if new:
+                if new:  # else another engine stopped us, and the decision gives it back
                     bucket = int(asked.buckets[i, limit])
                     slabs.give_hold_back(self.features.flat, *work.arrays, e, cell, key, bucket, amount)
                 continue
