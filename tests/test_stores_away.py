@@ -515,6 +515,32 @@ def test_what_was_missed_is_told_in_its_order(tmp_path: Path) -> None:
         assert kept == times[1:]
 
 
+def test_what_was_missed_is_counted_by_the_policy_that_it_came_under(tmp_path: Path) -> None:
+    """Another one, with other cells and records, may serve by the time that the store is back."""
+    kept = {
+        "claims": {"count": "coupon_claim", "by": "user", "over": "1h"},
+        "was": {"previous": "location", "on": "any", "by": "user"},
+    }
+    dropped = {
+        "before": {"previous": "region", "on": "any", "by": "user"},
+        "spent": {"sum": "amount", "on": "coupon_claim", "by": "user", "over": "1h"},
+    }
+    with running(appendonly="yes", appendfsync="always") as server:
+        store = apart(server.url)
+        begin(store, "stage")
+        with Stage(tmp_path, policy(features=dropped | kept), store=store) as stage:
+            stage.engine.score(claim("e0"))
+            store_of(stage.engine)._link.hurry(300, 1000)
+            server.hold(True)
+            missed = stage.engine.score(claim("e1", 1, region="CN-SH", amount=5))
+            assert missed.flags == ("degraded:store",)
+            server.kill()  # it has not read what it was asked, and nobody knows
+            server.start()
+            stage.reload(policy(features=kept))
+            until(lambda: caught_up(stage.engine), SOON_S)
+            assert stage.row(claim("e2", 2)) == {"claims": 3.0, "was": None}
+
+
 def test_a_server_that_does_not_answer_is_left_alone_between_tries(tmp_path: Path) -> None:
     """After some tries in a row one a moment is made, and the first that is answered ends it."""
     with running() as server:

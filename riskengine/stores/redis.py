@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -77,6 +77,7 @@ _DECODER = msgspec.msgpack.Decoder(Decision)
 class Doubt(NamedTuple):
     """Events (n) that were decided without the server, and may have been counted there all the same."""
 
+    features: FeatureSet  # by which they were planned
     touches: Touches
     decisions: Sequence[Decision]
     held: Bytes  # (n, L)
@@ -509,7 +510,7 @@ class RedisStore:
         for i in asked.left_open:
             held = (asked.traces[:, self._terms.traces.at_holds + 1 :: 2] != NONE).astype(np.uint8)
             one = rows_of(touches, i), decisions[i : i + 1], held[i : i + 1]
-            self._in_doubt.append(Doubt(*one, None, lives))
+            self._in_doubt.append(Doubt(self.features, *one, None, lives))
         if rows:
             self._tell_concluded(asked, rows, decisions, lives)
         if asked.resumed or time.monotonic() - asked.sent_s >= kept.SURE_MS / 1000:
@@ -592,7 +593,7 @@ class RedisStore:
             touches, decisions, held = rows_of(touches, new), [decisions[i] for i in new], held[new]
         lives = Lives(horizon_ms, self._terms.fresh_ms)
         if self._link.unsure or followed is not None:  # what it holds is found when the store is back
-            self._in_doubt.append(Doubt(copied(touches), decisions, held, followed, lives))
+            self._in_doubt.append(Doubt(self.features, copied(touches), decisions, held, followed, lives))
             self._keep(touches)
             return
         asked = self._blank(touches)
@@ -620,11 +621,25 @@ class RedisStore:
     def _clear_up(self) -> None:
         """Count what was decided without the store and may have been counted there all the same."""
         while self._in_doubt:
-            touches, decisions, held, followed, lives = self._in_doubt[0]
-            for i in self.restore(touches, decisions, held, followed, touches.batch.time, lives):
-                one = rows_of(touches, i)
-                self.restore(one, decisions[i : i + 1], held[i : i + 1], followed, one.batch.time, lives)
+            features, touches, decisions, held, followed, lives = self._in_doubt[0]
+            with self._serving(features):
+                for i in self.restore(touches, decisions, held, followed, touches.batch.time, lives):
+                    one = rows_of(touches, i)
+                    self.restore(one, decisions[i : i + 1], held[i : i + 1], followed, one.batch.time, lives)
             self._in_doubt.popleft()
+
+    @contextmanager
+    def _serving(self, features: FeatureSet) -> Iterator[None]:
+        """Go by the plan that events were planned by, where the policy has changed since, and then back."""
+        own = self.features
+        if features is own:
+            yield
+            return
+        self._serve(features)
+        try:
+            yield
+        finally:
+            self._serve(own, announced=False)
 
     def restore(
         self,
