@@ -135,10 +135,7 @@ def _encoded(
     more = _joined(batch.n, extras)
     arrays = _arrays(policy, batch, strings, masks, bytearray(lines), more, cells, nows)
     body, ends = pack(arrays)
-    if isinstance(now, int) and batch.n:
-        first = last = now
-    else:
-        first, last = int(nows.min(initial=_NEVER)), int(nows.max(initial=0))
+    first, last = int(nows.min(initial=_NEVER)), int(nows.max(initial=0))
     return Record(policy.masking.head, body, ends, first, last)
 
 

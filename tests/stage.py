@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +95,19 @@ def store_of(engine: Engine) -> RedisStore:
     """The store that an engine shares with others, to be looked into."""
     assert isinstance(engine._store, RedisStore)
     return engine._store
+
+
+def standing_still(at: Any, method: str) -> tuple[threading.Event, threading.Event]:
+    """Have whoever calls a method stand still before it: that it has come there, and that it may go on."""
+    call, entered, go_on = getattr(at, method), threading.Event(), threading.Event()
+
+    def late(*given: Any) -> Any:
+        entered.set()
+        assert go_on.wait(60)
+        return call(*given)
+
+    setattr(at, method, late)
+    return entered, go_on
 
 
 def caught_up(engine: Engine) -> bool:

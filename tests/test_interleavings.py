@@ -301,7 +301,6 @@ class Play:
         self.answers: dict[str, list[tuple[str, ...]]] = {}
         self.told: dict[str, list[Decision]] = {}
         self.is_whole = True  # whatever was answered has been sent
-        self.flags: dict[str, set[str]] = {}
         self.released: set[str] = set()
         self.labels: set[tuple[str, Label, int]] = set()  # that were sent: event, label, time
         self.frauds: set[str] = set()
@@ -323,7 +322,6 @@ class Play:
 
     def keep(self, event: dict[str, Any], decision: Any) -> None:
         assert isinstance(decision, Decision), decision
-        self.flags.setdefault(event["event_id"], set()).update(decision.flags)
         # Where two engines decide a denied event at once, one may know of a refused limit more.
         fired = decision.fired if decision.action != "deny" else ()
         self.answers.setdefault(event["event_id"], []).append((decision.action, *fired))
@@ -437,7 +435,11 @@ class Play:
         above = claim(f"{self.seed}-above", 200, **last, quota=len(held) + 1, bad=False)
         free = one.quietly(lambda: one.engine.score(above, features=True))
         assert free.action == "allow", f"more than {held} is held, of {granted}"
-        unknown = [f["event_id"] for f in self.following if "follows:unknown" in self.flags[f["event_id"]]]
+        unknown = [
+            follower["event_id"]
+            for follower in self.following
+            if any("follows:unknown" in decision.flags for decision in self.told[follower["event_id"]])
+        ]
         first = [event_id for event_id in decided if not self.is_following(event_id)]
         least = len(first) + len(unknown) + 2
         most = len(self.events) + len(unknown) + 2

@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from clusters import cluster
 from hypothesis import HealthCheck, given, settings
 from servers import apart, redis_server, valkey
 from stage import KEY as STAGE_KEY
-from stage import T0, Stage, action, claim, payment, policy, store_of, write
+from stage import T0, Stage, action, claim, payment, policy, standing_still, store_of, write
 from strategies import Step, World
 from test_naive import SCENARIOS, Scenario, a_feature_taken_out_and_put_back_starts_empty
 from test_parity import KEY, EngineSubject, Tables, comparable, singly, stories, take, write_policy
@@ -243,16 +242,7 @@ def test_who_stood_still_answers_what_another_has_decided_meanwhile(
         Stage(tmp_path / "two", sections, store=store) as two,
         ThreadPoolExecutor(1) as pool,
     ):
-        slow: Any = store_of(one.engine)
-        settle, entered, go_on = slow.settle, threading.Event(), threading.Event()
-
-        def settles(*given: Any) -> int:
-            entered.set()
-            assert go_on.wait(60)
-            at: int = settle(*given)
-            return at
-
-        slow.settle = settles
+        entered, go_on = standing_still(store_of(one.engine), "settle")
         events = [claim(f"e{n}", device_id=f"d{n}") for n in range(3 if together else 1)]
         first = pool.submit(one.engine.score_many, events)
         assert entered.wait(60)

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import redis
 from servers import apart, running
-from stage import Stage, claim, payment, policy, write
+from stage import Stage, claim, payment, policy, standing_still, write
 
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.judge import Judge
-from riskengine.stores import Met, kept
+from riskengine.stores import kept
 from riskengine.stores.address import begin
 from riskengine.turns import Turns
 
@@ -125,16 +125,7 @@ def test_a_retry_waits_for_the_door_that_is_at_its_event(
     with Stage(tmp_path, counting(), store=f"{store}&at_once=2") as stage, ThreadPoolExecutor(2) as pool:
         engine, event = stage.engine, claim("e1", device_id="d1")
         engine.score(claim("e0"))
-        first: Any = engine._turns.judges[0].store
-        conclude, at_it, go_on = first.conclude, threading.Event(), threading.Event()
-
-        def concludes(*given: Any) -> Met:
-            at_it.set()
-            assert go_on.wait(60)
-            overtaken: Met = conclude(*given)
-            return overtaken
-
-        first.conclude = concludes
+        at_it, go_on = standing_still(engine._turns.judges[0].store, "conclude")
         one = pool.submit(engine.score, event)
         assert at_it.wait(60)
         other = pool.submit(engine.score_many, [claim("e2"), event])

@@ -132,8 +132,7 @@ def room_for(arrays: Arrays) -> int:
         + len(arrays.layout)
         + 24 * arrays.keys.shape[1]
     )
-    lengths = int(np.add.reduce(arrays.str_len, None))  # .sum() goes through Python to the same
-    strings = lengths + arrays.str_len.size  # of an absent one the length is -1
+    strings = int(arrays.str_len.sum()) + arrays.str_len.size  # of an absent one the length is -1
     texts = len(arrays.lines) + len(arrays.extras) + strings
     return texts + len(arrays.type_index) * int(a_record)
 

@@ -93,9 +93,10 @@ def _decode(body: bytes | bytearray, format: Format) -> Any:
 def _look_through(body: bytes | bytearray, format: Format, value: Any) -> None:
     """Refuse what is nested too deep, and JSON objects with a name twice.
 
-    Every name and string of JSON stands between two quotes, and a name that is there twice is lost in
-    `value`: where there are as many quotes as `value` asks for, nothing was lost. Where there are more, some
-    are escaped, or a name was there twice: the json module looks again (10 us an event).
+    Of most JSON a kernel sees that there is nothing to refuse. Else: every name and string stands between two
+    quotes, and a name that is there twice is lost in `value`. Where there are as many quotes as `value` asks
+    for, nothing was lost; where there are more, some are escaped, or a name was there twice: the json module
+    looks again (10 us an event).
     """
     if format == "json" and is_plain(np.frombuffer(bytearray(body), np.uint8)):
         return

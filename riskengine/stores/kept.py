@@ -32,8 +32,8 @@ def claim_of(link: AnyLink, place: Place, key: bytes) -> bytes | None:
         raise StoreError("epoch", missing_epoch(place))
     if not isinstance(claim, bytes):
         return None
-    batch = claim[AT_BATCH:CLAIM_BYTES]
-    if len(claim) > CLAIM_BYTES or batch == ALONE:
+    batch = _batch_of(claim)
+    if batch is None:
         return claim
     traces = link.call("GET", place.within(part) + b"t" + batch, at=part)[0]
     return claim + piece(traces, claim) if isinstance(traces, bytes) else claim
@@ -43,9 +43,12 @@ def decided_together(link: AnyLink, place: Place, key: bytes) -> bytes | None:
     """The decision on an event that is kept together with its batch's, if it is."""
     part = place.part_of(key)
     claim = link.call("GET", place.claim_name(b"c", key), at=part)[0]
-    if not isinstance(claim, bytes) or len(claim) > CLAIM_BYTES or claim[AT_BATCH:] == ALONE:
+    if not isinstance(claim, bytes):
         return None
-    decisions = link.call("GET", place.within(part) + b"k" + claim[AT_BATCH:], at=part)[0]
+    batch = _batch_of(claim)
+    if batch is None:
+        return None
+    decisions = link.call("GET", place.within(part) + b"k" + batch, at=part)[0]
     return piece(decisions, claim) if isinstance(decisions, bytes) else None
 
 
@@ -61,6 +64,12 @@ def piece(pieces: bytes, claim: bytes) -> bytes:
     at = 4 * int.from_bytes(claim[AT_NUMBER:AT_BATCH], "little")
     start, end = (int.from_bytes(pieces[k : k + 4], "little") for k in (at, at + 4))
     return pieces[start:end]
+
+
+def _batch_of(claim: bytes) -> bytes | None:
+    """The name of the batch that an event is concluded with; None where it is, or was, by itself."""
+    batch = claim[AT_BATCH:CLAIM_BYTES]
+    return None if len(claim) > CLAIM_BYTES or batch == ALONE else batch
 
 
 def life_ms_of(claim: bytes) -> int:

@@ -106,9 +106,6 @@ class Reply:
 
     def errors(self, replies: int) -> dict[int, str]:
         """The server's messages of the first so many replies, by number, where there are any."""
-        if replies == 1:
-            message = self.error()
-            return {} if message is None else {0: message}
         if resp.ERROR not in self.lengths[self.firsts[:replies]].tolist():  # at one look
             return {}
         each = ((k, self.error(k)) for k in range(replies))
