@@ -88,8 +88,8 @@ class Stepped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.link, name)
 
-    def ask(self, request: Any, at: int = 0) -> Any:
-        return self._stepped(self.link.ask, bytes(request), at)
+    def ask(self, request: Any, at: int = 0, replies: int = 1) -> Any:
+        return self._stepped(self.link.ask, bytes(request), at, replies)
 
     def ask_all(self, requests: Any, ends: Any, where: Any) -> Any:
         return self._stepped(self.link.ask_all, memoryview(bytes(requests)), ends, where)

@@ -17,7 +17,8 @@ from riskengine.stores.resp import Bytes
 strings = st.binary(max_size=60) | st.sampled_from([b"", b"\r\n", b"$3\r\nabc\r\n", b"*1\r\n", b"-ERR"])
 items = st.one_of(strings, st.none(), st.integers(-(2**63) + 1, 2**63 - 1))
 errors = st.text("abc XYZ_:", min_size=1, max_size=30).map(lambda text: ResponseError(f"ERR {text}"))
-replies = items | errors | st.lists(items | errors, max_size=8)
+arrays = st.lists(items | errors, max_size=8)
+replies = items | errors | arrays | st.lists(items | errors | arrays, max_size=6)
 
 
 def encoded(reply: Any) -> bytes:
@@ -84,6 +85,11 @@ def theirs(data: bytes) -> Any:
     return parser._read_response(disable_decoding=True)
 
 
+def flat(reply: Any) -> list[Any]:
+    """The items of an array, and of those in it."""
+    return [item for each in reply for item in flat(each)] if isinstance(reply, list) else [reply]
+
+
 def alike(one: Any, other: Any) -> bool:
     """redis-py takes the first word of an error away."""
     if isinstance(one, ResponseError):
@@ -98,7 +104,7 @@ def test_replies_are_read_as_redis_py_reads_them(reply: Any, rest: bytes, data: 
     found, end = read(sent + rest, cuts)
     assert end == len(sent), "what comes behind is the next reply's"
     expected = theirs(sent)
-    listed = expected if isinstance(expected, list) else [expected]
+    listed = flat(expected)
     assert len(found) == len(listed)
     assert all(alike(a, b) for a, b in zip(found, listed, strict=True))
 
@@ -120,7 +126,7 @@ def test_every_byte_at_once() -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    [b"?1\r\n", b":1a\r\n", b":\r\n", b"$3\r\nabcd\r\n", b"*1\r\n*1\r\n:1\r\n", b":99999999999999999999\r\n",
+    [b"?1\r\n", b":1a\r\n", b":\r\n", b"$3\r\nabcd\r\n", b":99999999999999999999\r\n",
      b"+OK\rx", b"$2\rx"],
 )  # fmt: skip
 def test_what_is_no_reply_is_not_read(sent: bytes) -> None:

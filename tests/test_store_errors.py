@@ -16,6 +16,7 @@ import redis
 from servers import Server, apart, running, until
 from stage import Stage, claim, policy, store_of
 
+from riskengine.decision import Decision
 from riskengine.service.metrics import Metrics
 from riskengine.stores import StoreError
 from riskengine.stores.address import begin
@@ -23,7 +24,10 @@ from riskengine.stores.place import kind_of
 
 SECTIONS = policy(
     events={"coupon_claim": {"required": ["user_id"], "fail": "review"}},
-    features={"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}},
+    features={
+        "claims": {"count": "coupon_claim", "by": "user", "over": "1h"},
+        "of_device": {"count": "coupon_claim", "by": "device", "over": "1h"},
+    },
 )
 SETTINGS = {
     "appendonly": "yes", "appendfsync": "always", "busy-reply-threshold": "20", "enable-debug-command": "yes",
@@ -168,12 +172,14 @@ def server() -> Iterator[Server]:
         yield found
 
 
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize(
     ("fault", "kind", "flag", "mend"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS]
 )
 def test_each_fault_has_an_error_of_its_own(
-    fault: Fault, kind: str, flag: str, mend: str, server: Server, tmp_path: Path
+    fault: Fault, kind: str, flag: str, mend: str, n: int, server: Server, tmp_path: Path
 ) -> None:
+    """For an event that is asked of by itself, and for a batch, which is a transaction."""
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
         store = apart(server.url)
@@ -185,16 +191,18 @@ def test_each_fault_has_an_error_of_its_own(
             if kind == "slow":
                 store_of(stage.engine)._link.hurry(300, 1000)
             with fault(server, client):
-                event = claim("meanwhile", 1)
-                decision = stage.engine.score(event)
-                metrics.results([event], [decision])
-            assert (decision.action, decision.flags) == ("review", (f"degraded:{flag}",))
+                events = [claim(f"meanwhile{i}", 1, device_id=f"d{i}") for i in range(n)]
+                decisions = stage.engine.score_many(events)
+                metrics.results(events, decisions)
+            for decision in decisions:
+                assert isinstance(decision, Decision)
+                assert (decision.action, decision.flags) == ("review", (f"degraded:{flag}",))
             assert [error.kind for error in errors] == [kind]
             assert re.search(mend, str(errors[0])), errors[0]
             assert "u1" not in str(errors[0])
             text = metrics.text().decode()
             assert f'riskengine_store_errors_total{{kind="{kind}"}} 1.0' in text
-            assert f'riskengine_degraded_total{{kind="{flag}"}} 1.0' in text
+            assert f'riskengine_degraded_total{{kind="{flag}"}} {n}.0' in text
             asked = 0
 
             def well() -> bool:
@@ -203,7 +211,8 @@ def test_each_fault_has_an_error_of_its_own(
                 return stage.engine.score(claim(f"well{asked}", user_id="well")).flags == ()
 
             until(well)
-            assert stage.row(claim("after", 2))["claims"] == 3
+            row = stage.row(claim("after", 2, device_id="d0"))
+            assert (row["claims"], row["of_device"]) == (n + 2, 2)
 
 
 def told(stage: Stage) -> list[StoreError]:

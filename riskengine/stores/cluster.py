@@ -172,6 +172,8 @@ class _Node:
 class ClusterLink:
     """All masters of a cluster, behind the door of a `Link`. Not shared between threads."""
 
+    transacts: Final = False
+
     def __init__(self, urls: Sequence[str], timeout_ms: int, connect_ms: int) -> None:
         self.timeout_s = timeout_ms / 1000
         self.names: Mapping[str, str] = script_names()
@@ -210,8 +212,9 @@ class ClusterLink:
         nodes = self._nodes.values()
         return not self.is_behind and len(nodes) > 0 and all(node.line.is_open for node in nodes)
 
-    def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
+    def ask(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> Reply:
         """Send one request of partition `at` and wait for its reply. StoreError where it fails."""
+        assert replies == 1, "what a master sends elsewhere is sent again one by one"
         return self.ask_all(memoryview(request), (len(request),), np.array([at]))
 
     def ask_all(self, requests: memoryview, ends: Sequence[int], parts: Int64s) -> Reply:

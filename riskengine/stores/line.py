@@ -33,7 +33,7 @@ Item = bytes | int | None
 # Where there is one processor, who is waited for needs it.
 YIELD: Final = getattr(os, "sched_yield", None) if (os.cpu_count() or 1) > 1 else None
 
-SCRIPTS: Final = ("observe", "conclude", "conclude_all", "compact", "undo", "give_back", "edit")
+SCRIPTS: Final = ("observe", "conclude", "conclude_all", "compact", "undo", "take_back", "give_back", "edit")
 PATIENCE: Final = 3  # tries in a row without an answer
 ALONE_S: Final = 0.25  # at most, until the next try
 # A processor that sleeps for the time of a reply forgets what it was at: of a lone event on a machine with
@@ -101,12 +101,16 @@ class Reply:
         first = int(self.firsts[reply])
         if first == self._end(reply) or self.lengths[first] != resp.ERROR:
             return None
-        start = int(self.offsets[first])
+        return self.message(first)
+
+    def message(self, k: int) -> str:
+        """What the server says in an item that is an error."""
+        start = int(self.offsets[k])
         return self.data[start : start + ERROR_SHOWN].tobytes().split(b"\r")[0].decode("utf-8", "replace")
 
     def errors(self, replies: int) -> dict[int, str]:
         """The server's messages of the first so many replies, by number, where there are any."""
-        if resp.ERROR not in self.lengths[self.firsts[:replies]].tolist():  # at one look
+        if not (self.lengths[self.firsts[:replies]] == resp.ERROR).any():  # at one look
             return {}
         each = ((k, self.error(k)) for k in range(replies))
         return {k: message for k, message in each if message is not None}
@@ -165,6 +169,7 @@ class Line:
         self._poll = select.poll()  # of this socket, whose number is
         self._number = -1
         self._waited_s = 0.0  # for what came last
+        self.transacts = False  # whether the server takes transactions, as far as is known
         self._from = 0  # where in the buffer the next reply begins
         self._to = 0  # and where what has come ends
 
@@ -174,7 +179,7 @@ class Line:
         return self._socket is not None
 
     def load(self) -> None:
-        """Let the server know our scripts."""
+        """Let the server know our scripts, and find out whether it lets us have transactions."""
         deadline = time.monotonic() + self.connect_s
         for code in scripts().values():
             self.send(resp.command(("SCRIPT", "LOAD", code)), deadline)
@@ -183,6 +188,8 @@ class Line:
             if message is not None:
                 self.close()
                 raise said(message)
+        self.send(resp.command(("MULTI",)) + resp.command(("EXEC",)), deadline)
+        self.transacts = not self.receive(deadline, 2).errors(2)
 
     def close(self) -> None:
         """Hang up."""
@@ -339,6 +346,13 @@ def scripts() -> Mapping[str, bytes]:
     """The code of our scripts by name."""
     here = resources.files(__package__)
     return {name: here.joinpath(f"{name}.lua").read_bytes() for name in SCRIPTS}
+
+
+@cache
+def enter() -> bytes:
+    """The code of the script that is sent with every transaction: one that is not there would spoil it."""
+    lines = resources.files(__package__).joinpath("enter.lua").read_bytes().splitlines()
+    return b"\n".join(line.strip() for line in lines if line and not line.startswith(b"--"))
 
 
 @cache

@@ -58,27 +58,37 @@ class Link:
         """Whether who asks waits for a reply and nothing else, as far as is known."""
         return self._line.is_open and not self.is_behind
 
-    def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
+    @property
+    def transacts(self) -> bool:
+        """Whether a transaction may be asked for, as far as is known."""
+        return self._line.is_open and self._line.transacts
+
+    def ask(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> Reply:
         """Send one request and wait for its reply, which is good until the next. StoreError where it fails.
 
         One that a broken connection may have lost is sent once more: the server may have served it twice.
-        `at` is the partition of its keys.
+        `at` is the partition of its keys. Of several `replies` the last is what is answered; where one is an
+        error, nothing has been done.
         """
         self.unsure = False
         self._breaker.check()
         deadline = time.monotonic() + self.timeout_s
         try:
-            reply = self._asked(request, deadline)
+            reply = self._asked(request, deadline, replies)
         except StoreError as error:
             if error.kind != "away" or time.monotonic() >= deadline:
                 self._breaker.failed(error)
                 raise
             try:
-                reply = self._asked(request, deadline)
+                reply = self._asked(request, deadline, replies)
             except StoreError as again:
                 self._breaker.failed(again)
                 raise
         self._breaker.answered()
+        if replies > 1:
+            for wrong in reply.errors(replies).values():
+                raise said(wrong)
+            reply.leave_out(replies - 1)
         message = reply.error()
         if message is not None and message.startswith("NOSCRIPT"):  # then it did nothing
             self._line.load()
@@ -160,7 +170,7 @@ class Link:
         self._sent = 0
         self._line.close()
 
-    def _asked(self, request: bytes | memoryview, deadline: float) -> Reply:
+    def _asked(self, request: bytes | memoryview, deadline: float, replies: int = 1) -> Reply:
         if not self._line.is_open:  # opening has a deadline of its own
             self._sent = 0
             self._line.open()
@@ -183,7 +193,7 @@ class Link:
             self.unsure = True
             self._send(request, deadline)
             told = self._replies(self._sent)
-            reply = self._receive(deadline, told + 1)
+            reply = self._receive(deadline, told + replies)
             if told:
                 self._take_note(self._sent, told, reply, put_off)
                 reply.leave_out(told)

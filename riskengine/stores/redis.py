@@ -42,13 +42,14 @@ from riskengine.stores import (
     requests,
     slabs,
     statefile,
+    transaction,
     values,
     wire,
 )
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.edits import Edits
 from riskengine.stores.grants import Grants
-from riskengine.stores.line import Item, Reply, facts_of
+from riskengine.stores.line import Item, Reply, facts_of, said
 from riskengine.stores.lists import Lists
 from riskengine.stores.losses import Losses
 from riskengine.stores.moves import Moves
@@ -137,6 +138,7 @@ class RedisStore:
         self._edits = Edits(features, link, place)
         self._work = Workspace()
         self._asked: Asked | None = None
+        self._meets_known = False  # whether the last batch that observe.lua was asked had events that it knew
         self._folded: list[tuple[bytes, int, int]] = []  # calls that write values back, see Unfolding
         self.at_once = at_once
         self._way = way
@@ -322,11 +324,43 @@ class RedisStore:
     def _answer(self, asked: Asked, counted: bool) -> tuple[Reply, int]:
         """What the store answers, once it is known which events are not new; and the bytes of all values."""
         asked.sent_s = time.monotonic()
+        if asked.touches.batch.n > 1 and self._link.transacts and not self._meets_known:
+            answer = self._transacted(asked)
+            if answer is not None:
+                return answer
         reply = self._link.ask_all(*requests.observing(self._terms, self._work, asked, asked.asked))
         known, size = self._values(asked, reply)
         if known:
             self._read_marks(asked, reply, counted)
+            if not self._terms.mask and (asked.resumed or "undecided" in asked.met.values()):
+                self._let_live(asked)
+        self._meets_known = known
         return reply, size
+
+    def _transacted(self, asked: Asked) -> tuple[Reply, int] | None:
+        """What a lone server answers to a transaction of the batch; None where it knew one of the events."""
+        request, before = requests.transacting(self._terms, self._work, asked)
+        reply = self._link.ask(request, 0, before + 1)
+        entered, wrong, size = transaction.read(
+            reply.offsets, reply.lengths, int(reply.firsts[0]), reply.count, len(asked.entities),
+            asked.scratch.items,
+        )  # fmt: skip
+        if wrong >= 0:  # all but this has been done
+            script = self._link.names["take_back"]
+            self._link.tell(requests.taking_back(bytes(request), reply, script, asked.batch))
+            raise said(reply.message(wrong))
+        if not entered:
+            return None
+        lives, new = requests.living(self._terms, self._work, asked, reply)
+        if new:
+            self._link.later(lives, 0, new)
+        return reply, size
+
+    def _let_live(self, asked: Asked) -> None:
+        """Have the entities of events that nobody concluded live as long as others: see `requests.living`."""
+        for key, e in asked.entities[:, :2].tolist():
+            name = self.place.entity_name(self.features.entities[e], key)
+            self._link.later(command(("PEXPIRE", name, self._terms.lives_ms[e])))
 
     def _blank(self, touches: Touches) -> Asked:
         batch = touches.batch

@@ -13,11 +13,11 @@ import numpy as np
 from riskengine.decision import Decision
 from riskengine.features import Touches
 from riskengine.layout import Int64s
-from riskengine.stores import Lives, Met, kept, values, wire
+from riskengine.stores import Lives, Met, kept, transaction, values, wire
 from riskengine.stores.items import encoded
 from riskengine.stores.line import Reply
 from riskengine.stores.plans import MAGIC
-from riskengine.stores.resp import Bytes, as_array, bulk
+from riskengine.stores.resp import Bytes, as_array, bulk, command, split
 from riskengine.stores.terms import Terms
 from riskengine.stores.workspace import Room, Scratch, Workspace
 
@@ -82,32 +82,83 @@ def batch_name() -> Bytes:
     return as_array(secrets.token_urlsafe(8).encode())
 
 
+def transacting(terms: Terms, work: Workspace, asked: Asked) -> tuple[memoryview, int]:
+    """A batch as a transaction of a lone server, and how many replies come before that of EXEC."""
+    touches, room, scratch = asked.touches, asked.room, asked.scratch
+    batch = touches.batch
+    count, total = _gather(terms, asked, asked.asked)
+    asked.entities = scratch.entities[:count]
+    names = terms.prefix_size + 60
+    fixed = 400 + len(terms.shared) + len(terms.entering) + len(terms.prefixes)
+    out = work.room_for_request(fixed + batch.n * (names + 60) + count * (2 * names + 40) + total)
+    end, before = transaction.write(
+        out, terms.features.flat, terms.tag, terms.prefixes, terms.kinds, terms.shared, terms.entering,
+        terms.epoch_keys, terms.epoch, asked.claims_live_s, asked.batch, asked.contents, batch.time,
+        asked.claims, touches.records, asked.asked, asked.amounts, asked.mosts, scratch.entities, count,
+        scratch.sizes, room.after,
+    )  # fmt: skip
+    return out[:end].data, before
+
+
+def living(terms: Terms, work: Workspace, asked: Asked, reply: Reply) -> tuple[memoryview, int]:
+    """For how long the entities of a batch live that there were none of before; and how many they are."""
+    scratch, count = asked.scratch, len(asked.entities)
+    out = work.room_for_request(count * (terms.prefix_size + 80))
+    end, found = transaction.write_lives(
+        out, terms.prefixes, terms.kinds, terms.entities_live, reply.lengths, scratch.items, asked.entities,
+        count, scratch.sizes,
+    )  # fmt: skip
+    return out[:end].data, found
+
+
+def taking_back(request: bytes, reply: Reply, script: str, batch: Bytes) -> bytes:
+    """The call of take_back.lua for a transaction of which a command failed, by its request and its reply."""
+    words = list(split(request))
+    appends = [(name, records) for word, name, records in words[2:-2]]
+    entering = words[-2]
+    claims = entering[4 : 3 + int(entering[2])]
+    first = reply.count - 1 - len(appends)
+    keys, pieces = list(claims), list[bytes | int]()
+    for (name, records), length in zip(appends, map(reply.item, range(first, reply.count)), strict=False):
+        if isinstance(length, int):
+            keys.append(name)
+            pieces += [length - len(records), records]
+    return command(("EVALSHA", script, len(keys), *keys, len(claims), batch.tobytes(), *pieces))
+
+
+def _gather(terms: Terms, asked: Asked, booked: Bytes) -> tuple[int, int]:
+    """Find the entities of a batch, and name it: how many they are, and the bytes of what they get."""
+    touches, room, scratch = asked.touches, asked.room, asked.scratch
+    count, total = wire.gather(
+        terms.features.flat,
+        touches.keys,
+        touches.records,
+        booked,
+        room.slots,
+        scratch.entities,
+        scratch.sizes,
+        scratch.pieces,
+        room.after,
+    )
+    asked.claims_live_s = terms.claims_live_s
+    if touches.batch.n > 1 and not terms.mask and asked.batch is ALONE:
+        asked.batch = batch_name()
+    return count, total
+
+
 def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Requests:
     """The calls of observe.lua for a batch, with reservations of what is `booked` (n, L)."""
     touches, features, claims = asked.touches, terms.features, asked.claims
     room, scratch = asked.room, asked.scratch
     batch = touches.batch
+    count, total = _gather(terms, asked, booked)
     entities, sizes, pieces, order = scratch.entities, scratch.sizes, scratch.pieces, room.order
-    count, total = wire.gather(
-        features.flat,
-        touches.keys,
-        touches.records,
-        booked,
-        room.slots,
-        entities,
-        sizes,
-        pieces,
-        room.after,
-    )
     if terms.mask:
         order = np.argsort(claims[:, 0] & terms.mask, kind="stable")
         places = np.argsort(entities[:count, 0] & terms.mask, kind="stable")
         entities, sizes, pieces = entities[places], sizes[places], pieces[places]
     asked.entities = entities[:count]
     lives = terms.lives_said
-    asked.claims_live_s = terms.claims_live_s
-    if batch.n > 1 and not terms.mask and asked.batch is ALONE:
-        asked.batch = batch_name()
     names = terms.prefix_size + 40
     needed = len(scratch.groups) * (400 + len(lives)) + len(scratch.claimants) * (names + 80)
     out = work.room_for_request(needed + count * (names + 40) + total + 4 * touches.keys.size)

@@ -1,12 +1,13 @@
 """The wire of Redis in numba: requests written into one buffer, replies found in another, nothing copied.
 
 RESP2, as the protocol specification of Redis has it (https://redis.io/docs/latest/develop/reference/protocol-spec).
-A reply is one item or one flat array of items, which is all that our scripts answer.
+A reply is one item or an array of items, which is all that our scripts answer; of arrays in an array, as
+transactions have them, the items are read as if they were its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -136,8 +137,8 @@ def scan(
             return BROKEN, done, total
         if after == 0:
             break
-        if mark == STAR and total < 0:
-            total = max(value, 0)
+        if mark == STAR:
+            total = max(value, 0) + max(total - 1, 0)
             at = after
             continue
         total = max(total, 1)
@@ -197,6 +198,21 @@ def command(words: Iterable[bytes | str | int]) -> bytes:
     """A command off the hot path."""
     parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+def split(requests: bytes) -> Iterator[list[bytes]]:
+    """The words of each command of RESP."""
+    at = 0
+    while at < len(requests):
+        start = requests.index(b"\n", at) + 1
+        words, count = [], int(requests[at + 1 : start])
+        at = start
+        for _ in range(count):
+            start = requests.index(b"\n", at) + 1
+            end = start + int(requests[at + 1 : start])
+            words.append(requests[start:end])
+            at = end + 2
+        yield words
 
 
 def bulk(data: bytes) -> bytes:

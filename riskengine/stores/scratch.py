@@ -20,13 +20,14 @@ from riskengine.stores.line import Item, Reply, script_names
 from riskengine.stores.link import Call
 from riskengine.stores.place import Place
 from riskengine.stores.redis import RedisStore
-from riskengine.stores.resp import Int64s, as_array
+from riskengine.stores.resp import Int64s, as_array, split
+from riskengine.stores.transaction import NAME
 from riskengine.stores.wire import CLAIM_BYTES
 
 EPOCH: Final = b"scratch"
 EVENT: Final = -22  # where the event begins in the name of its claim
 
-_Answer = bytes | int | None | Sequence[Item]
+_Answer = bytes | int | None | Sequence["_Answer"]
 
 
 class Scratch:
@@ -47,6 +48,7 @@ class Scratch:
         self._later: list[tuple[bytes, Callable[[list[Item]], None] | None]] = []
         self._reply = Reply()
         self._is_away = self._loses = False
+        self._queued: list[list[bytes]] | None = None  # of a transaction
         calls = (self._observe, self._conclude, self._conclude_all, self._compact, self._edit)
         by_name = {call.__name__[1:]: call for call in calls}
         self._scripts = {sha.encode(): by_name.get(name, _nothing) for name, sha in self.names.items()}
@@ -89,17 +91,27 @@ class Scratch:
         """Whether it answers."""
         return not self._is_away
 
-    def ask(self, request: bytes | memoryview, at: int = 0) -> Reply:
-        """Answer one request; the reply is good until the next."""
-        return self.ask_all(memoryview(request), (len(request),), np.array([at]))
+    @property
+    def transacts(self) -> bool:
+        """Whether it takes transactions, as a lone server does."""
+        return len(self.place.tags) == 1
+
+    def ask(self, request: bytes | memoryview, at: int = 0, replies: int = 1) -> Reply:
+        """Answer one request, which has so many replies; the last is good until the next request."""
+        reply = self._answered(memoryview(request), replies)
+        reply.leave_out(replies - 1)
+        return reply
 
     def ask_all(self, requests: memoryview, ends: Sequence[int], parts: Int64s) -> Reply:
         """Answer several requests, each ending at one of `ends`."""
+        return self._answered(requests[: ends[-1]], len(ends))
+
+    def _answered(self, requests: memoryview, calls: int) -> Reply:
         if self._is_away:
             raise StoreError("away", "the store is away in this rehearsal")
         self._catch_up()
-        data = b"".join(encoded(self._served(words)) for words in split(bytes(requests[: ends[-1]])))
-        reply, size, calls = self._reply, len(data), len(ends)
+        data = b"".join(encoded(self._served(words)) for words in split(bytes(requests)))
+        reply, size = self._reply, len(data)
         items = size // 4 + 1  # none is shorter: ":1\r\n"
         if size > len(reply.data):
             reply.data = np.empty(2 * size, np.uint8)
@@ -175,9 +187,22 @@ class Scratch:
     def _served(self, command: list[bytes]) -> _Answer:
         name, *words = command
         values = self._values
-        if name == b"EVALSHA":
+        if name == b"EXEC":
+            queued, self._queued = self._queued or [], None
+            return [self._served(each) for each in queued]
+        if self._queued is not None:
+            self._queued.append(command)
+            return b"QUEUED"
+        if name == b"MULTI":
+            self._queued = []
+            return b"OK"
+        if name in (b"EVALSHA", b"EVAL"):
             count = int(words[1])
-            return self._scripts[words[0]](words[2 : 2 + count], words[2 + count :])
+            script = self._enter if name == b"EVAL" else self._scripts[words[0]]
+            return script(words[2 : 2 + count], words[2 + count :])
+        if name == b"APPEND":
+            values[words[0]] = values.get(words[0], b"") + words[1]
+            return len(values[words[0]])
         if name == b"GET":
             return values.get(words[0])
         if name == b"MGET":
@@ -193,7 +218,7 @@ class Scratch:
             return [each for entry in self._entries.items() for each in entry]
         if name == b"LRANGE":
             return self._log[int(words[1]) :]
-        assert name == b"PTTL", name
+        assert name in (b"PTTL", b"PEXPIRE"), name
         return -1
 
     def _observe(self, keys: list[bytes], given: list[bytes]) -> _Answer:
@@ -202,7 +227,7 @@ class Scratch:
         claims, entities = keys[2 : 2 + n], keys[2 + n :]
         known = [values.get(claim) for claim in claims]
         before = [values.get(entity) for entity in entities]
-        out: list[Item] = [EPOCH, values.get(keys[1]), b""]
+        out: list[_Answer] = [EPOCH, values.get(keys[1]), b""]
         if any(claim is not None for claim in known):
             out[2] = b"".join(b"0" if claim is None else b"1" for claim in known)
             for name, claim in zip(claims, known, strict=True):
@@ -220,6 +245,19 @@ class Scratch:
                     values[entity] = values.get(entity, b"") + records[start : start + size]
                 start += size
         return [*out, *before]
+
+    def _enter(self, keys: list[bytes], given: list[bytes]) -> _Answer:
+        """As enter.lua."""
+        values, appended = self._values, given[3]
+        if not any(name in values for name in keys[1:]):
+            values.update(zip(keys[1:], given[4:], strict=True))
+            return 1
+        for at in range(0, len(appended), NAME + 4):
+            name = given[2] + appended[at : at + NAME]
+            values[name] = values[name][: -int.from_bytes(appended[at + NAME : at + NAME + 4], "little")]
+            if not values[name]:
+                del values[name]
+        return 0
 
     def _kept(self, name: bytes, claim: bytes) -> list[Item]:
         """The claim of an event with its trace, and its decision."""
@@ -268,21 +306,6 @@ class Scratch:
 def _nothing(keys: list[bytes], given: list[bytes]) -> _Answer:
     """What a script answers that did nothing."""
     return 0
-
-
-def split(requests: bytes) -> Iterator[list[bytes]]:
-    """The words of each command of RESP."""
-    at = 0
-    while at < len(requests):
-        start = requests.index(b"\n", at) + 1
-        words, count = [], int(requests[at + 1 : start])
-        at = start
-        for _ in range(count):
-            start = requests.index(b"\n", at) + 1
-            end = start + int(requests[at + 1 : start])
-            words.append(requests[start:end])
-            at = end + 2
-        yield words
 
 
 def encoded(answer: _Answer) -> bytes:

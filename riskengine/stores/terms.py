@@ -10,6 +10,7 @@ import numpy as np
 from riskengine.features import FeatureSet
 from riskengine.layout import E_CELLS, E_RETENTION, L_CELL, L_ENTITY
 from riskengine.stores import FRESH_MS_MIN, values, wire
+from riskengine.stores.line import enter
 from riskengine.stores.place import Place, kind_of
 from riskengine.stores.plans import LaidOut
 from riskengine.stores.resp import as_array, bulk
@@ -44,6 +45,7 @@ class Terms:
         self.opening = {
             name: as_array(b"$7\r\nEVALSHA\r\n" + bulk(sha.encode())) for name, sha in scripts.items()
         }
+        self.entering = as_array(bulk(b"EVAL") + bulk(enter()))
         epochs = [bulk(place.epoch_name(part)) for part in parts]
         shared = [epochs[part] + bulk(place.within(part) + b"edits") for part in parts]
         self.epoch_keys, self.epoch_size = as_array(b"".join(epochs)), len(epochs[0])

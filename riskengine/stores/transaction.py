@@ -1,0 +1,158 @@
+"""A batch as one transaction of a lone server: every value as it was, then what is appended, then the claims.
+
+A command takes Redis half the time that it takes from within a script, so what there is most of is read and
+appended by plain commands, between MULTI and EXEC. The script that comes last, enter.lua, enters the claims.
+Where it finds one, it takes back what was appended, and the batch is asked by observe.lua: retries are rare.
+A server that does not take a command when it comes refuses the transaction as a whole, and does none of it.
+"""
+
+from __future__ import annotations
+
+from riskengine.kernel import jit
+from riskengine.layout import Int64s
+from riskengine.packing import Bytes, put_raw
+from riskengine.stores import resp
+from riskengine.stores.resp import DOLLAR, STAR, as_array, bulk, command, put_bytes, put_end, put_line
+from riskengine.stores.wire import (
+    CLAIM_BYTES,
+    KEY_CHARS,
+    put_claim,
+    put_claim_name,
+    put_entity_name,
+    put_number,
+    put_piece,
+    put_word,
+)
+
+MULTI, EXEC = (as_array(command((name,))) for name in ("MULTI", "EXEC"))
+MGET, APPEND, PEXPIRE = (as_array(bulk(name)) for name in (b"MGET", b"APPEND", b"PEXPIRE"))
+APART = 3  # replies besides those of what is appended: to MULTI, MGET and the script; EXEC's comes last
+NAME = 3 + KEY_CHARS  # characters of an entity's name behind what all begin with
+BOTH = 2  # epoch and edits, before the values
+
+
+@jit
+def write(
+    out: Bytes,
+    plan: Int64s,
+    tag: int,
+    prefix: Bytes,
+    kinds: Bytes,
+    shared: Bytes,
+    opening: Bytes,
+    epoch_key: Bytes,
+    epoch: Bytes,
+    life_s: int,
+    batch: Bytes,
+    contents: Int64s,
+    time: Int64s,
+    claims: Int64s,
+    records: Int64s,
+    asked: Bytes,
+    amounts: Int64s,
+    mosts: Int64s,
+    entities: Int64s,
+    count: int,
+    sizes: Int64s,
+    after: Int64s,
+) -> tuple[int, int]:
+    """Write the transaction of a batch; return its bytes, and how many replies come before that of EXEC.
+
+    Entities, `count` of them, are as wire.gather has them. `shared` (two keys), `opening` (EVAL and the
+    script), `epoch_key` and `epoch` are strings of RESP made beforehand.
+    """
+    n = len(time)
+    size = len(prefix)
+    at = put_bytes(out, 0, MULTI, 0, len(MULTI))
+    at = put_line(out, at, STAR, 1 + BOTH + count)
+    at = put_bytes(out, at, MGET, 0, len(MGET))
+    at = put_bytes(out, at, shared, 0, len(shared))
+    for k in range(count):
+        at = put_entity_name(out, at, prefix, size, 0, kinds, entities[k, 1], entities[k, 0])
+    appended = 0
+    for k in range(count):
+        if sizes[k] == 0:
+            continue
+        appended += 1
+        at = put_line(out, at, STAR, 3)
+        at = put_bytes(out, at, APPEND, 0, len(APPEND))
+        at = put_entity_name(out, at, prefix, size, 0, kinds, entities[k, 1], entities[k, 0])
+        at = put_line(out, at, DOLLAR, sizes[k])
+        i = entities[k, 2]
+        while i >= 0:
+            at = put_piece(
+                out, at, plan, tag, records, asked, amounts, mosts, time, claims, i, entities[k, 1]
+            )
+            i = after[i, entities[k, 1]]
+        at = put_end(out, at)
+    at = put_line(out, at, STAR, 8 + 2 * n)
+    at = put_bytes(out, at, opening, 0, len(opening))
+    at = put_number(out, at, 1 + n)
+    at = put_bytes(out, at, epoch_key, 0, len(epoch_key))
+    for i in range(n):
+        at = put_claim_name(out, at, prefix, size, 0, 99, claims[i, 0], claims[i, 1])
+    at = put_bytes(out, at, epoch, 0, len(epoch))
+    at = put_number(out, at, 1000 * life_s)
+    at = put_line(out, at, DOLLAR, size)
+    at = put_end(out, put_bytes(out, at, prefix, 0, size))
+    at = put_line(out, at, DOLLAR, (NAME + 4) * appended)
+    for k in range(count):
+        if sizes[k]:
+            e = entities[k, 1]
+            out[at] = 101  # e
+            out[at + 1] = kinds[2 * e]
+            out[at + 2] = kinds[2 * e + 1]
+            at = put_raw(out, put_word(out, at + 3, entities[k, 0]), sizes[k], 4)
+    at = put_end(out, at)
+    for i in range(n):
+        at = put_line(out, at, DOLLAR, CLAIM_BYTES)
+        at = put_end(out, put_claim(out, at, contents, time, life_s, batch, i))
+    return put_bytes(out, at, EXEC, 0, len(EXEC)), appended + APART
+
+
+@jit
+def read(
+    offsets: Int64s, lengths: Int64s, first: int, end: int, count: int, values: Int64s
+) -> tuple[bool, int, int]:
+    """Look through the reply of EXEC: `values` gets the number of each entity's item.
+
+    Returns whether the claims were entered; the number of an item that is an error, or -1; and how many bytes
+    all values have.
+    """
+    size = 0
+    for k in range(count):
+        values[k] = first + BOTH + k
+        size += max(lengths[values[k]], 0)
+    for at in range(first, end):
+        if lengths[at] == resp.ERROR:
+            return False, at, size
+    return lengths[end - 1] == resp.INTEGER and offsets[end - 1] == 1, -1, size
+
+
+@jit
+def write_lives(
+    out: Bytes,
+    prefix: Bytes,
+    kinds: Bytes,
+    lives_ms: Int64s,
+    lengths: Int64s,
+    values: Int64s,
+    entities: Int64s,
+    count: int,
+    sizes: Int64s,
+) -> tuple[int, int]:
+    """Write how long entities live that there were none of before; return its bytes, and how many they are.
+
+    Where nobody says so, a value lives until it is folded again, and from then on as long as others.
+    """
+    at = 0
+    found = 0
+    for k in range(count):
+        if sizes[k] and lengths[values[k]] < 0:
+            e = entities[k, 1]
+            at = put_line(out, at, STAR, 3)
+            at = put_bytes(out, at, PEXPIRE, 0, len(PEXPIRE))
+            at = put_entity_name(out, at, prefix, len(prefix), 0, kinds, e, entities[k, 0])
+            at = put_number(out, at, lives_ms[e])
+            found += 1
+    return at, found
