@@ -110,9 +110,8 @@ class Reply:
 
     def errors(self, replies: int) -> dict[int, str]:
         """The server's messages of the first so many replies, by number, where there are any."""
-        if not (self.lengths[self.firsts[:replies]] == resp.ERROR).any():  # at one look
-            return {}
-        each = ((k, self.error(k)) for k in range(replies))
+        first = resp.first_error(self.lengths, self.firsts, replies)
+        each = ((k, self.error(k)) for k in range(first, replies))
         return {k: message for k, message in each if message is not None}
 
     def leave_out(self, replies: int) -> None:
@@ -168,6 +167,7 @@ class Line:
         self._socket: socket.socket | None = None
         self._poll = select.poll()  # of this socket, whose number is
         self._number = -1
+        self._began_s = 0.0  # of the monotonic clock, where what is at hand has been waited for
         self._waited_s = 0.0  # for what came last
         self.transacts = False  # whether the server takes transactions, as far as is known
         self._from = 0  # where in the buffer the next reply begins
@@ -236,6 +236,7 @@ class Line:
     def send(self, request: bytes | memoryview, deadline: float) -> None:
         """Send requests, which may be several. StoreError where they cannot all be sent."""
         link = self.open()
+        self._began_s = 0.0
         try:
             sent = self._tried(link.send, request, select.POLLOUT, deadline)
             while sent < len(request):
@@ -247,6 +248,7 @@ class Line:
     def receive(self, deadline: float, replies: int = 1) -> Reply:
         """Wait until so many replies have come whole, and find their items. Good until the next call."""
         reply = self.reply
+        self._began_s = 0.0
         if replies > len(reply.firsts):
             reply.firsts = np.empty(2 * replies, np.int64)
         at, done, total, read = self._from, 0, -1, 0
@@ -275,6 +277,8 @@ class Line:
         except BaseException:  # a reply that nobody has read would be taken for that of the next request
             self.close()
             raise
+        if self._began_s:
+            self._waited_s = time.monotonic() - self._began_s
         reply.start, reply.end = self._from, at
         self._from = at
         reply.count = done
@@ -312,25 +316,19 @@ class Line:
 
         Tried first, and waited for after: a socket with a timeout of its own asks each time whether it may.
         """
-        began, pause = 0.0, YIELD
         while True:
             try:
-                done = call(data)
+                return call(data)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
                 if isinstance(error, ssl.SSLWantReadError):
                     event = select.POLLIN
                 elif isinstance(error, ssl.SSLWantWriteError):
                     event = select.POLLOUT
-            else:
-                if began:
-                    self._waited_s = time.monotonic() - began
-                return done
             now = time.monotonic()
-            if not began:
-                began = now
-                pause = YIELD if self._waited_s < AWAKE_S and current() is None else None
-            if pause is not None and now - began < AWAKE_S:
-                pause()  # others are let in between tries, at the processor and the interpreter
+            self._began_s = self._began_s or now
+            waits_awake = self._waited_s < AWAKE_S and now - self._began_s < AWAKE_S
+            if waits_awake and YIELD is not None and current() is None:
+                YIELD()  # others are let in between tries, at the processor and the interpreter
             else:
                 self._wait(event, deadline)
 

@@ -194,6 +194,18 @@ def scan_all(
     return at, done, total, read
 
 
+@jit
+def first_error(lengths: Int64s, firsts: Int64s, replies: int) -> int:
+    """The first of so many replies that may be an error; their number where none is.
+
+    NumPy would let go of the interpreter to look at so many, and have to wait for it.
+    """
+    for k in range(replies):
+        if firsts[k] < len(lengths) and lengths[firsts[k]] == ERROR:
+            return k
+    return replies
+
+
 def command(words: Iterable[bytes | str | int]) -> bytes:
     """A command off the hot path."""
     parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
