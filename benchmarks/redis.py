@@ -5,9 +5,9 @@ The server writes its file every second. Before anything is timed, its decisions
 store. As many threads score as an engine has batches under way unless told otherwise: one has the processor
 while the others' are at the server. The server may not rewrite its file meanwhile: the process that does has
 the server's one core here for seconds, which made the slowest hundredth wait 0.5 to 5 s at 70 % of the peak
-(leave it a core). The peer does what is usually done for sliding windows in Redis: for each entity of an event
-a sorted set, to which redis-py's pipeline adds, from which it removes what is too old, and in which it counts
-a window. The wheel's server takes its memory from the C library, which costs a script that writes 1.3 to 2
+(leave it a core). The peer does what is usually done for sliding windows in Redis: for each entity of an
+event a sorted set, to which redis-py's pipeline adds, from which it removes what is too old, and in which it
+counts a window. The wheel's server takes its memory from the C library, which costs what writes 1.3 to 2
 times the processor time; servers are shipped with jemalloc, which is put in its place here where the machine
 has it.
 Where keys come as fast as others expire, the server's tables of keys keep their size, and so they do here.
@@ -61,7 +61,7 @@ CHECKED: Final = 2_000
 LONE: Final = 1_500
 BATCH: Final = 64
 THREADS: Final = AT_ONCE
-AT_ONCE: Final = 1e9  # events a second: all are there
+ALL_THERE: Final = 1e9  # events a second
 ROUNDS: Final = 2
 PEER_EVENTS: Final = 3_000
 FILE: Final = {"appendonly": "yes", "appendfsync": "everysec", "auto-aof-rewrite-percentage": "0"}
@@ -402,7 +402,7 @@ class _Coming:
         self.waits.extend(now - (first + k) / self._rate for k in range(n))
 
 
-def _busied(engine: Engine, events: Events, rate: float = AT_ONCE) -> list[float]:
+def _busied(engine: Engine, events: Events, rate: float = ALL_THERE) -> list[float]:
     """Score events by several threads, as they come; return how many seconds each waited."""
     coming = _Coming(events, rate)
 
