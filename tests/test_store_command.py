@@ -290,6 +290,7 @@ def test_what_came_to_some_partitions_only_is_left_open_too(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
+            patch.setattr(type(link), "transacts", False)
             patch.setattr(link, "ask_all", ask_some)
             with pytest.raises(KeyboardInterrupt):
                 one.engine.score(event)

@@ -20,6 +20,7 @@ from riskengine.decision import Decision
 from riskengine.service.metrics import Metrics
 from riskengine.stores import StoreError
 from riskengine.stores.address import begin
+from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
 
 SECTIONS = policy(
@@ -172,14 +173,17 @@ def server() -> Iterator[Server]:
         yield found
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("n", "transacts"), [(1, False), (3, True)])
 @pytest.mark.parametrize(
     ("fault", "kind", "flag", "mend"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS]
 )
 def test_each_fault_has_an_error_of_its_own(
-    fault: Fault, kind: str, flag: str, mend: str, n: int, server: Server, tmp_path: Path
-) -> None:
-    """For an event that is asked of by itself, and for a batch, which is a transaction."""
+    fault: Fault, kind: str, flag: str, mend: str, n: int, transacts: bool, server: Server, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """For an event that is asked of by a script, and for a batch that is a transaction."""
+    if not transacts:
+        monkeypatch.setattr(Link, "transacts", False)
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
         store = apart(server.url)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -160,17 +161,21 @@ def test_what_follows_a_known_event_takes_its_place_later(
     with Stage(tmp_path, failing(fail), store=store) as stage:
         assert stage.engine.score(claim("e0", device_id="d0")).action == "allow"
         link, calls = store_of(stage.engine)._link, count(1)
-        ask_all = link.ask_all
+        ask_all, ask = link.ask_all, link.ask
 
-        def ask(*words: Any) -> Any:
+        def asked(ask: Any, *words: Any) -> Any:
             if next(calls) != call:
-                return ask_all(*words)
+                return ask(*words)
             if is_lost:
-                ask_all(*words)
+                ask(*words)
                 link.unsure = True
             raise StoreError("away", "on the way there, or back")
 
-        monkeypatch.setattr(link, "ask_all", ask)
+        def asked_one(request: Any, at: int = 0, *replies: int) -> Any:  # several, where it is a transaction
+            return asked(ask, request, at, *replies) if replies else ask(request, at)
+
+        monkeypatch.setattr(link, "ask_all", partial(asked, ask_all))
+        monkeypatch.setattr(link, "ask", asked_one)
         decision = stage.engine.score(claim("f0", 1, device_id="d0", follows="e0"))
         assert (decision.action, decision.flags) == (action, ("degraded:store",))
         assert stage.engine.score(claim("f0", 1, device_id="d0", follows="e0")) == decision

@@ -324,7 +324,7 @@ class RedisStore:
     def _answer(self, asked: Asked, counted: bool) -> tuple[Reply, int]:
         """What the store answers, once it is known which events are not new; and the bytes of all values."""
         asked.sent_s = time.monotonic()
-        if asked.touches.batch.n > 1 and self._link.transacts and not self._meets_known:
+        if counted and self._link.transacts and not self._meets_known:
             answer = self._transacted(asked)
             if answer is not None:
                 return answer

@@ -116,7 +116,8 @@ def taking_back(request: bytes, reply: Reply, script: str, batch: Bytes) -> byte
     words = list(split(request))
     appends = [(name, records) for word, name, records in words[2:-2]]
     entering = words[-2]
-    claims = entering[4 : 3 + int(entering[2])]
+    were_entered = reply.item(reply.count - 1) == 1
+    claims = entering[4 : 3 + int(entering[2])] if were_entered else []
     first = reply.count - 1 - len(appends)
     keys, pieces = list(claims), list[bytes | int]()
     for (name, records), length in zip(appends, map(reply.item, range(first, reply.count)), strict=False):
