@@ -251,6 +251,24 @@ def test_a_reply_that_is_lost(
         assert stage.engine.score(claim("more", 3, device_id="d0")).action == "allow"
 
 
+def test_a_server_that_answers_less_than_it_was_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(server, tmp_path) as stage:
+        store = store_of(stage.engine)
+        stage.engine.score(claim("before"))
+        link, ask = store._link, store._link.ask
+
+        def asked(request: Any, at: int = 0, replies: int = 1) -> Reply:
+            return ask(resp.command(("MGET", "none")) if replies > 1 else request, at)
+
+        monkeypatch.setattr(link, "ask", asked)
+        decision = stage.engine.score(claim("e", 1))
+        assert (decision.action, decision.flags) == ("review", ("degraded:broken",))
+        monkeypatch.setattr(link, "ask", ask)
+        assert stage.row(claim("after", 2))["claims"] == 3
+
+
 def test_a_server_that_takes_no_transactions(
     server: Server, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import redis
-from servers import apart, running
+from servers import apart, running, until
 from stage import Stage, claim, payment, policy, standing_still, write
 
 from riskengine.decision import Decision
@@ -129,8 +129,7 @@ def test_a_retry_waits_for_the_door_that_is_at_its_event(
         one = pool.submit(engine.score, event)
         assert at_it.wait(60)
         other = pool.submit(engine.score_many, [claim("e2"), event])
-        while engine._turns.is_free:
-            time.sleep(0.001)
+        until(lambda: not engine._turns.is_free)
         time.sleep(0.1)
         assert not other.done()
         go_on.set()

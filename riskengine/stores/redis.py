@@ -104,8 +104,9 @@ class RedisStore:
 
     Exactly once: an event, and each thing done for it, has a claim that is entered together with what it
     moves. An engine that dies may leave an event undecided: who it comes to again settles it, a journal, or
-    an operator (undecided.py). On a cluster one that dies just after it has denied an event may also leave
-    what that held, which an operator gives back (owed.py).
+    an operator (undecided.py). Keys of entities that were new with it expire only once it comes again, or
+    they are folded. On a cluster an engine that dies just after it has denied an event may also leave what
+    that held, which an operator gives back (owed.py).
 
     What a server loses of what it had answered for, it loses from the end of its log. With appendfsync always
     that is nothing; with everysec what came in its last one to two seconds, where the machine fails (nothing
@@ -139,7 +140,8 @@ class RedisStore:
         self._work = Workspace()
         self._asked: Asked | None = None
         self._meets_known = False  # whether the last batch that observe.lua was asked had events that it knew
-        self._folded: list[tuple[bytes, int, int]] = []  # calls that write values back, see Unfolding
+        # Calls that go out before what is concluded: they write values back, and say how long keys live.
+        self._before: list[tuple[bytes, int, int]] = []
         self.at_once = at_once
         self._way = way
         self._doors = beside or _Doors()
@@ -209,7 +211,7 @@ class RedisStore:
         self._scratch = np.zeros(features.scratch_words, np.int64)
         self._terms = Terms(features, plan, self.place, self._link.names)
         self._work.serve(features, self._terms.mask + 1)
-        self._unfolding = Unfolding(features, self._terms, self._plans, self._work, self._folded)
+        self._unfolding = Unfolding(features, self._terms, self._plans, self._work, self._before)
         where = self._link, self.place
         self._moves = Moves(*where, self._terms, self._other_life)
         self._past = Past(*where, features, self._terms, self._plans, self._moves)
@@ -260,8 +262,8 @@ class RedisStore:
         try:
             if self._in_doubt:
                 self._clear_up()
-            if self._folded:  # by a batch of which nothing was to be concluded
-                self._tell_folded()
+            if self._before:  # by a batch of which nothing was to be concluded
+                self._tell_before()
             if not counted:
                 self._grants.stand_in(touches)
             asked, reply, size = self._asked_of(touches, counted, followed)
@@ -341,10 +343,12 @@ class RedisStore:
         """What a lone server answers to a transaction of the batch; None where it knew one of the events."""
         request, before = requests.transacting(self._terms, self._work, asked)
         reply = self._link.ask(request, 0, before + 1)
+        first, count = int(reply.firsts[0]), len(asked.entities)
+        if reply.count - first <= transaction.BOTH + count:
+            raise StoreError("broken", "the store answers less than it was asked: look at the URL")
         entered, wrong, size = transaction.read(
-            reply.offsets, reply.lengths, int(reply.firsts[0]), reply.count, len(asked.entities),
-            asked.scratch.items,
-        )  # fmt: skip
+            reply.offsets, reply.lengths, first, reply.count, count, asked.scratch.items
+        )
         if wrong >= 0:  # all but this has been done
             script = self._link.names["take_back"]
             self._link.tell(requests.taking_back(bytes(request), reply, script, asked.batch))
@@ -353,14 +357,14 @@ class RedisStore:
             return None
         lives, new = requests.living(self._terms, self._work, asked, reply)
         if new:
-            self._link.later(lives, 0, new)
+            self._before.append((bytes(lives), 0, new))
         return reply, size
 
     def _let_live(self, asked: Asked) -> None:
         """Have the entities of events that nobody concluded live as long as others: see `requests.living`."""
         for key, e in asked.entities[:, :2].tolist():
             name = self.place.entity_name(self.features.entities[e], key)
-            self._link.later(command(("PEXPIRE", name, self._terms.lives_ms[e])))
+            self._before.append((command(("PEXPIRE", name, self._terms.lives_ms[e])), 0, 1))
 
     def _blank(self, touches: Touches) -> Asked:
         batch = touches.batch
@@ -576,7 +580,7 @@ class RedisStore:
         self, asked: Asked, rows: Sequence[int], decisions: Sequence[Decision], lives: Lives
     ) -> None:
         rows = self._in_order(asked.touches, rows)
-        self._tell_folded()
+        self._tell_before()
         if asked.batch is not ALONE and not asked.resumed and not asked.left_open:
             self._link.tell(requests.concluding_all(self._terms, self._work, asked, rows, decisions, lives))
             return
@@ -584,10 +588,10 @@ class RedisStore:
         back = self._terms.mask and asked.give_back.any()
         self._link.tell_all(*calls, self._owing.denied(asked, rows) if back else None)
 
-    def _tell_folded(self) -> None:
-        for call in self._folded:
+    def _tell_before(self) -> None:
+        for call in self._before:
             self._link.later(*call)
-        self._folded.clear()
+        self._before.clear()
 
     def _in_order(self, touches: Touches, rows: Sequence[int]) -> Sequence[int]:
         """Events by partition."""
@@ -879,7 +883,7 @@ class RedisStore:
     def catch_up(self) -> None:
         """Count what was decided without the server. StoreError where it does not answer in time."""
         self._clear_up()
-        self._tell_folded()
+        self._tell_before()
         self._link.settle()
         self._forget_postponed()
 
