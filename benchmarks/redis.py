@@ -7,9 +7,9 @@ while the others' are at the server. The server may not rewrite its file meanwhi
 the server's one core here for seconds, which made the slowest hundredth wait 0.5 to 5 s at 70 % of the peak
 (leave it a core). The peer does what is usually done for sliding windows in Redis: for each entity of an
 event a sorted set, to which redis-py's pipeline adds, from which it removes what is too old, and in which it
-counts a window. The wheel's server takes its memory from the C library, which costs what writes 1.3 to 2
-times the processor time; servers are shipped with jemalloc, which is put in its place here where the machine
-has it.
+counts a window. The wheel's server takes its memory from the C library, which costs a script that writes
+1.3 to 2 times the processor time; servers are shipped with jemalloc, which is put in its place here where the
+machine has it.
 Where keys come as fast as others expire, the server's tables of keys keep their size, and so they do here.
 While they grow, for 0.3 s, a command takes it 2 to 4 times as long: `*_growing` tells how long events wait.
 RISKENGINE_REDIS_EVENTS sets how many events the hot entity gets (1,000,000 for a state that is full).

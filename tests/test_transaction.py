@@ -17,6 +17,7 @@ from stage import Stage, caught_up, claim, payment, policy, store_of
 from riskengine.stores import StoreError, requests, resp, transaction
 from riskengine.stores.address import begin
 from riskengine.stores.line import Reply, enter
+from riskengine.stores.link import Link
 from riskengine.stores.redis import RedisStore
 from riskengine.stores.requests import Asked
 from riskengine.stores.resp import split
@@ -107,7 +108,8 @@ events = st.lists(
 def test_it_asks_what_observe_lua_would_be_asked(
     batches: list[list[dict[str, Any]]], server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with opened(server, tmp_path_factory.mktemp("rules")) as stage:
+    folder = tmp_path_factory.mktemp("rules")
+    with opened(server, folder) as stage, pytest.MonkeyPatch.context() as patch:
         store = store_of(stage.engine)
         transacted, looked_at = store._transacted, 0
 
@@ -122,7 +124,7 @@ def test_it_asks_what_observe_lua_would_be_asked(
             assert before == len(commands) - 1, "each has a reply"
             return transacted(asked)
 
-        store._transacted = compared  # type: ignore[method-assign]  # what is compared is its own
+        patch.setattr(store, "_transacted", compared)
         for number, batch in enumerate(batches):
             stage.engine.score_many(
                 [{"event_id": f"e{number}-{i}", "time": stage.now, **event} for i, event in enumerate(batch)]
@@ -205,10 +207,13 @@ def test_after_a_retry_it_is_tried_again_when_none_was_known(
         assert [entered for _, entered in found] == [True, False, True], "the third was asked one by one"
 
 
-def test_what_is_new_lives_no_longer_than_what_is_not(server: Server, client: Any, tmp_path: Path) -> None:
+def test_what_is_new_lives_no_longer_than_by_the_script(
+    server: Server, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with opened(server, tmp_path) as stage:
         store = store_of(stage.engine)
         stage.engine.score_many([claim(f"a{i}", device_id=f"d{i}") for i in range(3)])
+        monkeypatch.setattr(Link, "transacts", False)
         stage.engine.score(claim("b", 1, user_id="u2", device_id="d9"))
         assert caught_up(stage.engine)
         found = state(client, store)

@@ -21,8 +21,7 @@ from riskengine.stores.link import Call
 from riskengine.stores.place import Place
 from riskengine.stores.redis import RedisStore
 from riskengine.stores.resp import Int64s, as_array, split
-from riskengine.stores.transaction import NAME
-from riskengine.stores.wire import CLAIM_BYTES
+from riskengine.stores.wire import CLAIM_BYTES, ENTITY_CHARS
 
 EPOCH: Final = b"scratch"
 EVENT: Final = -22  # where the event begins in the name of its claim
@@ -252,9 +251,10 @@ class Scratch:
         if not any(name in values for name in keys[1:]):
             values.update(zip(keys[1:], given[4:], strict=True))
             return 1
-        for at in range(0, len(appended), NAME + 4):
-            name = given[2] + appended[at : at + NAME]
-            values[name] = values[name][: -int.from_bytes(appended[at + NAME : at + NAME + 4], "little")]
+        for at in range(0, len(appended), ENTITY_CHARS + 4):
+            name = given[2] + appended[at : at + ENTITY_CHARS]
+            size = int.from_bytes(appended[at + ENTITY_CHARS :][:4], "little")
+            values[name] = values[name][:-size]
             if not values[name]:
                 del values[name]
         return 0

@@ -61,7 +61,8 @@ from riskengine.stores.values import (
 )
 
 KEY_CHARS: Final = 11
-HELD_BYTES: Final = 3 + KEY_CHARS + BOOKING  # of an entity's name, and the release of what is held there
+ENTITY_CHARS: Final = 3 + KEY_CHARS  # behind what all names begin with
+HELD_BYTES: Final = ENTITY_CHARS + BOOKING  # of an entity's name, and the release of what is held there
 CLAIM_BYTES: Final = 41  # of a claim's value before its trace: see kept.py
 HANDED: Final = 2  # what a limit is asked for has been held by the event that is followed
 PART, FIRST_CLAIM, HOMES, FIRST_ENTITY, GROUP_SIZE = range(5)  # columns of what is told of calls
@@ -100,12 +101,18 @@ def put_entity_name(
     out: Bytes, at: int, prefixes: Bytes, size: int, part: int, kinds: Bytes, e: int, key: int
 ) -> int:
     """Write the name of an entity's key as a string of RESP."""
-    at = put_line(out, at, DOLLAR, size + 3 + KEY_CHARS)
+    at = put_line(out, at, DOLLAR, size + ENTITY_CHARS)
     at = put_bytes(out, at, prefixes, part * size, size)
+    return put_end(out, put_entity(out, at, kinds, e, key))
+
+
+@jit
+def put_entity(out: Bytes, at: int, kinds: Bytes, e: int, key: int) -> int:
+    """Write what the name of an entity's key ends with."""
     out[at] = 101  # e
     out[at + 1] = kinds[2 * e]
     out[at + 2] = kinds[2 * e + 1]
-    return put_end(out, put_word(out, at + 3, key))
+    return put_word(out, at + 3, key)
 
 
 @jit
@@ -443,16 +450,37 @@ def write_observe(
             at = put_line(out, at, DOLLAR, CLAIM_BYTES)
             at = put_end(out, put_claim(out, at, contents, time, life_s, batch, i))
         for k in range(first, last):
-            at = put_line(out, at, DOLLAR, sizes[k])
-            i = entities[k, 2]
-            while i >= 0:
-                at = put_piece(
-                    out, at, plan, tag, records, asked, amounts, mosts, time, claims, i, entities[k, 1]
-                )
-                i = after[i, entities[k, 1]]
-            at = put_end(out, at)
+            at = put_pieces(
+                out, at, plan, tag, records, asked, amounts, mosts, time, claims, entities, k, sizes, after
+            )
         ends[call] = at
     return calls
+
+
+@jit
+def put_pieces(
+    out: Bytes,
+    at: int,
+    plan: Int64s,
+    tag: int,
+    records: Int64s,
+    asked: Bytes,
+    amounts: Int64s,
+    mosts: Int64s,
+    time: Int64s,
+    claims: Int64s,
+    entities: Int64s,
+    k: int,
+    sizes: Int64s,
+    after: Int64s,
+) -> int:
+    """Write what a batch appends to its entity k, as a string of RESP."""
+    at = put_line(out, at, DOLLAR, sizes[k])
+    e, i = entities[k, 1], entities[k, 2]
+    while i >= 0:
+        at = put_piece(out, at, plan, tag, records, asked, amounts, mosts, time, claims, i, e)
+        i = after[i, e]
+    return put_end(out, at)
 
 
 @jit
