@@ -20,8 +20,13 @@ from stage import Stage, claim, policy, store_of
 
 from riskengine.decision import Decision
 from riskengine.hashing import signed
+from riskengine.layout import Int64s
+from riskengine.stores import kept, losses
 from riskengine.stores.address import begin
 from riskengine.stores.cluster import ClusterLink
+from riskengine.stores.line import Reply
+from riskengine.stores.requests import together
+from riskengine.stores.resp import command
 
 USERS, BUDGET = 20, 300
 SECTIONS = policy(
@@ -91,6 +96,51 @@ class Caller:
 def servers() -> Iterator[Cluster]:
     with cluster() as found:
         yield found
+
+
+def test_what_masters_answer_together_is_told_apart(servers: Cluster, tmp_path: Path) -> None:
+    """Each of some requests has its own items, however many those are and whoever answers first."""
+    store = apart(servers.url)
+    begin(store, "stage")
+    with Stage(tmp_path, SECTIONS, store=store) as stage:
+        opened = store_of(stage.engine)
+        link, place = opened._link, opened.place
+        parts = [11 * k % len(place.tags) for k in range(30)]  # each third with another master
+        names = [[place.within(part) + b"%d" % n for n in range(1 + part % 4)] for part in parts]
+        for part, some in zip(parts, names, strict=True):
+            for name in some:
+                link.call("SET", name, name, at=part)
+        reply = link.ask_all(*together([command(("MGET", *some)) for some in names], parts))
+        assert [reply.of(k) for k in range(len(parts))] == names
+        claims = [(part, b"%016d" % part) for part in parts]
+        assert losses._are_there(link, place, claims) == [False] * len(parts)
+        for part, claim_ in claims:
+            link.call("SET", place.claim_name(b"c", claim_, part), "", at=part)
+        assert losses._are_there(link, place, claims) == [True] * len(parts)
+
+
+def test_whether_a_batch_was_overtaken_is_asked_of_all_masters_at_once(
+    servers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "SURE_MS", 0)
+    store = apart(servers.url)
+    begin(store, "stage")
+    with Stage(tmp_path, SECTIONS, store=store) as stage:
+        stage.engine.score(claim("first"))
+        link, asked = store_of(stage.engine)._link, list[int]()
+        ask_all = link.ask_all
+
+        def counted(requests: memoryview, ends: Sequence[int], parts: Int64s) -> Reply:
+            asked.append(len(set(parts.tolist())))
+            return ask_all(requests, ends, parts)
+
+        monkeypatch.setattr(link, "ask_all", counted)
+        events = [claim(f"{n}", user_id=f"{n}") for n in range(30)]
+        first = stage.engine.score_many(events)
+        assert len(asked) == 2, "of the events, and of what stands of them"
+        assert min(asked) > 15
+        assert stage.engine.score_many(events) == first, "nothing of them is asked where all are known"
+        assert len(asked) == 3
 
 
 @pytest.mark.parametrize("fault", ["stands still", "is killed"])

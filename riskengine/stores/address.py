@@ -9,7 +9,6 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
-import numpy as np
 
 from riskengine.errors import RiskEngineError
 from riskengine.features import FeatureSet
@@ -20,6 +19,7 @@ from riskengine.stores.line import Item, facts_of
 from riskengine.stores.link import Link
 from riskengine.stores.place import Place, missing_epoch
 from riskengine.stores.redis import RedisStore
+from riskengine.stores.requests import together
 from riskengine.stores.resp import command
 from riskengine.stores.scanning import scan
 
@@ -170,9 +170,7 @@ def each_part(
     """Ask each partition something at once, and what each answers (one item)."""
     if not commands:
         return []
-    requests = [command(words) for words in commands]
-    ends = np.cumsum([len(request) for request in requests]).tolist()
-    reply = link.ask_all(memoryview(b"".join(requests)), ends, np.array(parts))
+    reply = link.ask_all(*together([command(words) for words in commands], parts))
     return [reply.item(int(reply.firsts[k])) for k in range(len(commands))]
 
 

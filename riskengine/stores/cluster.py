@@ -572,17 +572,30 @@ class ClusterLink:
 AnyLink = Link | ClusterLink
 
 
+class _Spread(Reply):
+    """Replies that came of several masters: none begins where the one before ends."""
+
+    __slots__ = ("ends",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = np.zeros_like(self.firsts)  # the number behind each reply's last item
+
+    def _end(self, reply: int) -> int:
+        return int(self.ends[reply])
+
+
 class _Gathered:
     """Replies of several masters in the buffers of one."""
 
     def __init__(self) -> None:
-        self.reply = Reply()
+        self.reply = _Spread()
         self._end = 0
 
     def begin(self, calls: int) -> None:
         """Make room for the replies to some requests."""
         if calls > len(self.reply.firsts):
-            self.reply.firsts = np.empty(2 * calls, np.int64)
+            self.reply.firsts, self.reply.ends = np.empty((2, 2 * calls), np.int64)
         self.reply.count, self.reply.replies, self._end = 0, calls, 0
 
     def take(self, own: Sequence[int], more: Reply) -> list[tuple[int, str]]:
@@ -597,8 +610,11 @@ class _Gathered:
         reply.lengths[items] = more.lengths[: more.count]
         reply.offsets[items] = more.offsets[: more.count]
         reply.offsets[items][strings] += self._end - first
-        firsts, whose = more.firsts[: len(own)], np.array(own)
-        reply.firsts[whose[whose >= 0]] = firsts[whose >= 0] + reply.count
+        whose = np.array(own)
+        firsts = more.firsts[: len(own)] + reply.count
+        wanted = whose >= 0
+        reply.firsts[whose[wanted]] = firsts[wanted]
+        reply.ends[whose[wanted]] = np.append(firsts[1:], reply.count + more.count)[wanted]
         reply.count += more.count
         self._end += size
         if not np.any(more.lengths[: more.count] == resp.ERROR):

@@ -23,7 +23,7 @@ from riskengine.layout import Int64s
 from riskengine.stores import Loss, StoreError, wire
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.place import Place
-from riskengine.stores.requests import Asked
+from riskengine.stores.requests import Asked, together
 from riskengine.stores.resp import command
 
 EVENTS_MAX: Final = 1 << 16  # of a door that are remembered; a few seconds' at the rates it can have
@@ -228,8 +228,7 @@ def _are_there(link: AnyLink, place: Place, spots: Sequence[tuple[int, bytes]]) 
         )
         for part, places in by_part.items()
     ]
-    ends = np.cumsum([len(request) for request in requests]).tolist()
-    reply = link.ask_all(memoryview(b"".join(requests)), ends, np.array(list(by_part)))
+    reply = link.ask_all(*together(requests, list(by_part)))
     there = [False] * len(spots)
     for call, places in enumerate(by_part.values()):
         epoch, *claims = reply.of(call)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.line import Item
 from riskengine.stores.place import Place
+from riskengine.stores.requests import together
 from riskengine.stores.resp import command
 from riskengine.stores.terms import Terms
 
@@ -86,9 +85,7 @@ class Moves(NamedTuple):
     ) -> Moved:
         """`calls` are partition, numbers of claims, and entities."""
         texts = [self.request(claims, pieces, *call) for call in calls]
-        parts = np.array([part for part, _, _ in calls])
-        ends = np.cumsum([len(request) for request in texts]).tolist()
-        reply = self.link.ask_all(memoryview(b"".join(texts)), ends, parts)
+        reply = self.link.ask_all(*together(texts, [part for part, _, _ in calls]))
         moved = Moved({}, {}, [], [])
         for call, (part, numbers, spots) in enumerate(calls):
             at = int(reply.firsts[call])

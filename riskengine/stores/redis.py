@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -551,29 +552,33 @@ class RedisStore:
             self._in_doubt.append(Doubt(self.features, *one, None, lives))
         if rows:
             self._tell_concluded(asked, rows, decisions, lives)
-        if asked.resumed or time.monotonic() - asked.sent_s >= kept.SURE_MS / 1000:
+        if rows and (asked.resumed or time.monotonic() - asked.sent_s >= kept.SURE_MS / 1000):
             return self._overtaken(asked, rows, decisions)
         return NONE_MET
 
     def _overtaken(self, asked: Asked, rows: Sequence[int], decisions: Sequence[Decision]) -> Met:
         """What stands of events instead of what we have just decided; nothing where the store is away."""
-        by_part: dict[int, list[int]] = {}
         claims = asked.touches.batch.claims()
+        by_part: dict[int, list[int]] = {}
         for i in rows:
             by_part.setdefault(self.place.part_of(claims[i]), []).append(i)
+        texts = [
+            command(("MGET", *(self.place.claim_name(b"d", claims[i]) for i in places)))
+            for places in by_part.values()
+        ]
         met: dict[int, Any] = {}
         with suppress(StoreError):
-            for part, places in by_part.items():
-                names = [self.place.claim_name(b"d", claims[i]) for i in places]
-                for i, decision in zip(places, self._link.call("MGET", *names, at=part), strict=True):
-                    if decision is None and asked.resumed:  # who entered it may have decided it after all
-                        decision = kept.decided_together(self._link, self.place, claims[i])
-                    if decision == b"":  # an operator gave it up
-                        met[i] = "undecided"
-                    elif isinstance(decision, bytes):
-                        stands = _DECODER.decode(decision)
-                        if stands != decisions[i]:
-                            met[i] = stands
+            reply = self._link.ask_all(*requests.together(texts, list(by_part)))
+            found = [decision for call in range(len(texts)) for decision in reply.of(call)]
+            for i, decision in zip(chain(*by_part.values()), found, strict=True):
+                if decision is None and asked.resumed:  # who entered it may have decided it after all
+                    decision = kept.decided_together(self._link, self.place, claims[i])
+                if decision == b"":  # an operator gave it up
+                    met[i] = "undecided"
+                elif isinstance(decision, bytes):
+                    stands = _DECODER.decode(decision)
+                    if stands != decisions[i]:
+                        met[i] = stands
         return met
 
     def _tell_concluded(

@@ -77,6 +77,12 @@ class Requests(NamedTuple):
             start = end
 
 
+def together(texts: Sequence[bytes], parts: Sequence[int]) -> Requests:
+    """Requests that were written one by one, each for a partition."""
+    ends = np.cumsum([len(text) for text in texts]).tolist()
+    return Requests(memoryview(b"".join(texts)), ends, np.array(parts))
+
+
 def batch_name() -> Bytes:
     """A name that no other batch has."""
     return as_array(secrets.token_urlsafe(8).encode())
