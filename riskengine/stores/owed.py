@@ -70,20 +70,21 @@ class Owing(NamedTuple):
         That is for `tell_all`: it has partitions give back what is of events whose decision stands. It gets
         the number of a call of conclude.lua, and its answer: a digit for each of its events.
         """
-        calls: dict[int, list[_Denied]] = {}
+        homes = (asked.claims[:, 0] & self.terms.mask).tolist()
+        owing = set(np.nonzero(asked.give_back)[0].tolist())
+        calls: dict[int, list[_Denied | None]] = {}  # by partition, in the order of the calls
         for i in rows:
-            one = self._denied(asked, i)
-            home = self.place.part_of(one.claim)
-            calls.setdefault(home, []).append(one)
-            if one.pieces:
+            one = self._denied(asked, i) if i in owing else None
+            calls.setdefault(homes[i], []).append(one)
+            if one is not None:
                 said = msgspec.msgpack.encode((one.time, one.pieces))
-                self.link.later(command(("SET", self._note(one.claim), said, "PX", NOTED_MS)), home)
-        in_order = [calls[part] for part in sorted(calls)]
+                self.link.later(command(("SET", self._note(one.claim), said, "PX", NOTED_MS)), homes[i])
+        in_order = list(calls.values())
 
         def after(call: int, answer: list[Item]) -> None:
             stood = answer[0] if isinstance(answer[0], bytes) else b""
             for mark, one in zip(stood, in_order[call], strict=False):
-                if mark == ord("1"):
+                if one is not None and mark == ord("1"):
                     self._tell(one)
 
         return after
