@@ -499,6 +499,8 @@ class ClusterLink:
     def _catch_up(self, deadline: float) -> None:
         """Send what has not been sent, as far as masters can be reached, and what comes after what was."""
         self._hear(deadline)
+        if sum(map(len, self._unsent.values())) <= AHEAD_MAX:
+            self._send_now()  # all that there is for a master, where it can be reached, at one go
         until = deadline - self.timeout_s / 2
         owners = self.topology.owners
         away: set[str] = set()
