@@ -24,7 +24,7 @@ from riskengine.event import Batch
 from riskengine.features import Strings, Touches
 from riskengine.kernel import is_cached
 from riskengine.policy import load_definition
-from riskengine.stores import slabs, wire
+from riskengine.stores import reservations, slabs
 from riskengine.stores.memory import NO_KEYS, NOTHING_HELD, SIZE_MIN, MemoryStore
 
 POLICY: Final = """
@@ -41,7 +41,8 @@ def is_cold(policy: Policy, shared: bool) -> bool:
     walks = policy.champion is not None or bool(policy.challengers)
     if not is_cached(slabs.settle) or (walks and not is_cached(forest.walk)):
         return True
-    return shared and not is_cached(wire.settle_given)  # a rehearsal of any policy comes to it, and late
+    # A rehearsal of any policy comes to this one, and late.
+    return shared and not is_cached(reservations.settle_given)
 
 
 @contextmanager

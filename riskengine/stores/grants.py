@@ -19,7 +19,7 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.fibers import pause
 from riskengine.kernel import bind
 from riskengine.layout import L_CELL, L_ENTITY, NONE, Int64s
-from riskengine.stores import Followed, StoreError, kept, slabs, values, wire
+from riskengine.stores import Followed, StoreError, kept, reservations, slabs, values, wire
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.holds import held_of, holds_in
 from riskengine.stores.moves import Entry, Moves
@@ -61,7 +61,7 @@ class Grants(NamedTuple):
     def want(self, asked: Asked, prior: Int64s = NOTHING_HELD, prior_keys: Int64s = NO_KEYS) -> None:
         """What each event wants, where it holds `prior` (L, 2: bucket and amount) of these keys already."""
         touches = asked.touches
-        wire.ask(
+        reservations.ask(
             self.features.flat,
             touches.batch.type_index,
             touches.batch.late,
@@ -94,7 +94,7 @@ class Grants(NamedTuple):
                 return
         prior, prior_keys = trace.held_in(self.features)
         self.want(asked, prior, prior_keys)
-        handed = asked.asked[0] == wire.HANDED
+        handed = asked.asked[0] == reservations.HANDED
         pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
         for limit in np.flatnonzero((prior[:, 1] != NONE) & ~handed).tolist():
             e = int(self.features.plan.limits[limit, L_ENTITY])
@@ -123,7 +123,7 @@ class Grants(NamedTuple):
         if asked.undone or asked.resumed or asked.forgotten:
             self.place_buckets(asked)
         if asked.forgotten and asked.undone:
-            wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
+            reservations.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
             self._undo(asked)
             asked.granted[:] = 0
         if asked.resumed or asked.forgotten:
@@ -133,12 +133,12 @@ class Grants(NamedTuple):
                 self._settle_given_back(asked, verdict)
             return
         if asked.undone:
-            wire.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
+            reservations.book_all(*where, asked.asked, asked.amounts, asked.mosts, asked.granted)
             self._undo(asked)
-            wire.give_back_all(*where, asked.granted, asked.amounts)
+            reservations.give_back_all(*where, asked.granted, asked.amounts)
             asked.granted[:, asked.handed != 0] = 1
         else:
-            wire.grant_all(
+            reservations.grant_all(
                 *where,
                 asked.asked,
                 asked.handed,
@@ -253,7 +253,7 @@ class Grants(NamedTuple):
 
     def place_buckets(self, asked: Asked) -> None:
         """Where each event holds what it asks for; what is handed over stays where it is."""
-        wire.place_buckets(self.features.flat, asked.touches.batch.time, asked.handed, asked.buckets)
+        reservations.place_buckets(self.features.flat, asked.touches.batch.time, asked.handed, asked.buckets)
 
     def hold(self, asked: Asked, held: Bytes) -> None:
         """Let each event's trace say that it holds these limits, and no more."""
@@ -269,8 +269,8 @@ class Grants(NamedTuple):
         where = (flat, *arrays, NO_ENTITIES, NO_KEYS)
         bind(slabs.give_hold_back, flat, *arrays, 0, 0, 0, 0, 0)
         bind(values.book, flat, *arrays, 0, 0, 0, 0, 0, 0)
-        bind(wire.book_all, *where, asked.asked, asked.amounts, asked.mosts, asked.granted)
-        bind(wire.give_back_all, *where, asked.granted, asked.amounts)
+        bind(reservations.book_all, *where, asked.asked, asked.amounts, asked.mosts, asked.granted)
+        bind(reservations.give_back_all, *where, asked.granted, asked.amounts)
         bind(ledger.held, flat, arrays[0], 0, 0, 0, 0)
         out = np.empty(wire.CLAIM_BYTES, np.uint8)
         bind(wire.put_claim, out, 0, NOTHING_HELD, NO_KEYS, 0, ALONE, 0)
@@ -279,7 +279,7 @@ class Grants(NamedTuple):
     def _settle_given(self, asked: Asked, verdict: Verdict) -> None:
         """Decide by what was granted, and note what is to be given back."""
         touches = asked.touches
-        wire.settle_given(
+        reservations.settle_given(
             self.features.flat,
             touches.batch.type_index,
             touches.batch.time,
@@ -316,7 +316,9 @@ class Grants(NamedTuple):
         met = list(asked.met)
         if met:
             asked.traces[met, self.terms.traces.at_holds + 1 :: 2] = NONE
-        count = wire.compare(asked.traces, self.terms.traces.at_holds, asked.granted, again, asked.give_back)
+        count = reservations.compare(
+            asked.traces, self.terms.traces.at_holds, asked.granted, again, asked.give_back
+        )
         if met:
             asked.give_back[met] = 0  # who decides that event sees to what it holds
         return count

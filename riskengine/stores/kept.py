@@ -2,13 +2,16 @@
 
 A claim is content (16), time (8), for how long it was entered (4, in s), the event's number in its batch (2)
 and the batch's name (11); then the trace, where the event was concluded by itself. One that was concluded
-with its batch has its trace in the batch's traces (wire.write_conclude_all).
+with its batch has its trace in the batch's traces (conclusions.write_conclude_all).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
+from riskengine.decision import Decision
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink
 from riskengine.stores.place import Place, missing_epoch
@@ -19,6 +22,13 @@ IN_FLIGHT_MS: Final = 50  # an event that came this short a while ago is being d
 SURE_MS: Final = IN_FLIGHT_MS // 2  # who decides sooner after it came has the store hear of it in this time
 LOOK_AGAIN_S: Final = 0.002
 ALONE: Final = b"!" * 11  # instead of a batch's name: what is concluded by itself
+
+_DECISIONS: Final = msgspec.msgpack.Decoder(Decision)
+
+
+def decision_of(answer: bytes) -> Decision:
+    """What was decided of an event, as it is kept of it."""
+    return _DECISIONS.decode(answer)
 
 
 def claim_of(link: AnyLink, place: Place, key: bytes) -> bytes | None:

@@ -19,7 +19,7 @@ from riskengine.stores.traces import Trace
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is kept of a decided event (wire.put_trace), by the plan it was written under."""
+    """What is kept of a decided event (conclusions.put_trace), by the plan it was written under."""
 
     plan: LaidOut
     time: int

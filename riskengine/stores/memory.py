@@ -241,7 +241,7 @@ class MemoryStore:
         lives: Lives,
     ) -> Sequence[int]:
         """Count events that were decided before, hold what they hold, and keep what was decided."""
-        from riskengine.stores import wire  # whose kernels nobody else here needs
+        from riskengine.stores import reservations  # whose kernels nobody else here needs
 
         batch, features = touches.batch, self.features
         self.observe(touches)
@@ -256,13 +256,13 @@ class MemoryStore:
             prior, prior_keys = followed.chain[0].held_in(self.features)
             self._hand_over(followed.claim)
         flat, own = features.flat, (self._words, self._meta, self._table, self._old_table)
-        wire.ask(
+        reservations.ask(
             flat, batch.type_index, batch.late, touches.keys, touches.cells, prior, prior_keys, asked,
             amounts, mosts,
         )  # fmt: skip
         buckets = np.empty(shape, np.int64)
-        wire.place_buckets(flat, batch.time, np.zeros(held.shape[1], np.uint8), buckets)
-        taken = held * (asked == wire.HANDED)
+        reservations.place_buckets(flat, batch.time, np.zeros(held.shape[1], np.uint8), buckets)
+        taken = held * (asked == reservations.HANDED)
         for limit in np.flatnonzero(prior[:, 1] != NONE).tolist() if len(prior) else ():
             bucket, amount = prior[limit].tolist()
             buckets[0, limit] = bucket if taken[0, limit] else buckets[0, limit]
@@ -270,7 +270,7 @@ class MemoryStore:
                 e, cell = int(features.plan.limits[limit, L_ENTITY]), int(features.plan.limits[limit, L_CELL])
                 kernels.give_hold_back(flat, *own, e, cell, int(prior_keys[e]), bucket, amount)
         mosts[:] = kernels.AMOUNT_MAX
-        wire.book_all(
+        reservations.book_all(
             flat, *own, touches.keys, batch.time, held * (taken == 0), amounts, mosts, np.empty_like(asked)
         )
         traces = self._traces[-1]

@@ -13,7 +13,7 @@ import numpy as np
 from riskengine.decision import Decision
 from riskengine.features import Touches
 from riskengine.layout import Int64s
-from riskengine.stores import Lives, Met, kept, transaction, values, wire
+from riskengine.stores import Lives, Met, conclusions, kept, transaction, values, wire
 from riskengine.stores.items import encoded
 from riskengine.stores.line import Reply
 from riskengine.stores.plans import MAGIC
@@ -279,7 +279,7 @@ def concluding(
     out = work.room_for_request(
         len(scratch.parts) * 400 + n * (names + trace + 112) + len(answers) + back * (names + 96)
     )
-    calls = wire.write_conclude(
+    calls = conclusions.write_conclude(
         out,
         terms.features.flat,
         terms.tag,
@@ -338,7 +338,7 @@ def concluding_all(
     live = not 0 <= 1000 * asked.claims_live_s - lives.horizon_ms < 1000
     # No claim outlives its traces, or it would look undecided: they are counted in seconds there.
     times = _times(lives.horizon_ms + 1000, lives.fresh_ms, b"%d" % live)
-    end = wire.write_conclude_all(
+    end = conclusions.write_conclude_all(
         out,
         terms.features.flat,
         terms.tag,

@@ -1,4 +1,4 @@
-"""A batch as one request to Redis, and what it is told: the kernels that write to a shared store.
+"""A batch as requests to a shared store, and values that are folded for good: the kernels that write them.
 
 Names of keys are the prefix, on a cluster the tag of a partition, a letter, and 64 bits of hash in 11
 characters: `e` and two characters that tell the kind for an entity; twice 64 bits for an event: `c` for its
@@ -13,35 +13,23 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from riskengine import layout, ledger, packing
-from riskengine.decision import DENY
-from riskengine.kernel import jit, pointer
+from riskengine.kernel import jit
 from riskengine.layout import (
     E_CELLS,
     E_RECORD,
     E_WIDTH,
     L_CELL,
-    L_DIGITS,
     L_ENTITY,
-    L_FIELD,
-    L_LIVE,
-    L_MAX,
-    L_SEVERITY,
-    L_WHERE,
-    NONE,
-    P_LIMIT_TYPES,
     P_LIMITS_N,
-    P_TYPES_N,
     RECORD_MASK,
-    Float64s,
     Int64s,
     cell_of,
     entity_of,
     limit_of,
 )
-from riskengine.packing import Bytes, get_raw, put_raw, put_varint
+from riskengine.packing import Bytes, get_raw, put_raw
 from riskengine.stores import slabs
 from riskengine.stores.resp import DOLLAR, STAR, put_bulk, put_bytes, put_end, put_int, put_line
 from riskengine.stores.values import (
@@ -57,14 +45,12 @@ from riskengine.stores.values import (
     RESERVATION,
     RESERVE,
     SNAPSHOT_BYTES,
-    book,
 )
 
 KEY_CHARS: Final = 11
 ENTITY_CHARS: Final = 3 + KEY_CHARS  # behind what all names begin with
 HELD_BYTES: Final = ENTITY_CHARS + BOOKING  # of an entity's name, and the release of what is held there
 CLAIM_BYTES: Final = 41  # of a claim's value before its trace: see kept.py
-HANDED: Final = 2  # what a limit is asked for has been held by the event that is followed
 PART, FIRST_CLAIM, HOMES, FIRST_ENTITY, GROUP_SIZE = range(5)  # columns of what is told of calls
 
 ALPHABET: Final = np.frombuffer(
@@ -128,47 +114,6 @@ def put_number(out: Bytes, at: int, value: int) -> int:
 
 
 # ---- before the wait --------------------------------------------------------------------------------
-
-
-@jit
-def ask(
-    plan: Int64s,
-    type_index: NDArray[np.int32],
-    late: NDArray[np.bool_],
-    keys: Int64s,
-    cells: Float64s,
-    prior: Int64s,
-    prior_keys: Int64s,
-    asked: Bytes,
-    amounts: Int64s,
-    mosts: Int64s,
-) -> None:
-    """What every event of a batch wants of which limit: asked uint8 (n, L), amounts and maxima (n, L).
-
-    `prior` (L, 2) is what a lone event takes over, as in slabs.settle; where it does, asked is HANDED.
-    """
-    for i in range(keys.shape[0]):
-        for limit in range(plan[P_LIMITS_N]):
-            digits = limit_of(plan, limit, L_DIGITS)
-            where = limit_of(plan, limit, L_WHERE)
-            field = limit_of(plan, limit, L_FIELD)
-            key = keys[i, limit_of(plan, limit, L_ENTITY)]
-            on_type = plan[plan[P_LIMIT_TYPES] + limit * plan[P_TYPES_N] + type_index[i]]
-            wants = key != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
-            amount = 1
-            if field >= 0:
-                amount = 0 if np.isnan(cells[field, i]) else max(0, layout.minor_of(cells[field, i], digits))
-            most = slabs.amount_of(digits, cells[limit_of(plan, limit, L_MAX), i])
-            amounts[i, limit] = amount
-            mosts[i, limit] = most
-            handed = (
-                len(prior) > 0
-                and prior[limit, 1] == amount
-                and prior_keys[limit_of(plan, limit, L_ENTITY)] == key
-            )
-            asked[i, limit] = 0
-            if wants and not late[i]:
-                asked[i, limit] = HANDED if handed else most != NONE
 
 
 @jit
@@ -535,151 +480,6 @@ def read_calls(
 
 
 @jit
-def grant_all(
-    plan: Int64s,
-    words: Int64s,
-    meta: Int64s,
-    table: Int64s,
-    old_table: Int64s,
-    keys: Int64s,
-    time: Int64s,
-    asked: Bytes,
-    handed: Bytes,
-    amounts: Int64s,
-    mosts: Int64s,
-    granted: Bytes,
-    buckets: Int64s,
-) -> None:
-    """What the log grants a batch, as `place_buckets`, `book_all` and then `give_back_all` say.
-
-    What is `handed` over (L) is granted besides.
-    """
-    place_buckets(plan, time, handed, buckets)
-    book_all(plan, words, meta, table, old_table, keys, time, asked, amounts, mosts, granted)
-    give_back_all(plan, words, meta, table, old_table, keys, time, granted, amounts)
-    for i in range(granted.shape[0]):
-        for limit in range(granted.shape[1]):
-            if handed[limit]:
-                granted[i, limit] = 1
-
-
-@jit
-def book_all(
-    plan: Int64s,
-    words: Int64s,
-    meta: Int64s,
-    table: Int64s,
-    old_table: Int64s,
-    keys: Int64s,
-    time: Int64s,
-    asked: Bytes,
-    amounts: Int64s,
-    mosts: Int64s,
-    granted: Bytes,
-) -> None:
-    """What the log grants a batch: granted uint8 (n, L). The workspace holds it afterwards."""
-    plan = pointer(plan, 0)
-    for i in range(asked.shape[0]):
-        for limit in range(asked.shape[1]):
-            e = limit_of(plan, limit, L_ENTITY)
-            granted[i, limit] = asked[i, limit] and book(
-                plan, words, meta, table, old_table, e, limit_of(plan, limit, L_CELL), keys[i, e], time[i],
-                amounts[i, limit], mosts[i, limit],
-            )  # fmt: skip
-
-
-@jit
-def give_back_all(
-    plan: Int64s,
-    words: Int64s,
-    meta: Int64s,
-    table: Int64s,
-    old_table: Int64s,
-    keys: Int64s,
-    time: Int64s,
-    granted: Bytes,
-    amounts: Int64s,
-) -> None:
-    """Undo `book_all`."""
-    plan = pointer(plan, 0)
-    for i in range(granted.shape[0]):
-        for limit in range(granted.shape[1]):
-            if granted[i, limit]:
-                e = limit_of(plan, limit, L_ENTITY)
-                cell = limit_of(plan, limit, L_CELL)
-                bucket = ledger.bucket_of(plan, cell_of(plan, cell, layout.C_WINDOWS), time[i])
-                slabs.give_hold_back(
-                    plan, words, meta, table, old_table, e, cell, keys[i, e], bucket, amounts[i, limit]
-                )
-
-
-@jit
-def place_buckets(plan: Int64s, time: Int64s, handed: Bytes, buckets: Int64s) -> None:
-    """The bucket in which each event holds what it asks of each limit: buckets (n, L).
-
-    What is `handed` over (L) stays where it is.
-    """
-    for i in range(buckets.shape[0]):
-        for limit in range(buckets.shape[1]):
-            if handed[limit]:
-                continue
-            window = cell_of(plan, limit_of(plan, limit, L_CELL), layout.C_WINDOWS)
-            buckets[i, limit] = ledger.bucket_of(plan, window, time[i])
-
-
-@jit
-def compare(traces: Int64s, at_holds: int, granted: Bytes, again: Bytes, give_back: Bytes) -> int:
-    """Where what stays held (as traces say) is not what the log granted.
-
-    again: held, but the log refused it; how many these are is returned. give_back: granted, and not held.
-    """
-    count = 0
-    for i in range(granted.shape[0]):
-        for limit in range(granted.shape[1]):
-            held = traces[i, at_holds + 2 * limit + 1] != NONE
-            again[i, limit] = held and not granted[i, limit]
-            give_back[i, limit] = granted[i, limit] and not held
-            count += again[i, limit]
-    return count
-
-
-@jit
-def settle_given(
-    plan: Int64s,
-    type_index: NDArray[np.int32],
-    time: Int64s,
-    keys: Int64s,
-    cells: Float64s,
-    amounts: Int64s,
-    buckets: Int64s,
-    granted: Bytes,
-    base: Int64s,
-    hits: Bytes,
-    final: Int64s,
-    traces: Int64s,
-    at_holds: int,
-) -> None:
-    """Decide by what was granted: what slabs.settle writes, where no limit is tried any more."""
-    limits = plan[P_LIMITS_N]
-    for i in range(len(time)):
-        worst = base[i]
-        for limit in range(limits):
-            e = limit_of(plan, limit, L_ENTITY)
-            where = limit_of(plan, limit, L_WHERE)
-            on_type = plan[plan[P_LIMIT_TYPES] + limit * plan[P_TYPES_N] + type_index[i]]
-            wants = keys[i, e] != 0 and on_type != 0 and (where < 0 or cells[where, i] == 1.0)
-            refused = wants and not granted[i, limit]
-            hits[i, hits.shape[1] - limits + limit] = refused
-            if refused and limit_of(plan, limit, L_LIVE):
-                worst = max(worst, limit_of(plan, limit, L_SEVERITY))
-        final[i] = worst
-        for limit in range(limits):
-            held = granted[i, limit] and worst != DENY
-            traces[i, at_holds + 2 * limit] = buckets[i, limit] if held else 0
-            traces[i, at_holds + 2 * limit + 1] = amounts[i, limit] if held else NONE
-
-
-@jit
 def write_compact(
     out: Bytes,
     plan: Int64s,
@@ -808,273 +608,3 @@ def put_held(out: Bytes, to: int, plan: Int64s, kinds: Bytes, key: int, e: int, 
     window = cell_of(plan, entity_of(plan, e, E_CELLS) + cell, layout.C_WINDOWS)
     bucket = ledger.bucket_of(plan, window, time)
     return put_release(out, to, cell, tag, time, event, get_raw(data, at + HEAD + 16, 8), bucket)
-
-
-# ---- concluding -------------------------------------------------------------------------------------
-
-
-@jit
-def put_trace(
-    out: Bytes,
-    at: int,
-    plan: Int64s,
-    fingerprint: int,
-    labelled: bool,
-    keys: Int64s,
-    masks: Int64s,
-    records: Int64s,
-    traces: Int64s,
-    at_holds: int,
-    follows: Int64s,
-    i: int,
-) -> int:
-    """Write what an event moved and holds: what a label, a release or a follow-up needs to know of it.
-
-    Plan (8), number of entities, and of each its number, key (8), cells moved and, where labels may count,
-    the slots of its record; number of holds, and of each limit, bucket, amount; the claim it follows (16, or
-    nothing).
-    """
-    at = put_raw(out, at, fingerprint, 8)
-    counted_at = at
-    out[at] = 0
-    at += 1
-    for e in range(keys.shape[1]):
-        width = entity_of(plan, e, E_WIDTH)
-        if keys[i, e] == 0 or width == 0:
-            continue
-        out[counted_at] += 1
-        out[at] = e
-        at = put_raw(out, at + 1, keys[i, e], 8)
-        at = put_varint(out, at, masks[i, e])
-        if labelled and masks[i, e] != 0:
-            first = entity_of(plan, e, E_RECORD)
-            for k in range(layout.RECORD_SLOTS, width):
-                at = put_varint(out, at, records[i, first + k])
-    counted_at = at
-    out[at] = 0
-    at += 1
-    for limit in range(plan[P_LIMITS_N]):
-        if traces[i, at_holds + 2 * limit + 1] != NONE:
-            out[counted_at] += 1
-            out[at] = limit
-            at = put_varint(out, at + 1, traces[i, at_holds + 2 * limit])
-            at = put_varint(out, at, traces[i, at_holds + 2 * limit + 1])
-    if len(follows) > 0 and (follows[i, 0] != 0 or follows[i, 1] != 0):
-        at = put_raw(out, at, follows[i, 0], 8)
-        at = put_raw(out, at, follows[i, 1], 8)
-    return at
-
-
-@jit
-def write_conclude_all(
-    out: Bytes,
-    plan: Int64s,
-    tag: int,
-    fingerprint: int,
-    labelled: bool,
-    prefixes: Bytes,
-    prefix_size: int,
-    kinds: Bytes,
-    opening: Bytes,
-    epoch_keys: Bytes,
-    epoch: Bytes,
-    lives: Bytes,
-    batch: Bytes,
-    rows: Int64s,
-    claims: Int64s,
-    event_hash: Int64s,
-    time: Int64s,
-    keys: Int64s,
-    masks: Int64s,
-    records: Int64s,
-    traces: Int64s,
-    at_holds: int,
-    follows: Int64s,
-    give_back: Bytes,
-    amounts: Int64s,
-    buckets: Int64s,
-    decisions: Bytes,
-    decision_ends: Int64s,
-    room: Bytes,
-) -> int:
-    """Write the call of conclude_all.lua for the events `rows` of a batch, in order; return its bytes.
-
-    Decision j of `decisions` ends at decision_ends[j]. `lives` are three strings of RESP. `room` has room for
-    the traces of all.
-    """
-    limits = plan[P_LIMITS_N]
-    n = len(rows)
-    back = 0
-    for j in range(n):
-        for limit in range(limits):
-            back += give_back[rows[j], limit]
-    at = put_line(out, 0, STAR, 3 + 3 + n + back + 10 + 3 * back)
-    at = put_bytes(out, at, opening, 0, len(opening))
-    at = put_number(out, at, 3 + n + back)
-    at = put_bytes(out, at, epoch_keys, 0, len(epoch_keys))
-    for letter in (116, 107):  # t, k
-        at = put_line(out, at, DOLLAR, prefix_size + 1 + len(batch))
-        at = put_bytes(out, at, prefixes, 0, prefix_size)
-        out[at] = letter
-        at = put_end(out, put_bytes(out, at + 1, batch, 0, len(batch)))
-    for j in range(n):
-        at = put_claim_name(out, at, prefixes, prefix_size, 0, 99, claims[rows[j], 0], claims[rows[j], 1])
-    for j in range(n):
-        for limit in range(limits):
-            if give_back[rows[j], limit]:
-                e = limit_of(plan, limit, L_ENTITY)
-                at = put_entity_name(out, at, prefixes, prefix_size, 0, kinds, e, keys[rows[j], e])
-    at = put_bytes(out, at, epoch, 0, len(epoch))
-    at = put_number(out, at, n)
-    at = put_number(out, at, back)
-    at = put_bytes(out, at, lives, 0, len(lives))
-    at = put_bulk(out, at, batch, 0, len(batch))
-
-    table = 4 * (len(claims) + 1)
-    size = table
-    j = 0
-    for i in range(len(claims)):
-        put_raw(room, 4 * i, size, 4)
-        if j < n and rows[j] == i:
-            size = put_trace(
-                room, size, plan, fingerprint, labelled, keys, masks, records, traces, at_holds, follows, i
-            )
-            j += 1
-    put_raw(room, 4 * len(claims), size, 4)
-    at = put_bulk(out, at, room, 0, size)
-
-    size = decision_ends[n - 1]
-    at = put_line(out, at, DOLLAR, table + size)
-    j = 0
-    for i in range(len(claims) + 1):
-        at = put_raw(out, at, table + (decision_ends[j - 1] if j > 0 else 0), 4)
-        j += j < n and rows[j] == i
-    at = put_end(out, put_bytes(out, at, decisions, 0, size))
-
-    at = put_line(out, at, DOLLAR, 2 * n)
-    for j in range(n):
-        at = put_raw(out, at, rows[j], 2)
-    at = put_end(out, at)
-    place = 0
-    for j in range(n):
-        i = rows[j]
-        for limit in range(limits):
-            if give_back[i, limit]:
-                place += 1
-                e = limit_of(plan, limit, L_ENTITY)
-                cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
-                at = put_number(out, at, j + 1)
-                at = put_number(out, at, place)
-                at = put_line(out, at, DOLLAR, BOOKING)
-                at = put_release(
-                    out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
-                )
-                at = put_end(out, at)
-    return at
-
-
-@jit
-def write_conclude(
-    out: Bytes,
-    plan: Int64s,
-    tag: int,
-    fingerprint: int,
-    labelled: bool,
-    prefixes: Bytes,
-    prefix_size: int,
-    kinds: Bytes,
-    opening: Bytes,
-    epoch_keys: Bytes,
-    epoch_size: int,
-    epoch: Bytes,
-    lives: Bytes,
-    alone: Bytes,
-    rows: Int64s,
-    mask: int,
-    claims: Int64s,
-    contents: Int64s,
-    time: Int64s,
-    event_hash: Int64s,
-    keys: Int64s,
-    masks: Int64s,
-    records: Int64s,
-    traces: Int64s,
-    at_holds: int,
-    follows: Int64s,
-    give_back: Bytes,
-    amounts: Int64s,
-    buckets: Int64s,
-    decisions: Bytes,
-    decision_ends: Int64s,
-    room: Bytes,
-    ends: Int64s,
-    parts: Int64s,
-) -> int:
-    """Write the calls of conclude.lua for the events `rows`, sorted by partition; return how many.
-
-    Decision j of `decisions` ends at decision_ends[j]. `room` has room for the largest trace. `ends` and
-    `parts` get where each call ends, and its partition. What is given back is part of a call where there is
-    one partition.
-    """
-    limits = plan[P_LIMITS_N]
-    calls = 0
-    at = 0
-    j_from = 0
-    while j_from < len(rows):
-        part = claims[rows[j_from], 0] & mask
-        j_to = j_from
-        back = 0
-        while j_to < len(rows) and claims[rows[j_to], 0] & mask == part:
-            for limit in range(limits):
-                back += give_back[rows[j_to], limit] and mask == 0
-            j_to += 1
-        n = j_to - j_from
-        at = put_line(out, at, STAR, 3 + 1 + n + back + 6 + 2 * n + 3 * back)
-        at = put_bytes(out, at, opening, 0, len(opening))
-        at = put_number(out, at, 1 + n + back)
-        at = put_bytes(out, at, epoch_keys, part * epoch_size, epoch_size)
-        for j in range(j_from, j_to):
-            at = put_claim_name(
-                out, at, prefixes, prefix_size, part, 99, claims[rows[j], 0], claims[rows[j], 1]
-            )
-        if back:
-            for j in range(j_from, j_to):
-                for limit in range(limits):
-                    if give_back[rows[j], limit]:
-                        e = limit_of(plan, limit, L_ENTITY)
-                        at = put_entity_name(out, at, prefixes, prefix_size, part, kinds, e, keys[rows[j], e])
-        at = put_bytes(out, at, epoch, 0, len(epoch))
-        at = put_number(out, at, n)
-        at = put_number(out, at, back)
-        at = put_bytes(out, at, lives, 0, len(lives))
-        for j in range(j_from, j_to):
-            i = rows[j]
-            size = put_trace(
-                room, 0, plan, fingerprint, labelled, keys, masks, records, traces, at_holds, follows, i
-            )
-            at = put_line(out, at, DOLLAR, CLAIM_BYTES + size)
-            at = put_claim(out, at, contents, time, 0, alone, i)
-            at = put_end(out, put_bytes(out, at, room, 0, size))
-            start = decision_ends[j - 1] if j > 0 else 0
-            at = put_bulk(out, at, decisions, start, decision_ends[j] - start)
-        place = 0
-        if back:
-            for j in range(j_from, j_to):
-                i = rows[j]
-                for limit in range(limits):
-                    if give_back[i, limit]:
-                        place += 1
-                        e = limit_of(plan, limit, L_ENTITY)
-                        cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
-                        at = put_number(out, at, j - j_from + 1)
-                        at = put_number(out, at, place)
-                        at = put_line(out, at, DOLLAR, BOOKING)
-                        at = put_release(
-                            out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
-                        )
-                        at = put_end(out, at)
-        ends[calls] = at
-        parts[calls] = part
-        calls += 1
-        j_from = j_to
-    return calls
