@@ -27,6 +27,7 @@ from riskengine.event import Batch, Event
 from riskengine.features import Touches
 from riskengine.fibers import afloat, mine
 from riskengine.hashing import signed, unsigned
+from riskengine.journaled import recount
 from riskengine.judge import Judge, Result, Serving
 from riskengine.layout import L_DIGITS
 from riskengine.models import asked_for, load_models
@@ -125,7 +126,9 @@ class Engine:
         most the last 100 ms or 1,000 decisions, whichever is more; with ?commit=sync at its end, nothing that
         was answered. While it cannot be written, each event type's `fail` says the least that is done,
         decisions are flagged degraded:journal, and they wait in a file beside it; where that cannot be
-        written either, scoring raises JournalError with nothing counted.
+        written either, scoring raises JournalError with nothing counted. What it has of events that were
+        decided without the shared store, by an engine that did not live to tell it, is counted as this opens
+        (of its last 100,000 entries).
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,
         and either for a model that is not there or does not fit the features.
         """
@@ -165,6 +168,8 @@ class Engine:
                         policy.definition, scratch.store, clock=lambda: motions.NOW, key=chosen, model=model
                     ) as other:
                         motions.go_through(other, policy.definition, scratch)
+            if opened is not None and shared:
+                recount(opened, policy, engine.restore, engine._clock())
             unfinished.pop_all()
         return engine
 
@@ -325,14 +330,14 @@ class Engine:
         with self._open() as judge:
             return judge.replay(batch, now, shown)
 
-    def restore(self, batch: Batch, now: Int64s, decisions: Sequence[Decision]) -> None:
+    def restore(self, batch: Batch, now: Int64s, decisions: Sequence[Decision]) -> int:
         """Count a batch that was judged before, at the times `now` (n), and keep what was decided then.
 
         No rule is asked: what each event holds of limits is what its decision says. One that the store knows
-        already moves nothing.
+        already moves nothing. Returns how many it did not know.
         """
         with self._open() as judge:
-            judge.restore(batch, now, decisions)
+            return judge.restore(batch, now, decisions)
 
     def redo(self, entry: LabelEntry | ReleaseEntry | EditEntry) -> bool:
         """Let a journaled label, release or edit act again; edits of what the policy has no more do not.

@@ -120,7 +120,7 @@ class Judge:
         finally:
             self._shown = None
 
-    def restore(self, batch: Batch, now: Int64s, decisions: Sequence[Decision]) -> None:
+    def restore(self, batch: Batch, now: Int64s, decisions: Sequence[Decision]) -> int:
         """`Engine.restore`."""
         policy, store = self.policy, self.store
         fresh_ms = max(policy.definition.lateness_ms + policy.definition.skew_ms, FRESH_MS_MIN)
@@ -131,6 +131,7 @@ class Judge:
             if key not in store.claims:
                 first.setdefault(key, i)
         left: list[int] = []
+        counted = 0
         for part, _ in chain(_parts(batch, list(first.values()), [], []), (([i], True) for i in left)):
             rows = None if part is None else np.array(part, np.int64)
             own, nows = (batch, now) if rows is None else (batch.take(rows), now[rows])
@@ -144,9 +145,11 @@ class Judge:
             held = policy.held_by(touches, decided)
             age_ms = max(self._clock() - int(nows.max()), 0)
             lives = Lives(max(policy.horizon_ms - age_ms, 1), max(fresh_ms - age_ms, 1))
-            undecided = store.restore(touches, decided, held, followed, nows, lives)
-            left += [i if part is None else part[i] for i in undecided]
+            restored = store.restore(touches, decided, held, followed, nows, lives)
+            counted += restored.counted
+            left += [i if part is None else part[i] for i in restored.left_open]
             self._sweep(int(nows[-1]), own.n)
+        return counted
 
     def decide(self, batch: Batch, now: int | Int64s, features: bool, in_room: bool = False) -> list[Result]:
         """Tell retries from new events, and judge the new ones in order.

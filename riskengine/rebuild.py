@@ -20,18 +20,16 @@ import msgspec
 import numpy as np
 
 from riskengine import files, hashing
-from riskengine.compiled import salt_of
-from riskengine.decision import Decision, name_decisions
 from riskengine.definition import Definition
 from riskengine.engine import Engine
 from riskengine.entries import AlertEntry, AnyEntry, EditEntry, Entry, LabelEntry, ReleaseEntry
 from riskengine.errors import RiskEngineError
-from riskengine.event import Batch
 from riskengine.features import FeatureSet
+from riskengine.journaled import batches, restorable
 from riskengine.judge import is_of_contract
 from riskengine.layout import L_DIGITS
 from riskengine.models import NONE
-from riskengine.replay import batches, parse_entries, replay
+from riskengine.replay import replay
 from riskengine.served import read_trace
 from riskengine.stores.address import open_store
 from riskengine.stores.owed import Owed
@@ -41,8 +39,6 @@ from riskengine.stores.undecided import Undecided, limit_of
 
 if TYPE_CHECKING:
     from riskengine.journal import Journal
-
-_DECISION: Final = msgspec.json.Decoder(Decision)
 
 Moved = Callable[[int, int | None], None]  # how much is done, of how much (None: nobody knows)
 
@@ -65,11 +61,17 @@ class Rebuilt:
     labels: int = 0
     releases: int = 0
     edits: int = 0
+    known: int = 0  # events that had been counted: another journal has them too, or they came meanwhile
     foreign: int = 0  # events that are none of this policy: they count for nothing in it
     unknown: int = 0  # labels and releases of events that hold and count nothing any more
     # The last of these. Engines of one journal write it in turns, one that was away from it later than the
     # others: an event may stand behind what is said of it.
     early: deque[LabelEntry | ReleaseEntry] = field(default_factory=partial(deque, maxlen=EARLY_MAX))
+
+    @property
+    def read(self) -> int:
+        """Events that were read of journals."""
+        return self.events + self.known + self.foreign
 
 
 class Journals:
@@ -269,28 +271,26 @@ def count_entries(
     Entities go by the keys that the journal keeps, so the hash key of serving must be set.
     Raises RiskEngineError for a journal that cannot be read and a store that cannot be reached.
     """
-    before = rebuilt.events + rebuilt.foreign
+    before = rebuilt.read
     for part in batches(entries):
         if isinstance(part, list):
-            batch, now, errors = parse_entries(engine.policy, part)
-            rebuilt.foreign += len(errors)
-            rebuilt.events += batch.n
-            decisions = [_DECISION.decode(part[i].decision) for i in batch.index.tolist()]
-            if batch.n:
-                _check_key(batch, decisions)
-                engine.restore(batch, now, decisions)
+            judged = restorable(engine.policy, part)
+            counted = engine.restore(*judged) if judged.batch.n else 0
+            rebuilt.events += counted
+            rebuilt.known += judged.batch.n - counted
+            rebuilt.foreign += len(part) - judged.batch.n
         elif isinstance(part, EditEntry):
             rebuilt.edits += 1
             engine.redo(part)
         else:
             _say(engine, part, rebuilt)
-        moved(rebuilt.events + rebuilt.foreign, None)
+        moved(rebuilt.read, None)
     early = list(rebuilt.early)
     rebuilt.early.clear()
     rebuilt.unknown -= len(early)
     for one in early:
         _say(engine, one, rebuilt)
-    return rebuilt.events + rebuilt.foreign - before
+    return rebuilt.read - before
 
 
 def _say(engine: Engine, entry: LabelEntry | ReleaseEntry, rebuilt: Rebuilt) -> None:
@@ -330,26 +330,6 @@ def count_files(
     rebuilt.events += replayed.events
     rebuilt.labels += len(known) - replayed.unknown_labels
     rebuilt.unknown += replayed.unknown_labels
-
-
-def _check_key(batch: Batch, decisions: Sequence[Decision]) -> None:
-    """Look that events are hashed here as they were when they were served: else nothing would ever meet."""
-    names = np.empty((batch.n, 2), np.uint64)
-    policies = [decision.policy for decision in decisions]
-    for policy in set(policies):
-        rows = np.flatnonzero(np.array([other == policy for other in policies]))
-        salt = np.frombuffer(salt_of(policy), "<u8").astype(np.uint64)
-        own = np.empty((len(rows), 2), np.uint64)
-        name_decisions(batch.claim[rows], batch.content[rows], salt, own)
-        names[rows] = own
-    made = names.astype("<u8").tobytes().hex()
-    for i, decision in enumerate(decisions):
-        if made[32 * i : 32 * i + 32] != decision.decision_id:
-            raise RiskEngineError(
-                f"the journal was written with another hash key or for another tenant (event "
-                f"{decision.event_id} does not have the hash that it has here): set RISKENGINE_HASH_KEY to "
-                "what it was when this was served, and name that policy with --rules"
-            )
 
 
 def _when(entry: AnyEntry) -> int:

@@ -8,34 +8,26 @@ is asked: rows do not depend on one, and rows are what a policy needs whose mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from riskengine import files
 from riskengine.compiled import Policy
 from riskengine.definition import Definition, Feature
 from riskengine.engine import Engine
 from riskengine.entries import (
-    AlertEntry,
     AnyEntry,
-    EditEntry,
     Entry,
-    LabelEntry,
-    PolicyEntry,
-    ReleaseEntry,
 )
 from riskengine.errors import EventError, RiskEngineError
-from riskengine.event import Batch, Label
+from riskengine.event import Label
 from riskengine.features import Touches, text_at
 from riskengine.files import Chunk, Progress, Reject
-from riskengine.masking import HASHED, PLACE
+from riskengine.journaled import batches, parse_entries
 from riskengine.models import NONE, served_fingerprint
-from riskengine.served import read_trace
 from riskengine.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -44,9 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Journaled",
     "Replayed",
-    "batches",
     "blurred",
-    "parse_entries",
     "replay",
     "replay_files",
     "replay_journal",
@@ -209,47 +199,6 @@ def _counting(replayed: Replayed, shown: Callable[[Touches], None]) -> Callable[
 
 
 # -- journals
-
-
-def batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry | ReleaseEntry | EditEntry]:
-    """Events together up to whatever comes between them."""
-    together: list[Entry] = []
-    for entry in entries:
-        if isinstance(entry, Entry):
-            together.append(entry)
-            if len(together) < BATCH:
-                continue
-        if together:
-            yield together
-            together = []
-        if not isinstance(entry, Entry | PolicyEntry | AlertEntry):
-            yield entry
-    if together:
-        yield together
-
-
-def parse_entries(
-    policy: Policy, entries: Sequence[Entry]
-) -> tuple[Batch, NDArray[np.int64], Mapping[int, EventError]]:
-    """Journaled events as a batch, with the keys and hashes they had; when each was judged; what is wrong.
-
-    The batch leaves out what is no event of this policy; errors go by place in `entries`.
-    """
-    traces = [read_trace(entry.trace) for entry in entries]
-    now = np.array([trace.now_ms for trace in traces], np.int64)
-    events = [{**entry.event, "time": entry.event_time_ms} for entry in entries]
-    batch, errors = policy.schema.parse(events, now)
-    for i, place in enumerate(batch.index.tolist()):
-        entry, trace = entries[place], traces[place]
-        for e, mark in enumerate(policy.entity_marks):
-            batch.keys[i, e] = trace.keys.get(mark, 0)
-        batch.content[i] = np.frombuffer(entry.content, "<u8")
-        kinds = policy.masking.fields[int(batch.type_index[i])]
-        for name, value in entry.event.items():
-            kind, column = kinds.get(name, (PLACE, 0))
-            if kind == HASHED and value is not None:
-                batch.str_hash[i, column] = int(str(value)[1:], 16)
-    return batch, now[batch.index], errors
 
 
 class _Comparing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -242,6 +243,25 @@ def test_what_is_said_of_an_event_may_stand_before_it(tmp_path: Path) -> None:
         assert again.actions([claim("e3", 3, device_id="d1")]) == ["allow"]
 
 
+def test_an_event_that_several_journals_have_is_one(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    sections, journal = policy(features=COUNTS, limits=ONE), f"sqlite:///{tmp_path / 'one.db'}"
+    now = int(time.time() * 1000)
+    with Stage(tmp_path / "policy", sections, journal=journal) as served:
+        served.now = now
+        served.engine.score_many([claim(f"e{n}", now - T0, device_id=f"d{n}") for n in range(5)])
+    shutil.copy(tmp_path / "one.db", tmp_path / "two.db")
+    store = apart(server)
+    words = ("--store", store, "--from", journal, "--from", str(tmp_path / "two.db"))
+    code, told = command(*words, "--rules", str(tmp_path / "policy"), "--json")
+    said = json.loads(told)
+    assert (code, said["events"], said["known"]) == (0, 5, 5)
+    with Stage(tmp_path / "other", sections, store=store) as other:
+        assert other.row(claim("later", now - T0))["claims"] == 6
+
+
 def test_a_retry_just_after_a_rebuild_gets_the_first_answer(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,7 +399,8 @@ def test_an_engine_goes_on_where_its_journal_ends(tmp_path: Path) -> None:
         assert stage.engine.list_get("blocked", "user", "u9") is not None
         assert stage.engine.journal is not None
         stage.engine.journal.flush()
-        assert resume(stage.engine).events == 4
+        again = resume(stage.engine)
+        assert (again.events, again.known) == (0, 4)
         assert stage.row(claim("e4", 5))["claims"] == 5, "what is known already moves nothing"
 
 

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +359,56 @@ def test_who_ends_while_the_store_is_away_says_what_is_not_counted(
         assert told.startswith("2 events were decided while the store did not answer, and are not counted")
         assert "riskengine rebuild" in told
         server.hold(False)
+
+
+def deciding(folder: Path, store: str, journal: str, asked: Connection) -> None:
+    """An engine in a process of its own."""
+    with Stage(folder, failing("open"), store=store, journal=journal) as stage:
+        while True:
+            asked.send(stage.engine.score_many(asked.recv()))
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+def test_what_an_engine_that_was_killed_had_missed_is_counted_by_the_next(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was killed before the store was back. What its journal has is the answer to a retry, too."""
+    journal = f"sqlite:///{tmp_path / 'journal.db'}?commit=sync"
+    missed = [claim(f"a{n}", n, device_id=f"d{n}") for n in range(12)]
+    with ExitStack() as stack:
+        servers, url = serving(kind, stack)
+        store = apart(url, timeout=30_000)
+        begin(store, "stage")
+        ours, asked = Pipe()
+        words = tmp_path / "one", store.replace("timeout=30000", "timeout=100"), journal, asked
+        process = get_context("spawn").Process(target=deciding, args=words, daemon=True)
+        process.start()
+        first, flags = 0, ("degraded:store",)
+        while flags:  # on a busy machine it may be late
+            ours.send([claim(f"e{first}", device_id="e")])
+            flags, first = ours.recv()[0].flags, first + 1
+        for one in servers:
+            one.hold(True)
+        decided = []
+        for event in missed:  # the first may come to the servers in the end, the last are not sent any more
+            ours.send([event])
+            decided += ours.recv()
+        assert {(decision.action, decision.flags) for decision in decided} == {("allow", ("degraded:store",))}
+        process.kill()
+        process.join()
+        for one in servers:
+            one.hold(False)
+        with Stage(tmp_path / "two", failing("open"), store=store, journal=journal) as stage:
+            assert stage.engine.score_many(missed) == decided
+            assert stage.row(claim("later", 20))["claims"] == first + 13
+            denied = stage.actions([claim(f"d{n}", 20, device_id=f"d{n}") for n in range(12)])
+            assert denied == ["deny"] * 12, "each is held"
+        (told,) = [record.getMessage() for record in caplog.records if "counted" in record.getMessage()]
+        assert "events that had been decided while the store did not answer are counted" in told
+        caplog.clear()
+        with Stage(tmp_path / "three", failing("open"), store=store, journal=journal) as stage:
+            assert stage.row(claim("last", 21))["claims"] == first + 13 + 13
+        assert not [record for record in caplog.records if "counted" in record.getMessage()], "once"
 
 
 def test_a_store_that_is_killed_and_comes_back(tmp_path: Path) -> None:

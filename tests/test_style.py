@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("features", "rules", "modeltext", "forest", "calibration", "card", "stores", "journal", "masking",
      "alerts"),
     ("sections", "policy", "models", "spreading", "compiled", "served", "watch",
-     "warming", "judge", "turns", "motions", "engine"),
+     "warming", "judge", "journaled", "turns", "motions", "engine"),
     ("rows", "replay", "rebuild"),
     # consumers of the engine and of replay
     (

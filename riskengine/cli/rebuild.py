@@ -81,6 +81,7 @@ def rebuild(
                 "labels": done.labels,
                 "releases": done.releases,
                 "edits": done.edits,
+                "known": done.known,
                 "foreign": done.foreign,
                 "unknown": done.unknown,
                 "rejected": refused.count,

@@ -445,6 +445,22 @@ class Journal:
         others = [self._pages(table, unpack, after, last) for table, unpack in tables.KINDS]
         yield from heapq.merge(self._decisions(after, last), *others, key=lambda entry: entry.seq)
 
+    def flagged(self, start: str, most: int) -> Iterator[Entry]:
+        """Decisions that have a flag which starts so, among the last `most` entries, in arrival order.
+
+        Blocks without such a text are passed over unread. Raises JournalError.
+        """
+        if self._address is None:
+            return
+        with self._changed:
+            self._check_open()
+        last = self.database.select(sa.select(tables.about.c.last))[0][0]
+        text = start.encode()
+        for row in blocks_between(self.database, max(last - most, 0), last):
+            if text in row[4]:
+                entries = unpack(row[4], row[0], dropped=dropped_of(row[3]))
+                yield from (one for one in entries if any(flag.startswith(start) for flag in one.flags))
+
     def _stored(self, event_id: str) -> Entry | None:
         seq = self.database.place_of(event_id)
         if seq is None:

@@ -83,6 +83,16 @@ class Lives(NamedTuple):
     fresh_ms: int  # its decisions
 
 
+class Restored(NamedTuple):
+    """What became of events that were decided before: how many were counted, and which are not decided yet.
+
+    Those had been entered here and never concluded: given alone, they are counted and settled too.
+    """
+
+    counted: int
+    left_open: Sequence[int]
+
+
 @dataclass(frozen=True, slots=True)
 class Info:
     """Sizes and losses, for operators. `bytes` is what entities take, the key table included.
@@ -221,11 +231,10 @@ class Store(Protocol):
         followed: Followed | None,
         now: Int64s,
         lives: Lives,
-    ) -> Sequence[int]:
+    ) -> Restored:
         """Count events (n) that were decided before, at `now` (n), and keep what was decided.
 
         held uint8 (n, L) are the limits that each holds, room or not. One that is known here moves nothing.
-        Returns those that were entered and never decided: given alone, they are settled too.
         """
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:

@@ -23,7 +23,19 @@ from riskengine.features import FeatureSet, Touches
 from riskengine.kernel import Call, Holder, bind
 from riskengine.layout import FRAUD, L_CELL, L_ENTITY, LEGIT, NONE, Int64s
 from riskengine.packing import Bytes
-from riskengine.stores import NONE_MET, Claim, Followed, Info, Links, Lives, Met, Released, Spot, statefile
+from riskengine.stores import (
+    NONE_MET,
+    Claim,
+    Followed,
+    Info,
+    Links,
+    Lives,
+    Met,
+    Released,
+    Restored,
+    Spot,
+    statefile,
+)  # fmt: skip
 from riskengine.stores import slabs as kernels
 from riskengine.stores.lists import Lists
 from riskengine.stores.paths import PathEdit
@@ -239,7 +251,7 @@ class MemoryStore:
         followed: Followed | None,
         now: Int64s,
         lives: Lives,
-    ) -> Sequence[int]:
+    ) -> Restored:
         """Count events that were decided before, hold what they hold, and keep what was decided."""
         from riskengine.stores import reservations  # whose kernels nobody else here needs
 
@@ -284,7 +296,7 @@ class MemoryStore:
             claim = self.claim(keys[16 * i : 16 * i + 16], batch.content[i].tobytes(), int(now[i]), -1)
             claim.decision, claim.trace = decision, first + i
             claim.follows = followed.claim if followed is not None else None
-        return ()
+        return Restored(batch.n, ())
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget a little: entities past their windows, decisions past retries, traces past any use.

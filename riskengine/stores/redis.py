@@ -35,6 +35,7 @@ from riskengine.stores import (
     Loss,
     Met,
     Released,
+    Restored,
     Row,
     Spot,
     StoreError,
@@ -567,7 +568,8 @@ class RedisStore:
         while self._in_doubt:
             features, touches, decisions, held, followed, lives = self._in_doubt[0]
             with self._serving(features):
-                for i in self.restore(touches, decisions, held, followed, touches.batch.time, lives):
+                now = touches.batch.time
+                for i in self.restore(touches, decisions, held, followed, now, lives).left_open:
                     one = rows_of(touches, i)
                     self.restore(one, decisions[i : i + 1], held[i : i + 1], followed, one.batch.time, lives)
             self._in_doubt.popleft()
@@ -593,11 +595,8 @@ class RedisStore:
         followed: Followed | None,
         now: Int64s,
         lives: Lives,
-    ) -> Sequence[int]:
-        """Count events that were decided before, hold what they hold, and keep what was decided.
-
-        Returns those that were entered before and not decided: they are settled where they come alone.
-        """
+    ) -> Restored:
+        """Count events that were decided before, hold what they hold, and keep what was decided."""
         asked = self._blank(touches)
         self._grants.ask(asked, followed)
         handed = asked.handed != 0
@@ -621,7 +620,7 @@ class RedisStore:
         if rows:
             self._grants.hold(asked, held)
             self._tell_concluded(asked, rows, decisions, lives)
-        return open_
+        return Restored(len(rows), open_)
 
     def sweep(self, now: int, events: int, horizon_ms: int, fresh_ms: int) -> None:
         """Forget the batch: what is kept of it is in Redis, and goes when its time has come."""

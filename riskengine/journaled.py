@@ -1,0 +1,153 @@
+"""Journaled events as batches again, as they were judged, for whoever counts them once more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from riskengine.compiled import Policy, salt_of
+from riskengine.decision import Decision, name_decisions
+from riskengine.entries import (
+    AlertEntry,
+    AnyEntry,
+    EditEntry,
+    Entry,
+    LabelEntry,
+    PolicyEntry,
+    ReleaseEntry,
+)
+from riskengine.errors import EventError, RiskEngineError
+from riskengine.event import Batch
+from riskengine.judge import DEGRADED, is_of_contract
+from riskengine.masking import HASHED, PLACE
+from riskengine.served import read_trace
+from riskengine.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from riskengine.journal import Journal
+
+BATCH: Final = MemoryStore.batch_max
+RECOUNTED_MAX: Final = 100_000  # entries of a journal that are looked through as an engine begins
+
+_DECISION: Final = msgspec.json.Decoder(Decision)
+_log = logging.getLogger(__name__)
+
+
+class Judged(NamedTuple):
+    """A batch of n events as `Engine.restore` has it: when each was judged (ms), and what was decided."""
+
+    batch: Batch
+    now: NDArray[np.int64]
+    decisions: Sequence[Decision]
+
+
+def batches(entries: Iterable[AnyEntry]) -> Iterator[list[Entry] | LabelEntry | ReleaseEntry | EditEntry]:
+    """Events together up to whatever comes between them."""
+    together: list[Entry] = []
+    for entry in entries:
+        if isinstance(entry, Entry):
+            together.append(entry)
+            if len(together) < BATCH:
+                continue
+        if together:
+            yield together
+            together = []
+        if not isinstance(entry, Entry | PolicyEntry | AlertEntry):
+            yield entry
+    if together:
+        yield together
+
+
+def parse_entries(
+    policy: Policy, entries: Sequence[Entry]
+) -> tuple[Batch, NDArray[np.int64], Mapping[int, EventError]]:
+    """Journaled events as a batch, with the keys and hashes they had; when each was judged; what is wrong.
+
+    The batch leaves out what is no event of this policy; errors go by place in `entries`.
+    """
+    traces = [read_trace(entry.trace) for entry in entries]
+    now = np.array([trace.now_ms for trace in traces], np.int64)
+    events = [{**entry.event, "time": entry.event_time_ms} for entry in entries]
+    batch, errors = policy.schema.parse(events, now)
+    for i, place in enumerate(batch.index.tolist()):
+        entry, trace = entries[place], traces[place]
+        for e, mark in enumerate(policy.entity_marks):
+            batch.keys[i, e] = trace.keys.get(mark, 0)
+        batch.content[i] = np.frombuffer(entry.content, "<u8")
+        kinds = policy.masking.fields[int(batch.type_index[i])]
+        for name, value in entry.event.items():
+            kind, column = kinds.get(name, (PLACE, 0))
+            if kind == HASHED and value is not None:
+                batch.str_hash[i, column] = int(str(value)[1:], 16)
+    return batch, now[batch.index], errors
+
+
+def restorable(policy: Policy, entries: Sequence[Entry]) -> Judged:
+    """Journaled events that are of a policy's kinds.
+
+    Raises RiskEngineError where the journal was written with another hash key.
+    """
+    batch, now, _ = parse_entries(policy, entries)
+    decisions = [_DECISION.decode(entries[i].decision) for i in batch.index.tolist()]
+    if batch.n:
+        _check_key(batch, decisions)
+    return Judged(batch, now, decisions)
+
+
+def recount(
+    journal: Journal,
+    policy: Policy,
+    restore: Callable[[Batch, NDArray[np.int64], Sequence[Decision]], int],
+    now: int,
+) -> None:
+    """`restore` (Engine.restore) what a journal has of events that were decided without the shared store.
+
+    Who decided them tells the store when that is back, but may have been killed before. What the store knows
+    moves nothing; what is older than all that counts is left out. Where it fails, that is logged.
+    """
+    counted = 0
+    oldest = now - policy.horizon_ms
+    flagged = journal.flagged(DEGRADED, RECOUNTED_MAX)
+    entries = (one for one in flagged if is_of_contract(one.flags) and one.event_time_ms > oldest)
+    try:
+        while part := list(islice(entries, BATCH)):
+            judged = restorable(policy, part)
+            counted += restore(*judged) if judged.batch.n else 0
+    except RiskEngineError as error:
+        _log.warning(
+            "events that were decided while the store did not answer may not be counted in it (%s): count "
+            "them from the journal with riskengine rebuild",
+            error,
+        )
+    if counted:
+        _log.warning(
+            "%d events that had been decided while the store did not answer are counted in it now: the "
+            "engine that decided them had not come to it",
+            counted,
+        )
+
+
+def _check_key(batch: Batch, decisions: Sequence[Decision]) -> None:
+    """Look that events are hashed here as they were when they were served: else nothing would ever meet."""
+    names = np.empty((batch.n, 2), np.uint64)
+    policies = [decision.policy for decision in decisions]
+    for policy in set(policies):
+        rows = np.flatnonzero(np.array([other == policy for other in policies]))
+        salt = np.frombuffer(salt_of(policy), "<u8").astype(np.uint64)
+        own = np.empty((len(rows), 2), np.uint64)
+        name_decisions(batch.claim[rows], batch.content[rows], salt, own)
+        names[rows] = own
+    made = names.astype("<u8").tobytes().hex()
+    for i, decision in enumerate(decisions):
+        if made[32 * i : 32 * i + 32] != decision.decision_id:
+            raise RiskEngineError(
+                f"the journal was written with another hash key or for another tenant (event "
+                f"{decision.event_id} does not have the hash that it has here): set RISKENGINE_HASH_KEY to "
+                "what it was when this was served, and name that policy with --rules"
+            )
