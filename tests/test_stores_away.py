@@ -409,6 +409,11 @@ def test_what_an_engine_that_was_killed_had_missed_is_counted_by_the_next(
         with Stage(tmp_path / "three", failing("open"), store=store, journal=journal) as stage:
             assert stage.row(claim("last", 21))["claims"] == first + 13 + 13
         assert not [record for record in caplog.records if "counted" in record.getMessage()], "once"
+        other = {"store": store, "journal": journal, "key": b"another key, as long"}
+        with Stage(tmp_path / "four", failing("open"), **other) as stage:
+            assert stage.engine.score(claim("other", 22)).flags == ()
+        (told,) = [record.getMessage() for record in caplog.records if "counted" in record.getMessage()]
+        assert "may not be counted in it (the journal was written with another hash key" in told
 
 
 def test_a_store_that_is_killed_and_comes_back(tmp_path: Path) -> None:

@@ -439,9 +439,7 @@ class Journal:
         """
         if self._address is None:
             return
-        with self._changed:
-            self._check_open()
-        last = self.database.select(sa.select(tables.about.c.last))[0][0]
+        last = self._last()
         others = [self._pages(table, unpack, after, last) for table, unpack in tables.KINDS]
         yield from heapq.merge(self._decisions(after, last), *others, key=lambda entry: entry.seq)
 
@@ -452,14 +450,19 @@ class Journal:
         """
         if self._address is None:
             return
-        with self._changed:
-            self._check_open()
-        last = self.database.select(sa.select(tables.about.c.last))[0][0]
+        last = self._last()
         text = start.encode()
         for row in blocks_between(self.database, max(last - most, 0), last):
             if text in row[4]:
                 entries = unpack(row[4], row[0], dropped=dropped_of(row[3]))
                 yield from (one for one in entries if any(flag.startswith(start) for flag in one.flags))
+
+    def _last(self) -> int:
+        """The `seq` of the last entry that is committed by now."""
+        with self._changed:
+            self._check_open()
+        last: int = self.database.select(sa.select(tables.about.c.last))[0][0]
+        return last
 
     def _stored(self, event_id: str) -> Entry | None:
         seq = self.database.place_of(event_id)
