@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import count
 from multiprocessing import Pipe, get_context
@@ -26,12 +26,14 @@ from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.entries import EditEntry, Entry, ReleaseEntry
 from riskengine.errors import EventError, RiskEngineError
+from riskengine.features import Touches
 from riskengine.hashing import signed
 from riskengine.journal import Journal
 from riskengine.layout import RECORD_TIME
 from riskengine.stores import StoreError
 from riskengine.stores.address import Address, begin
 from riskengine.stores.cluster import ClusterLink
+from riskengine.stores.grants import Grants
 from riskengine.stores.line import ALONE_S, PATIENCE
 from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
@@ -359,6 +361,40 @@ def test_who_ends_while_the_store_is_away_says_what_is_not_counted(
         assert told.startswith("2 events were decided while the store did not answer, and are not counted")
         assert "riskengine rebuild" in told
         server.hold(False)
+
+
+def test_who_goes_on_with_what_another_had_entered_settles_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine dies over an event; the store goes away as the next one is about to decide it."""
+    with running() as server:
+        store = apart(server.url, timeout=400)
+        begin(store, "stage")
+        with (
+            Stage(tmp_path / "one", failing("closed"), store=store) as one,
+            Stage(tmp_path / "two", failing("closed"), store=store) as two,
+        ):
+            event = claim("e0", device_id="d0")
+            monkeypatch.setattr(store_of(one.engine), "conclude", lambda *_: {})  # as if killed then
+            assert one.engine.score(event).action == "allow"
+            stand_in = Grants.stand_in
+
+            def away(grants: Grants, touches: Touches) -> None:
+                server.hold(True)
+                for _ in range(PATIENCE):  # from then on it is not even asked
+                    with suppress(StoreError):
+                        grants.link.call("PING")
+                stand_in(grants, touches)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Grants, "stand_in", away)
+                decided = two.engine.score(event)
+            server.hold(False)
+            assert (decided.action, decided.flags) == ("deny", ("degraded:store",))
+            until(lambda: caught_up(two.engine))
+            assert two.engine.score(event) == decided
+            assert store_of(two.engine).undecided(0) == []
+            assert two.actions([claim("e1", 1, device_id="d0")]) == ["allow"], "what is denied holds nothing"
 
 
 def deciding(folder: Path, store: str, journal: str, asked: Connection) -> None:

@@ -140,6 +140,7 @@ class RedisStore:
         self._edits = Edits(features, link, place)
         self._work = Workspace()
         self._asked: Asked | None = None
+        self._resumes = False  # whether who asked last goes on with what another engine had entered
         self._meets_known = False  # whether the last batch that observe.lua was asked had events that it knew
         # Calls that go out before what is concluded: they write values back, and say how long keys live.
         self._before: list[tuple[bytes, int, int]] = []
@@ -261,6 +262,7 @@ class RedisStore:
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """The one wait: claim events, append records, fold what is known, and read each event's row."""
         place = self.place
+        self._resumes = not counted
         try:
             if self._in_doubt:
                 self._clear_up()
@@ -537,7 +539,8 @@ class RedisStore:
                 return
             touches, decisions, held = rows_of(touches, new), [decisions[i] for i in new], held[new]
         lives = Lives(horizon_ms, self._terms.fresh_ms)
-        if self._link.unsure or followed is not None:  # what it holds is found when the store is back
+        # What it holds is found when the store is back, where it may have been entered, or was by another.
+        if self._link.unsure or self._resumes or followed is not None:
             self._in_doubt.append(Doubt(self.features, copied(touches), decisions, held, followed, lives))
             self._keep(touches.batch, decisions)
             return
