@@ -82,6 +82,64 @@ def put_trace(
 
 
 @jit
+def put_receivers(
+    out: Bytes,
+    at: int,
+    plan: Int64s,
+    prefixes: Bytes,
+    prefix_size: int,
+    part: int,
+    kinds: Bytes,
+    rows: Int64s,
+    j_from: int,
+    j_to: int,
+    keys: Int64s,
+    give_back: Bytes,
+) -> int:
+    """Write the names of entities that the events rows[j_from:j_to] give something back to, in order."""
+    for j in range(j_from, j_to):
+        for limit in range(plan[P_LIMITS_N]):
+            if give_back[rows[j], limit]:
+                e = limit_of(plan, limit, L_ENTITY)
+                at = put_entity_name(out, at, prefixes, prefix_size, part, kinds, e, keys[rows[j], e])
+    return at
+
+
+@jit
+def put_given_back(
+    out: Bytes,
+    at: int,
+    plan: Int64s,
+    tag: int,
+    rows: Int64s,
+    j_from: int,
+    j_to: int,
+    time: Int64s,
+    event_hash: Int64s,
+    give_back: Bytes,
+    amounts: Int64s,
+    buckets: Int64s,
+) -> int:
+    """Write what they give back: number of the event, of the entity among `put_receivers`, and a release."""
+    place = 0
+    for j in range(j_from, j_to):
+        i = rows[j]
+        for limit in range(plan[P_LIMITS_N]):
+            if give_back[i, limit]:
+                place += 1
+                e = limit_of(plan, limit, L_ENTITY)
+                cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
+                at = put_number(out, at, j - j_from + 1)
+                at = put_number(out, at, place)
+                at = put_line(out, at, DOLLAR, BOOKING)
+                at = put_release(
+                    out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
+                )
+                at = put_end(out, at)
+    return at
+
+
+@jit
 def write_conclude_all(
     out: Bytes,
     plan: Int64s,
@@ -135,11 +193,7 @@ def write_conclude_all(
         at = put_end(out, put_bytes(out, at + 1, batch, 0, len(batch)))
     for j in range(n):
         at = put_claim_name(out, at, prefixes, prefix_size, 0, 99, claims[rows[j], 0], claims[rows[j], 1])
-    for j in range(n):
-        for limit in range(limits):
-            if give_back[rows[j], limit]:
-                e = limit_of(plan, limit, L_ENTITY)
-                at = put_entity_name(out, at, prefixes, prefix_size, 0, kinds, e, keys[rows[j], e])
+    at = put_receivers(out, at, plan, prefixes, prefix_size, 0, kinds, rows, 0, n, keys, give_back)
     at = put_bytes(out, at, epoch, 0, len(epoch))
     at = put_number(out, at, n)
     at = put_number(out, at, back)
@@ -171,22 +225,7 @@ def write_conclude_all(
     for j in range(n):
         at = put_raw(out, at, rows[j], 2)
     at = put_end(out, at)
-    place = 0
-    for j in range(n):
-        i = rows[j]
-        for limit in range(limits):
-            if give_back[i, limit]:
-                place += 1
-                e = limit_of(plan, limit, L_ENTITY)
-                cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
-                at = put_number(out, at, j + 1)
-                at = put_number(out, at, place)
-                at = put_line(out, at, DOLLAR, BOOKING)
-                at = put_release(
-                    out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
-                )
-                at = put_end(out, at)
-    return at
+    return put_given_back(out, at, plan, tag, rows, 0, n, time, event_hash, give_back, amounts, buckets)
 
 
 @jit
@@ -254,11 +293,9 @@ def write_conclude(
                 out, at, prefixes, prefix_size, part, 99, claims[rows[j], 0], claims[rows[j], 1]
             )
         if back:
-            for j in range(j_from, j_to):
-                for limit in range(limits):
-                    if give_back[rows[j], limit]:
-                        e = limit_of(plan, limit, L_ENTITY)
-                        at = put_entity_name(out, at, prefixes, prefix_size, part, kinds, e, keys[rows[j], e])
+            at = put_receivers(
+                out, at, plan, prefixes, prefix_size, part, kinds, rows, j_from, j_to, keys, give_back
+            )
         at = put_bytes(out, at, epoch, 0, len(epoch))
         at = put_number(out, at, n)
         at = put_number(out, at, back)
@@ -273,22 +310,10 @@ def write_conclude(
             at = put_end(out, put_bytes(out, at, room, 0, size))
             start = decision_ends[j - 1] if j > 0 else 0
             at = put_bulk(out, at, decisions, start, decision_ends[j] - start)
-        place = 0
         if back:
-            for j in range(j_from, j_to):
-                i = rows[j]
-                for limit in range(limits):
-                    if give_back[i, limit]:
-                        place += 1
-                        e = limit_of(plan, limit, L_ENTITY)
-                        cell = limit_of(plan, limit, L_CELL) - entity_of(plan, e, E_CELLS)
-                        at = put_number(out, at, j - j_from + 1)
-                        at = put_number(out, at, place)
-                        at = put_line(out, at, DOLLAR, BOOKING)
-                        at = put_release(
-                            out, at, cell, tag, time[i], event_hash[i], amounts[i, limit], buckets[i, limit]
-                        )
-                        at = put_end(out, at)
+            at = put_given_back(
+                out, at, plan, tag, rows, j_from, j_to, time, event_hash, give_back, amounts, buckets
+            )
         ends[calls] = at
         parts[calls] = part
         calls += 1
