@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from clusters import client, has_all, hold_back
 from servers import apart, running
-from stage import HOUR, KEY, T0, Stage, claim, policy, store_of
+from stage import HOUR, KEY, T0, Stage, claim, policy, standing_still, store_of
 from test_stores_faults import proxied
 
 from riskengine.decision import Decision
@@ -109,6 +110,31 @@ def test_a_server_that_starts_again_from_a_snapshot(
             assert [flags(stage, f"rebuilt{n}") for n, stage in enumerate((one, other))] == [(), ()]
             assert gone(one, kept + mine + theirs) == 0
             assert one.engine.info().lost_events == 0
+
+
+def test_of_a_batch_that_is_lost_before_it_is_decided_nothing_is_given_back(tmp_path: Path) -> None:
+    sections = policy(
+        limits={"two": {"count": "coupon_claim", "by": "device", "over": "2h", "max": 2, "then": "deny"}},
+        rules={"bad": {"on": "any", "when": "user_id == 'bad'", "then": "deny", "mode": "live"}},
+    )
+    with running() as server:
+        store = apart(server.url)
+        begin(store, "stage")
+        with Stage(tmp_path, sections, store=store) as stage, ThreadPoolExecutor(1) as pool:
+            assert stage.actions([claim("a", device_id="d"), claim("b")]) == ["allow"] * 2
+            stage.engine.catch_up()
+            with client(server) as node:
+                node.save()
+            entered, go_on = standing_still(store_of(stage.engine), "settle")
+            batch = [claim(f"bad{n}", 1, user_id="bad", device_id="d") for n in range(2)]
+            answers = pool.submit(stage.actions, batch)
+            assert entered.wait(60)
+            server.kill()
+            server.start()
+            go_on.set()
+            assert answers.result(60) == ["deny"] * 2
+            heard(stage, "again")
+            assert stage.actions([claim(f"c{n}", 2, device_id="d") for n in range(2)]) == ["allow", "deny"]
 
 
 def test_nothing_is_said_where_nothing_is_lost(tmp_path: Path) -> None:

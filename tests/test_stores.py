@@ -228,9 +228,11 @@ def test_an_event_whose_engine_died_before_it_decided_counts_once(server: str, t
         assert two.engine.score(claim("e3", 2000, device_id="d1")).action == "allow"
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a batch"])
+@pytest.mark.parametrize(
+    ("size", "taken"), [(1, 0), (3, 0), (3, 1)], ids=["alone", "first of a batch", "within a batch"]
+)
 def test_who_stood_still_answers_what_another_has_decided_meanwhile(
-    together: bool, server: str, tmp_path: Path
+    size: int, taken: int, server: str, tmp_path: Path
 ) -> None:
     features = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
     one_a_day = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
@@ -243,19 +245,19 @@ def test_who_stood_still_answers_what_another_has_decided_meanwhile(
         ThreadPoolExecutor(1) as pool,
     ):
         entered, go_on = standing_still(store_of(one.engine), "settle")
-        events = [claim(f"e{n}", device_id=f"d{n}") for n in range(3 if together else 1)]
+        events = [claim(f"e{n}", device_id=f"d{n}") for n in range(size)]
         first = pool.submit(one.engine.score_many, events)
         assert entered.wait(60)
-        second = two.engine.score(events[0])
+        second = two.engine.score(events[taken])
         assert (second.action, second.flags) == ("allow", ("redecided",))
         go_on.set()
         answers = first.result(60)
-        assert answers[0] == second, "or one event had two answers"
+        assert answers[taken] == second, "or one event had two answers"
         assert [action(decision) for decision in answers] == ["allow"] * len(events)
         assert two.engine.score_many(events) == answers
         assert one.engine.journal is not None
         one.engine.journal.flush()
-        entry = one.engine.journal.decision("e0")
+        entry = one.engine.journal.decision(f"e{taken}")
         assert entry is not None
         assert msgspec.json.decode(entry.decision, type=Decision) == second
         last = two.engine.score(claim("last", device_id="d0"), features=True)
@@ -293,6 +295,37 @@ def test_a_denied_event_gives_back_what_it_held_though_another_engine_had_taken_
         more = [claim(f"e{n}", n, device_id="d") for n in (3, 4)]
         assert one.actions(more) == ["allow", "deny"]
         assert one.engine.score(batch[0]).fired == ("u0",)
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_what_two_engines_deny_of_one_batch_is_given_back_once(
+    taken: int, server: str, tmp_path: Path
+) -> None:
+    two_an_hour = {"two": {"count": "coupon_claim", "by": "device", "over": "1h", "max": 2, "then": "deny"}}
+    sections = policy(
+        limits=two_an_hour,
+        rules={"bad": {"on": "any", "when": "user_id == 'bad'", "then": "deny", "mode": "live"}},
+    )
+    store = apart(server)
+    begin(store, "stage")
+    with (
+        Stage(tmp_path / "one", sections, store=store) as one,
+        Stage(tmp_path / "two", sections, store=store) as two,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        entered, go_on = standing_still(store_of(one.engine), "settle")
+        batch = [
+            claim(f"e{n}", n, user_id="bad" if n == taken else "good", device_id=f"d{n == taken}")
+            for n in range(3)
+        ]
+        first = pool.submit(one.engine.score_many, batch)
+        assert entered.wait(60)
+        assert action(two.engine.score(batch[taken])) == "deny"
+        go_on.set()
+        assert [action(decision) for decision in first.result(60)].count("deny") == 1
+        for n, device in enumerate(("dTrue", "dFalse")):
+            more = [claim(f"more{n}-{k}", 10 + k, device_id=device) for k in range(4)]
+            assert one.actions(more) == [["allow", "allow", "deny", "deny"], ["deny"] * 4][n]
 
 
 def test_a_batch_that_only_the_journal_has_is_answered_from_it_and_counts_once(

@@ -21,11 +21,13 @@ from riskengine.stores.resp import DOLLAR, STAR, put_bulk, put_bytes, put_end, p
 from riskengine.stores.values import BOOKING
 from riskengine.stores.wire import (
     CLAIM_BYTES,
+    KEY_CHARS,
     put_claim,
     put_claim_name,
     put_entity_name,
     put_number,
     put_release,
+    put_word,
 )
 
 
@@ -182,21 +184,17 @@ def write_conclude_all(
     for j in range(n):
         for limit in range(limits):
             back += give_back[rows[j], limit]
-    at = put_line(out, 0, STAR, 3 + 3 + n + back + 10 + 3 * back)
+    at = put_line(out, 0, STAR, 3 + 3 + back + 8 + 3 * back)
     at = put_bytes(out, at, opening, 0, len(opening))
-    at = put_number(out, at, 3 + n + back)
+    at = put_number(out, at, 3 + back)
     at = put_bytes(out, at, epoch_keys, 0, len(epoch_keys))
     for letter in (116, 107):  # t, k
         at = put_line(out, at, DOLLAR, prefix_size + 1 + len(batch))
         at = put_bytes(out, at, prefixes, 0, prefix_size)
         out[at] = letter
         at = put_end(out, put_bytes(out, at + 1, batch, 0, len(batch)))
-    for j in range(n):
-        at = put_claim_name(out, at, prefixes, prefix_size, 0, 99, claims[rows[j], 0], claims[rows[j], 1])
     at = put_receivers(out, at, plan, prefixes, prefix_size, 0, kinds, rows, 0, n, keys, give_back)
     at = put_bytes(out, at, epoch, 0, len(epoch))
-    at = put_number(out, at, n)
-    at = put_number(out, at, back)
     at = put_bytes(out, at, lives, 0, len(lives))
     at = put_bulk(out, at, batch, 0, len(batch))
 
@@ -221,9 +219,9 @@ def write_conclude_all(
         j += j < n and rows[j] == i
     at = put_end(out, put_bytes(out, at, decisions, 0, size))
 
-    at = put_line(out, at, DOLLAR, 2 * n)
+    at = put_line(out, at, DOLLAR, 2 * KEY_CHARS * n)
     for j in range(n):
-        at = put_raw(out, at, rows[j], 2)
+        at = put_word(out, put_word(out, at, claims[rows[j], 0]), claims[rows[j], 1])
     at = put_end(out, at)
     return put_given_back(out, at, plan, tag, rows, 0, n, time, event_hash, give_back, amounts, buckets)
 

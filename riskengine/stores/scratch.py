@@ -278,8 +278,8 @@ class Scratch:
 
     def _conclude_all(self, keys: list[bytes], given: list[bytes]) -> _Answer:
         """As conclude_all.lua, but for what is given back."""
-        self._values[keys[1]], self._values[keys[2]] = given[7], given[8]
-        return b"1" * int(given[1])
+        self._values[keys[1]], self._values[keys[2]] = given[5], given[6]
+        return 1
 
     def _compact(self, keys: list[bytes], given: list[bytes]) -> _Answer:
         """As compact.lua, but for what is kept of events that nobody decided."""
