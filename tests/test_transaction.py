@@ -167,8 +167,9 @@ def state(client: Any, store: RedisStore) -> dict[bytes, tuple[bytes, bool]]:
     return {name: (client.get(name), client.ttl(name) < 0) for name in names if not name.endswith(b"edits")}
 
 
+@pytest.mark.parametrize("at", [0, 2])
 def test_where_an_event_is_known_nothing_is_left_of_it(
-    server: Server, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, server: Server, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values are what they were to the byte, those of entities that were not there are gone."""
     with opened(server, tmp_path) as stage:
@@ -187,9 +188,9 @@ def test_where_an_event_is_known_nothing_is_left_of_it(
             return answer
 
         monkeypatch.setattr(store, "_transacted", looked_at)
-        batch = [first[1], claim("b0", 1, device_id="new"), claim("b1", 1, user_id="u2")]
-        again = stage.engine.score_many(batch)
-        assert again[0] == before[1]
+        batch = [claim("b0", 1, device_id="new"), claim("b1", 1, user_id="u2")]
+        batch.insert(at, first[1])
+        assert stage.engine.score_many(batch)[at] == before[1]
         assert was == [(True, kept)]
         assert all(client.pttl(name) <= left for name, left in lives.items())
         assert stage.row(claim("c", 2, device_id="d0"))["claims"] == 6

@@ -8,16 +8,17 @@
 --
 -- Answers 1, or 0 where nothing was entered.
 
-local found = redis.call('MGET', unpack(KEYS))
-local all_new = found[1] == ARGV[1]
-for i = 2, #KEYS do
-  all_new = all_new and not found[i]
-end
-if all_new then
-  for i = 2, #KEYS do
-    redis.call('SET', KEYS[i], ARGV[3 + i], 'PX', ARGV[2])
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  local i = 2
+  while i <= #KEYS and redis.call('SET', KEYS[i], ARGV[3 + i], 'PX', ARGV[2], 'NX') do
+    i = i + 1
   end
-  return 1
+  if i > #KEYS then
+    return 1
+  end
+  for entered = 2, i - 1 do
+    redis.call('DEL', KEYS[entered])
+  end
 end
 
 -- Nobody came in between: it is what each value ends with.

@@ -13,12 +13,6 @@
 -- are empty where every claim is new, else a digit for each, 1 for one that was known; of those the value of
 -- the claim with its trace and the decision follow, and then the value of each entity as it was before.
 
--- All that is there already, at one go: each call of a command takes 2 us.
-local found = redis.call('MGET', unpack(KEYS))
-if found[1] ~= ARGV[1] then
-  return {found[1]}
-end
-
 local DIGITS = 14
 local n = tonumber(ARGV[2])
 local own = tonumber(ARGV[3])
@@ -27,11 +21,17 @@ local before_values = 8
 local before_records = 8 + n
 local entities = #KEYS - before_entities
 
+-- All values at one go: each call of a command takes 2 us.
+local found = redis.call('MGET', KEYS[1], KEYS[2], unpack(KEYS, before_entities + 1))
+if found[1] ~= ARGV[1] then
+  return {found[1]}
+end
+
 -- MGET answers nothing for what is no string: find out before anything is written.
 local absent = {}
-for k = before_entities + 1, #KEYS do
-  if not found[k] then
-    absent[#absent + 1] = KEYS[k]
+for k = 1, entities do
+  if not found[2 + k] then
+    absent[#absent + 1] = KEYS[before_entities + k]
   end
 end
 if #absent > 0 and redis.call('EXISTS', unpack(absent)) > 0 then
@@ -40,14 +40,19 @@ end
 
 local out = {found[1], found[2], ''}
 local marks = {}
+local known = {}
 local all_new = true
 for i = 1, n do
-  if found[2 + i] then
-    all_new = false
-    marks[i] = '1'
-  else
-    marks[i] = '0'
-    redis.call('SET', KEYS[2 + i], ARGV[before_values + i], 'PX', ARGV[i > own and 5 or 4])
+  local name, value, live = KEYS[2 + i], ARGV[before_values + i], ARGV[i > own and 5 or 4]
+  marks[i] = '0'
+  if not redis.call('SET', name, value, 'PX', live, 'NX') then
+    known[i] = redis.call('MGET', name)[1]
+    if known[i] then
+      all_new = false
+      marks[i] = '1'
+    else  -- no string, and none of ours
+      redis.call('SET', name, value, 'PX', live)
+    end
   end
 end
 
@@ -73,8 +78,8 @@ end
 if not all_new then
   out[3] = table.concat(marks)
   for i = 1, n do
-    if found[2 + i] then
-      local key, claim = KEYS[2 + i], found[2 + i]
+    if known[i] then
+      local key, claim = KEYS[2 + i], known[i]
       local start = string.sub(key, 1, -24)
       local decision = redis.call('GET', start .. 'd' .. string.sub(key, -22))
       if not decision and #claim == 41 and string.sub(key, -23, -23) == 'c' then
@@ -105,7 +110,7 @@ local function picked(records)
   local start = 1
   for _ = 1, number() do
     local claim, size = number(), number()
-    if not found[2 + claim] then
+    if not known[claim] then
       parts[#parts + 1] = string.sub(records, start, start + size - 1)
     end
     start = start + size
@@ -120,7 +125,7 @@ for k = 1, entities do
   end
   if records ~= '' then
     local key = KEYS[before_entities + k]
-    if found[before_entities + k] then
+    if found[2 + k] then
       redis.call('APPEND', key, records)
     else
       local at = DIGITS * string.byte(ARGV[7], k)
@@ -131,6 +136,6 @@ end
 
 local size = #out
 for k = 1, entities do
-  out[size + k] = found[before_entities + k]
+  out[size + k] = found[2 + k]
 end
 return out
