@@ -39,17 +39,14 @@ if #absent > 0 and redis.call('EXISTS', unpack(absent)) > 0 then
 end
 
 local out = {found[1], found[2], ''}
-local marks = {}
 local known = {}
 local all_new = true
 for i = 1, n do
   local name, value, live = KEYS[2 + i], ARGV[before_values + i], ARGV[i > own and 5 or 4]
-  marks[i] = '0'
   if not redis.call('SET', name, value, 'PX', live, 'NX') then
     known[i] = redis.call('MGET', name)[1]
     if known[i] then
       all_new = false
-      marks[i] = '1'
     else  -- no string, and none of ours
       redis.call('SET', name, value, 'PX', live)
     end
@@ -76,8 +73,9 @@ local function piece(name, claim)
 end
 
 if not all_new then
-  out[3] = table.concat(marks)
+  local marks = {}
   for i = 1, n do
+    marks[i] = known[i] and '1' or '0'
     if known[i] then
       local key, claim = KEYS[2 + i], known[i]
       local start = string.sub(key, 1, -24)
@@ -94,6 +92,7 @@ if not all_new then
       out[#out + 1] = decision
     end
   end
+  out[3] = table.concat(marks)
 end
 
 local recipe = ARGV[8]

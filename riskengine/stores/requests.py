@@ -333,7 +333,7 @@ def concluding_all(
     names, traces = terms.prefix_size + 40, batch.n * (terms.trace_bytes + 4)
     back = asked.give_back.size
     out = work.room_for_request(
-        1000 + 3 * names + 22 * len(rows) + 2 * traces + len(answers) + back * (names + 96)
+        1000 + 3 * names + 2 * wire.KEY_CHARS * len(rows) + 2 * traces + len(answers) + back * (names + 96)
     )
     live = not 0 <= 1000 * asked.claims_live_s - lives.horizon_ms < 1000
     # No claim outlives its traces, or it would look undecided: they are counted in seconds there.

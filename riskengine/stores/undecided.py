@@ -66,8 +66,8 @@ return found
 """
 
 # Stop whoever may still decide an event (KEYS: epoch, claim, decision, mark; ARGV: epoch, ms): an empty
-# decision keeps an engine that lives on from it, whose batch is not decided together any more: its name is
-# taken from the claim. Answers 0 where it was decided, or given back, before.
+# decision keeps an engine that lives on from it; so that what its batch is decided together is not of it, the
+# batch's name is taken from the claim. Answers 0 where it was decided, or given back, before.
 STOP: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return -1
