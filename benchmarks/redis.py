@@ -12,6 +12,9 @@ counts a window. The wheel's server takes its memory from the C library, which c
 machine has it.
 Where keys come as fast as others expire, the server's tables of keys keep their size, and so they do here.
 While they grow, for 0.3 s, a command takes it 2 to 4 times as long: `*_growing` tells how long events wait.
+What the machine does of that is told by the least that six keys can cost a server: small values that plain
+commands append to and read, 64 events at a time, with nothing that guards them and no file (`bare_server_us`,
+before and after). Where the targets were set, it was BARE_US; `times_bare` is what it is here.
 RISKENGINE_REDIS_EVENTS sets how many events the hot entity gets (1,000,000 for a state that is full).
 """
 
@@ -21,6 +24,7 @@ import contextlib
 import ctypes.util
 import gc
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -43,6 +47,7 @@ from riskengine.stores.address import AT_ONCE, begin
 from riskengine.stores.line import Line
 from riskengine.stores.link import Link
 from riskengine.stores.redis import RedisStore
+from riskengine.stores.resp import command
 
 TITLE = "the shared store: engine on one core, server on another, AOF every second"
 TARGETS = {
@@ -62,7 +67,10 @@ LONE: Final = 1_500
 BATCH: Final = 64
 THREADS: Final = AT_ONCE
 ALL_THERE: Final = 1e9  # events a second
-ROUNDS: Final = 2
+ROUNDS: Final = 3
+BARE_US: Final = 11.0
+BARE_EVENTS: Final = 40_000
+BARE_KEYS: Final = 20_000  # of each kind
 PEER_EVENTS: Final = 3_000
 FILE: Final = {"appendonly": "yes", "appendfsync": "everysec", "auto-aof-rewrite-percentage": "0"}
 PACED_S: Final = 3.0
@@ -97,7 +105,10 @@ def measure() -> dict[str, Any]:
                 url = f"redis://127.0.0.1:{port}/0"
                 for of in (rules, pack):
                     _check(of, url, stream[:CHECKED])
+                before = _bare(cores[0])
                 results |= _busy(rules, url, pid, stream)
+                results["bare_server_us"] = bare = (before + _bare(cores[0])) / 2
+                results["times_bare"] = bare / BARE_US
                 results |= _lone(rules, url, port, stream)
                 results |= _hot(rules, url, stream)
                 results |= _peer(port, stream, results["per_s"], results["keys_an_event"])
@@ -161,6 +172,31 @@ def _busy(rules: Path, url: str, pid: int, events: Events) -> dict[str, Any]:
         "server_us": server_us,
         "server_us_over_4_a_key": server_us - 4 * keys,
     }
+
+
+def _bare(core: int) -> float:
+    """CPU us of a server an event, for six values that grow by 32 bytes and are read."""
+    draw, record = random.Random(1), bytes(32)
+    batches = [
+        [b"%c:%08d" % (97 + kind, draw.randrange(BARE_KEYS)) for _ in range(BATCH) for kind in range(6)]
+        for _ in range(BARE_EVENTS // BATCH)
+    ]
+    requests = [
+        b"".join([command(("APPEND", name, record)) + command(("GET", name)) for name in names])
+        for names in batches
+    ]
+    with _server(core) as (port, pid):
+        line = Line(f"redis://127.0.0.1:{port}/0", connect_s=5.0)
+        line.open()
+        worked = _cpu_s(pid)
+        for request, names in zip(requests, batches, strict=True):
+            deadline = time.monotonic() + 30
+            line.send(request, deadline)
+            found = line.receive(deadline, 2 * len(names))
+            assert found.lengths[1] in range(32, 8192, 32), "the first value, whole"
+        worked = _cpu_s(pid) - worked
+        line.close()
+    return 1e6 * worked / (len(batches) * BATCH)
 
 
 def _stores(engine: Engine) -> list[RedisStore]:
