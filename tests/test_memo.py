@@ -173,7 +173,7 @@ def test_a_digest_tells_one_bit(data: bytes, at: int, bit: int) -> None:
     if at < len(data):
         other[at] ^= 1 << bit
     padded = as_array(data + bytes(8)), as_array(bytes(other) + bytes(8))
-    first, second = (memo.digest(array, 0, len(data)) for array in padded)
+    first, second = (packing.digest(array, 0, len(data)) for array in padded)
     assert 0 <= first < 1 << 63
     assert (first == second) == (at >= len(data))
-    assert memo.digest(padded[0], 0, len(data)) == first
+    assert packing.digest(padded[0], 0, len(data)) == first

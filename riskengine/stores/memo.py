@@ -17,9 +17,9 @@ from typing import Final
 import numpy as np
 
 from riskengine import ledger
-from riskengine.kernel import jit, jit_inline, prefetch, word_in
+from riskengine.kernel import jit, jit_inline, prefetch
 from riskengine.layout import Int64s
-from riskengine.packing import Bytes, get_raw
+from riskengine.packing import Bytes, digest
 
 # Counters: words of the ring written ever, slots of the index, words of the ring.
 WRITTEN, SLOTS, SIZE, COUNTERS = range(4)
@@ -30,9 +30,6 @@ INDEX_SLOTS: Final = 1 << 15  # where two keys have one slot, the later one has 
 BYTES_MIN: Final = 512  # a value of fewer is folded as fast as it would be found here
 LINE: Final = 8  # words
 LINES: Final = 12  # called in of an entry; few are longer
-LOW_32: Final = (1 << 32) - 1
-FACTORS: Final = 0x2C1B3C6D, 0x297A2D39  # prime to each other; below 2**30, so that no product overflows
-LANES: Final = 0x1B03738712FAD5C9, 0x02AC5E3B8F7A6D11, 0x3C6EF372FE94F82B, 0x0F1BBCDCBFA53E0B
 NOTHING: Final = np.empty(0, np.int64)  # where nothing is to be remembered
 
 
@@ -46,32 +43,6 @@ def memory(words: int = RING_WORDS, slots: int = INDEX_SLOTS) -> Int64s:
 def forget(memo: Int64s) -> None:
     """Know nothing any more, as values are folded by another plan from now on."""
     memo[WRITTEN] += 2 * memo[SIZE]
-
-
-@jit_inline
-def stirred(h: int, word: int) -> int:
-    """A digest (63 bits) of what h is of, and a word."""
-    low = (h ^ word) & LOW_32
-    high = ((h >> 32) ^ (word >> 32)) & LOW_32
-    mixed = low * FACTORS[0] + high * FACTORS[1]
-    return mixed ^ (mixed >> 29)
-
-
-@jit
-def digest(data: Bytes, at: int, end: int) -> int:
-    """63 bits that tell data[at:end] from other bytes of as many, but for one time in 2**60."""
-    a, b, c, d = LANES
-    while end - at >= 32:  # side by side: each word waits for the one before in its lane
-        a = stirred(a, word_in(data, at))
-        b = stirred(b, word_in(data, at + 8))
-        c = stirred(c, word_in(data, at + 16))
-        d = stirred(d, word_in(data, at + 24))
-        at += 32
-    a = stirred(stirred(stirred(a, b), c), d)
-    while end - at >= 8:
-        a = stirred(a, word_in(data, at))
-        at += 8
-    return stirred(a, get_raw(data, at, end - at) if at < end else 0)
 
 
 @jit_inline

@@ -19,7 +19,7 @@ import msgspec
 from riskengine.errors import RiskEngineError
 from riskengine.stores.paths import Name, Trail
 
-MAGIC: Final = b"riskengine-state-1\n"
+MAGIC: Final = b"riskengine-state-2\n"
 DIGEST_BYTES: Final = 16
 CHUNK_BYTES: Final = 1 << 20
 

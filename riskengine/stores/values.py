@@ -29,7 +29,7 @@ from riskengine.layout import (
     cell_of,
     entity_of,
 )
-from riskengine.packing import Bytes, get_raw, put_raw
+from riskengine.packing import Bytes, digest, get_raw, put_raw
 from riskengine.stores import memo as memory
 from riskengine.stores import slabs
 from riskengine.stores.memo import (
@@ -38,7 +38,6 @@ from riskengine.stores.memo import (
     LENGTH,
     call_entry,
     call_slot,
-    digest,
     keep,
     recall,
 )
