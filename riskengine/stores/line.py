@@ -73,13 +73,26 @@ class Reply:
     `firsts` has the number of each reply's first item.
     """
 
-    __slots__ = ("count", "data", "end", "firsts", "lengths", "offsets", "replies", "start")
+    __slots__ = (
+        "_table",
+        "_wrong",
+        "count",
+        "data",
+        "end",
+        "firsts",
+        "lengths",
+        "offsets",
+        "replies",
+        "start",
+    )
 
     def __init__(self) -> None:
         self.data: Bytes = np.empty(BUFFER_BYTES, np.uint8)
         self.offsets: Int64s = np.empty(ITEMS, np.int64)
         self.lengths: Int64s = np.empty(ITEMS, np.int64)
         self.firsts: Int64s = np.zeros(ITEMS >> 4, np.int64)
+        self._table = self.firsts
+        self._wrong = 0  # before this one none of them is an error
         self.count = 0
         self.replies = 1
         self.start = self.end = 0  # of the buffer, what holds them
@@ -108,16 +121,30 @@ class Reply:
         start = int(self.offsets[k])
         return self.data[start : start + ERROR_SHOWN].tobytes().split(b"\r")[0].decode("utf-8", "replace")
 
+    def begin(self, replies: int) -> None:
+        """Have room for so many, and none yet."""
+        if replies > len(self._table):
+            self._table = np.empty(2 * replies, np.int64)
+        self.firsts = self._table
+        self.replies = replies
+        self._wrong = 0
+
+    def look(self) -> None:
+        """Find the first one that is an error, once all are there: most often there is none."""
+        self._wrong = resp.first_error(self.lengths, self.firsts, self.replies)
+
     def errors(self, replies: int) -> dict[int, str]:
         """The server's messages of the first so many replies, by number, where there are any."""
-        first = resp.first_error(self.lengths, self.firsts, replies)
-        each = ((k, self.error(k)) for k in range(first, replies))
+        if self._wrong >= replies:
+            return {}
+        each = ((k, self.error(k)) for k in range(self._wrong, replies))
         return {k: message for k, message in each if message is not None}
 
     def leave_out(self, replies: int) -> None:
         """Have the first so many replies in it no more."""
         self.replies -= replies
-        self.firsts[: self.replies] = self.firsts[replies : replies + self.replies]
+        self.firsts = self.firsts[replies:]
+        self._wrong = max(self._wrong - replies, 0)
 
     def _end(self, reply: int) -> int:
         return self.count if reply + 1 == self.replies else int(self.firsts[reply + 1])
@@ -249,13 +276,13 @@ class Line:
         """Wait until so many replies have come whole, and find their items. Good until the next call."""
         reply = self.reply
         self._began_s = 0.0
-        if replies > len(reply.firsts):
-            reply.firsts = np.empty(2 * replies, np.int64)
+        reply.begin(replies)
         at, done, total, read = self._from, 0, -1, 0
         try:
+            if self._from == self._to:  # nothing has come yet
+                self._from = self._to = at = 0
+                at = self._fill(at, done, deadline)
             while True:
-                if self._from == self._to and done == 0:
-                    self._from = self._to = at = 0
                 at, done, total, read = resp.scan_all(
                     reply.data, at, self._to, reply.offsets, reply.lengths, done, total, reply.firsts, read,
                     replies,
@@ -282,7 +309,7 @@ class Line:
         reply.start, reply.end = self._from, at
         self._from = at
         reply.count = done
-        reply.replies = replies
+        reply.look()
         return reply
 
     def _fill(self, at: int, done: int, deadline: float) -> int:

@@ -221,13 +221,15 @@ class Link:
         at = 0
         for _ in range(n):
             told, replies = self._told.popleft()
-            messages = [wrong[k] for k in range(at, at + replies) if k in wrong] if wrong else ()
+            self._told_bytes -= len(told)
+            if not wrong:
+                continue
+            messages = [wrong[k] for k in range(at, at + replies) if k in wrong]
             at += replies
             self.refused = messages[-1] if messages else self.refused
             if any(message.startswith(PUT_OFF) for message in messages):
                 put_off.append((told, replies))
-            else:
-                self._told_bytes -= len(told)
+                self._told_bytes += len(told)
 
     def _send(self, request: bytes | memoryview, deadline: float) -> None:
         try:

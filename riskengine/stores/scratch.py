@@ -116,10 +116,9 @@ class Scratch:
             reply.data = np.empty(2 * size, np.uint8)
         if items > len(reply.offsets):
             reply.offsets, reply.lengths = np.empty(items, np.int64), np.empty(items, np.int64)
-        if calls > len(reply.firsts):
-            reply.firsts = np.empty(calls, np.int64)
+        reply.begin(calls)
         reply.data[:size] = as_array(data)
-        reply.start, reply.replies = 0, calls
+        reply.start = 0
         reply.end, reply.count, _, _ = resp.scan_all(
             reply.data, 0, size, reply.offsets, reply.lengths, 0, -1, reply.firsts, 0, calls
         )
