@@ -549,7 +549,7 @@ class RedisStore:
         asked.mosts[:] = slabs.AMOUNT_MAX
         self._grants.place_buckets(asked)
         self._grants.hold(asked, held)
-        asked.batch = requests.batch_name()
+        asked.batch = self._work.name_batch()
         self._later(requests.observing(self._terms, self._work, asked, held))
         rows = self._in_order(touches, range(touches.batch.n))
         self._later(requests.concluding(self._terms, self._work, asked, rows, decisions, lives, True))

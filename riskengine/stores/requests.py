@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from riskengine.decision import Decision
 from riskengine.features import Touches
 from riskengine.layout import Int64s
 from riskengine.stores import Lives, Met, conclusions, kept, transaction, values, wire
-from riskengine.stores.items import encoded
 from riskengine.stores.line import Reply
 from riskengine.stores.plans import MAGIC
 from riskengine.stores.resp import Bytes, as_array, bulk, command, split
 from riskengine.stores.terms import Terms
 from riskengine.stores.workspace import Room, Scratch, Workspace
 
+_ENCODE: Final = msgspec.msgpack.Encoder().encode_into
 ALONE: Final = as_array(kept.ALONE)
 NO_CLAIMS: Final = np.empty((0, 2), np.int64)
 NO_ENTITIES: Final = np.empty((0, 4), np.int64)
@@ -83,26 +83,19 @@ def together(texts: Sequence[bytes], parts: Sequence[int]) -> Requests:
     return Requests(memoryview(b"".join(texts)), ends, np.array(parts))
 
 
-def batch_name() -> Bytes:
-    """A name that no other batch has."""
-    return as_array(secrets.token_urlsafe(8).encode())
-
-
 def transacting(terms: Terms, work: Workspace, asked: Asked) -> tuple[memoryview, int]:
     """A batch as a transaction of a lone server, and how many replies come before that of EXEC."""
     touches, room, scratch = asked.touches, asked.room, asked.scratch
     batch = touches.batch
-    count, total = _gather(terms, asked, asked.asked)
-    asked.entities = scratch.entities[:count]
-    names = terms.prefix_size + 60
-    fixed = 400 + len(terms.shared) + len(terms.entering) + len(terms.prefixes)
-    out = work.room_for_request(fixed + batch.n * (names + 60) + count * (2 * names + 40) + total)
-    end, before = transaction.write(
+    _begin(terms, work, asked)
+    out = work.room_for_request(terms.transaction_bytes + batch.n * terms.event_bytes)
+    end, before, count = transaction.write(
         out, terms.features.flat, terms.tag, terms.prefixes, terms.kinds, terms.shared, terms.entering,
         terms.epoch_keys, terms.epoch, asked.claims_live_s, asked.batch, asked.contents, batch.time,
-        asked.claims, touches.records, asked.asked, asked.amounts, asked.mosts, scratch.entities, count,
-        scratch.sizes, room.after,
+        asked.claims, touches.keys, touches.records, asked.asked, asked.amounts, asked.mosts, room.slots,
+        scratch.entities, scratch.sizes, scratch.pieces, scratch.items, room.after,
     )  # fmt: skip
+    asked.entities = scratch.entities[:count]
     return out[:end].data, before
 
 
@@ -133,24 +126,11 @@ def taking_back(request: bytes, reply: Reply, script: str, batch: Bytes) -> byte
     return command(("EVALSHA", script, len(keys), *keys, len(claims), batch.tobytes(), *pieces))
 
 
-def _gather(terms: Terms, asked: Asked, booked: Bytes) -> tuple[int, int]:
-    """Find the entities of a batch, and name it: how many they are, and the bytes of what they get."""
-    touches, room, scratch = asked.touches, asked.room, asked.scratch
-    count, total = wire.gather(
-        terms.features.flat,
-        touches.keys,
-        touches.records,
-        booked,
-        room.slots,
-        scratch.entities,
-        scratch.sizes,
-        scratch.pieces,
-        room.after,
-    )
+def _begin(terms: Terms, work: Workspace, asked: Asked) -> None:
+    """Say how long the claims of a batch live, and by which name it is concluded."""
     asked.claims_live_s = terms.claims_live_s
-    if touches.batch.n > 1 and not terms.mask and asked.batch is ALONE:
-        asked.batch = batch_name()
-    return count, total
+    if asked.touches.batch.n > 1 and not terms.mask and asked.batch is ALONE:
+        asked.batch = work.name_batch()
 
 
 def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Requests:
@@ -158,7 +138,11 @@ def observing(terms: Terms, work: Workspace, asked: Asked, booked: Bytes) -> Req
     touches, features, claims = asked.touches, terms.features, asked.claims
     room, scratch = asked.room, asked.scratch
     batch = touches.batch
-    count, total = _gather(terms, asked, booked)
+    _begin(terms, work, asked)
+    count, total = wire.gather(
+        features.flat, touches.keys, touches.records, booked, room.slots, scratch.entities, scratch.sizes,
+        scratch.pieces, room.after,
+    )  # fmt: skip
     entities, sizes, pieces, order = scratch.entities, scratch.sizes, scratch.pieces, room.order
     if terms.mask:
         order = np.argsort(claims[:, 0] & terms.mask, kind="stable")
@@ -272,7 +256,7 @@ def concluding(
     With `ours_only` it decides none that another has entered before.
     """
     touches, batch, scratch = asked.touches, asked.touches.batch, asked.scratch
-    answers, at = encoded([decisions[i] for i in rows])
+    answers, at = _encoded(decisions, rows)
     trace, n, names = terms.trace_bytes, len(rows), terms.prefix_size + 40
     back = asked.give_back.size
     whose = asked.batch.tobytes() if ours_only else b"%d" % asked.resumed
@@ -329,7 +313,7 @@ def concluding_all(
 ) -> memoryview:
     """The call of conclude_all.lua for the events `rows` of a batch."""
     touches, batch = asked.touches, asked.touches.batch
-    answers, at = encoded([decisions[i] for i in rows])
+    answers, at = _encoded(decisions, rows)
     names, traces = terms.prefix_size + 40, batch.n * (terms.trace_bytes + 4)
     back = asked.give_back.size
     out = work.room_for_request(
@@ -370,6 +354,15 @@ def concluding_all(
         work.room_for_traces(traces + 8),
     )
     return out[:end].data
+
+
+def _encoded(decisions: Sequence[Decision], rows: Sequence[int]) -> tuple[Bytes, Int64s]:
+    """The decisions `rows` one behind the other, and where each ends."""
+    out, ends = bytearray(), []
+    for i in rows:
+        _ENCODE(decisions[i], out, -1)
+        ends.append(len(out))
+    return np.frombuffer(out, np.uint8), np.array(ends)
 
 
 def _numbers(asked: Asked, rows: Sequence[int]) -> Int64s:

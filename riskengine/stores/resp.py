@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine.kernel import jit
+from riskengine.kernel import jit, set_word_in, word_in
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]
@@ -31,15 +31,21 @@ ZERO: Final = ord("0")
 @jit
 def put_int(out: Bytes, at: int, value: int) -> int:
     """Write a number that is not negative in decimal digits; return the position behind it."""
-    digits = 1
-    rest = value // 10
-    while rest > 0:
-        digits += 1
-        rest //= 10
-    for k in range(digits):
-        out[at + digits - 1 - k] = ZERO + value % 10
+    end = at + digits_of(value)
+    for k in range(end - 1, at - 1, -1):
+        out[k] = ZERO + value % 10
         value //= 10
-    return at + digits
+    return end
+
+
+@jit
+def digits_of(value: int) -> int:
+    """How many decimal digits a number has that is not negative."""
+    digits = 1
+    while value > 9:
+        digits += 1
+        value //= 10
+    return digits
 
 
 @jit
@@ -63,9 +69,16 @@ def put_end(out: Bytes, at: int) -> int:
 @jit
 def put_bytes(out: Bytes, at: int, data: Bytes, start: int, size: int) -> int:
     """Write data[start : start + size] as it is."""
-    for k in range(size):
-        out[at + k] = data[start + k]
-    return at + size
+    end = at + size
+    while at + 8 <= end:
+        set_word_in(out, at, word_in(data, start))
+        at += 8
+        start += 8
+    while at < end:
+        out[at] = data[start]
+        at += 1
+        start += 1
+    return end
 
 
 @jit

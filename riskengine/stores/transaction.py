@@ -17,9 +17,9 @@ from riskengine.stores.resp import DOLLAR, STAR, as_array, bulk, command, put_by
 from riskengine.stores.wire import (
     CLAIM_BYTES,
     ENTITY_CHARS,
+    gather,
     put_claim,
     put_claim_name,
-    put_entity,
     put_entity_name,
     put_number,
     put_pieces,
@@ -47,20 +47,24 @@ def write(
     contents: Int64s,
     time: Int64s,
     claims: Int64s,
+    keys: Int64s,
     records: Int64s,
     asked: Bytes,
     amounts: Int64s,
     mosts: Int64s,
+    slots: Int64s,
     entities: Int64s,
-    count: int,
     sizes: Int64s,
+    pieces: Int64s,
+    names: Int64s,
     after: Int64s,
-) -> tuple[int, int]:
-    """Write the transaction of a batch; return its bytes, and how many replies come before that of EXEC.
+) -> tuple[int, int, int]:
+    """Write the transaction of a batch; return its bytes, replies before that of EXEC, and values in that.
 
-    Entities, `count` of them, are as wire.gather has them. `shared` (two keys), `opening` (EVAL and the
-    script), `epoch_key` and `epoch` are strings of RESP made beforehand.
+    Entities are found as wire.gather does; `names` (K) is scratch. `shared` (two keys), `opening` (EVAL and
+    the script), `epoch_key` and `epoch` are strings of RESP made beforehand.
     """
+    count, _ = gather(plan, keys, records, asked, slots, entities, sizes, pieces, after)
     n = len(time)
     size = len(prefix)
     at = put_bytes(out, 0, MULTI, 0, len(MULTI))
@@ -68,7 +72,9 @@ def write(
     at = put_bytes(out, at, MGET, 0, len(MGET))
     at = put_bytes(out, at, shared, 0, len(shared))
     for k in range(count):
+        names[k] = at  # the same bytes are needed again
         at = put_entity_name(out, at, prefix, size, 0, kinds, entities[k, 1], entities[k, 0])
+    name_bytes = at - names[count - 1] if count else 0
     appended = 0
     for k in range(count):
         if sizes[k] == 0:
@@ -76,7 +82,7 @@ def write(
         appended += 1
         at = put_line(out, at, STAR, 3)
         at = put_bytes(out, at, APPEND, 0, len(APPEND))
-        at = put_entity_name(out, at, prefix, size, 0, kinds, entities[k, 1], entities[k, 0])
+        at = put_bytes(out, at, out, names[k], name_bytes)
         at = put_pieces(
             out, at, plan, tag, records, asked, amounts, mosts, time, claims, entities, k, sizes, after
         )
@@ -93,12 +99,13 @@ def write(
     at = put_line(out, at, DOLLAR, (ENTITY_CHARS + 4) * appended)
     for k in range(count):
         if sizes[k]:
-            at = put_raw(out, put_entity(out, at, kinds, entities[k, 1], entities[k, 0]), sizes[k], 4)
+            end = put_bytes(out, at, out, names[k] + name_bytes - 2 - ENTITY_CHARS, ENTITY_CHARS)
+            at = put_raw(out, end, sizes[k], 4)
     at = put_end(out, at)
     for i in range(n):
         at = put_line(out, at, DOLLAR, CLAIM_BYTES)
         at = put_end(out, put_claim(out, at, contents, time, life_s, batch, i))
-    return put_bytes(out, at, EXEC, 0, len(EXEC)), appended + APART
+    return put_bytes(out, at, EXEC, 0, len(EXEC)), appended + APART, count
 
 
 @jit

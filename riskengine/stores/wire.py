@@ -31,7 +31,7 @@ from riskengine.layout import (
 )
 from riskengine.packing import Bytes, get_raw, put_raw
 from riskengine.stores import slabs
-from riskengine.stores.resp import DOLLAR, STAR, put_bulk, put_bytes, put_end, put_int, put_line
+from riskengine.stores.resp import DOLLAR, STAR, digits_of, put_bulk, put_bytes, put_end, put_int, put_line
 from riskengine.stores.values import (
     AT_CLAIM,
     AT_MOST,
@@ -104,12 +104,7 @@ def put_entity(out: Bytes, at: int, kinds: Bytes, e: int, key: int) -> int:
 @jit
 def put_number(out: Bytes, at: int, value: int) -> int:
     """Write a number that is not negative as a string of RESP."""
-    digits = 1
-    rest = value // 10
-    while rest > 0:
-        digits += 1
-        rest //= 10
-    at = put_line(out, at, DOLLAR, digits)
+    at = put_line(out, at, DOLLAR, digits_of(value))
     return put_end(out, put_int(out, at, value))
 
 

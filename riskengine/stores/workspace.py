@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+from itertools import count
+
 import numpy as np
 
 from riskengine import layout
@@ -70,6 +73,7 @@ class Workspace:
         self._kinds, self._limits, self._parts = 0, 0, 1
         self._scratch = Scratch(_power(0), 0, 1)
         self._fixed = self._growth = 0
+        self._batches = count(secrets.randbits(62))
 
     @property
     def arrays(self) -> tuple[Int64s, Int64s, Int64s, Int64s]:
@@ -99,6 +103,12 @@ class Workspace:
             room = self._rooms[n] = Room(n, self._kinds, self._limits, slots, self._scratch)
         room.empty()
         return room
+
+    def name_batch(self) -> Bytes:
+        """A name that no other batch has, of whichever engine: they are counted, from one at random on."""
+        name = np.empty(wire.KEY_CHARS, np.uint8)
+        wire.put_word(name, 0, next(self._batches))
+        return name
 
     def room_for_traces(self, size: int) -> Bytes:
         """So many bytes."""
