@@ -128,7 +128,8 @@ class Engine:
         decisions are flagged degraded:journal, and they wait in a file beside it; where that cannot be
         written either, scoring raises JournalError with nothing counted. What it has of events that were
         decided without the shared store, by an engine that did not live to tell it, is counted as this opens
-        (of its last 100,000 entries).
+        (of its last 100,000 entries), and what was decided with it is told it, where it had not heard of that
+        (of the last 1,000).
         Raises PolicyError with every finding, RiskEngineError for a store or journal that cannot be opened,
         and either for a model that is not there or does not fit the features.
         """
@@ -169,7 +170,7 @@ class Engine:
                     ) as other:
                         motions.go_through(other, policy.definition, scratch)
             if opened is not None and shared:
-                recount(opened, policy, engine.restore, engine._clock())
+                recount(opened, engine, engine._clock())
             unfinished.pop_all()
         return engine
 
@@ -338,6 +339,14 @@ class Engine:
         """
         with self._open() as judge:
             return judge.restore(batch, now, decisions)
+
+    def restore_open(self, batch: Batch, now: Int64s, decisions: Sequence[Decision]) -> int:
+        """`restore` those events of a batch that the store has had entered, and never decided; how many."""
+        claims = batch.claims()
+        with self._open() as judge:
+            open_ = judge.store.open_among(claims)
+        rows = np.array([i for i, claim in enumerate(claims) if claim in open_], np.int64)
+        return self.restore(batch.take(rows), now[rows], [decisions[i] for i in rows]) if open_ else 0
 
     def redo(self, entry: LabelEntry | ReleaseEntry | EditEntry) -> bool:
         """Let a journaled label, release or edit act again; edits of what the policy has no more do not.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -30,10 +30,12 @@ from riskengine.served import read_trace
 from riskengine.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    from riskengine.engine import Engine
     from riskengine.journal import Journal
 
 BATCH: Final = MemoryStore.batch_max
 RECOUNTED_MAX: Final = 100_000  # entries of a journal that are looked through as an engine begins
+CONCLUDED_MAX: Final = 1_000  # and of which the store is asked whether it knows what was decided
 
 _DECISION: Final = msgspec.json.Decoder(Decision)
 _log = logging.getLogger(__name__)
@@ -100,25 +102,27 @@ def restorable(policy: Policy, entries: Sequence[Entry]) -> Judged:
     return Judged(batch, now, decisions)
 
 
-def recount(
-    journal: Journal,
-    policy: Policy,
-    restore: Callable[[Batch, NDArray[np.int64], Sequence[Decision]], int],
-    now: int,
-) -> None:
-    """`restore` (Engine.restore) what a journal has of events that were decided without the shared store.
+def recount(journal: Journal, engine: Engine, now: int) -> None:
+    """Restore what a journal has of events of which a shared store was never told what was decided.
 
-    Who decided them tells the store when that is back, but may have been killed before. What the store knows
-    moves nothing; what is older than all that counts is left out. Where it fails, that is logged.
+    Who decided them without the store tells it when that is back, and who decided them with it once they are
+    decided, but may have been killed before. Of the latter those are taken that the store still waits for.
+    What the store knows moves nothing; what is older than all that counts is left out. Where this fails, that
+    is logged.
     """
-    counted = 0
+    counted = concluded = 0
+    policy = engine.policy
     oldest = now - policy.horizon_ms
     flagged = journal.flagged(DEGRADED, RECOUNTED_MAX)
     entries = (one for one in flagged if is_of_contract(one.flags) and one.event_time_ms > oldest)
     try:
         while part := list(islice(entries, BATCH)):
             judged = restorable(policy, part)
-            counted += restore(*judged) if judged.batch.n else 0
+            counted += engine.restore(*judged) if judged.batch.n else 0
+        entries = (one for one in journal.recent(CONCLUDED_MAX) if one.event_time_ms > oldest)
+        while part := list(islice(entries, BATCH)):
+            judged = restorable(policy, part)
+            concluded += engine.restore_open(*judged) if judged.batch.n else 0
     except RiskEngineError as error:
         _log.warning(
             "events that were decided while the store did not answer may not be counted in it (%s): count "
@@ -130,6 +134,12 @@ def recount(
             "%d events that had been decided while the store did not answer are counted in it now: the "
             "engine that decided them had not come to it",
             counted,
+        )
+    if concluded:
+        _log.warning(
+            "%d events that the store had not heard the decision of are concluded in it now: the engine that "
+            "decided them had not come to it",
+            concluded,
         )
 
 

@@ -37,6 +37,7 @@ from riskengine.stores.grants import Grants
 from riskengine.stores.line import ALONE_S, PATIENCE
 from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
+from riskengine.stores.resp import command
 from riskengine.stores.values import HEAD
 
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
@@ -450,6 +451,59 @@ def test_what_an_engine_that_was_killed_had_missed_is_counted_by_the_next(
             assert stage.engine.score(claim("other", 22)).flags == ()
         (told,) = [record.getMessage() for record in caplog.records if "counted" in record.getMessage()]
         assert "may not be counted in it (the journal was written with another hash key" in told
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+def test_what_the_store_had_not_heard_is_concluded_by_the_journal_as_the_next_engine_begins(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine was killed, and what it had told of a batch was lost with it; nobody sends that again."""
+    journal = f"sqlite:///{tmp_path / 'journal.db'}?commit=sync"
+    batch = [claim(f"a{n}", n, device_id=f"d{n // 2}") for n in range(6)]
+    with ExitStack() as stack:
+        _, url = serving(kind, stack)
+        store = apart(url, timeout=30_000)
+        begin(store, "stage")
+        with Stage(tmp_path / "one", failing("open"), store=store, journal=journal) as stage:
+            kept = stage.engine.score_many([claim("kept", device_id="k")])
+            assert caught_up(stage.engine)
+            with monkeypatch.context() as patch:
+                patch.setattr(store_of(stage.engine), "conclude", lambda *_: {})  # as if killed then
+                told = stage.actions(batch)
+            assert told == ["allow", "deny"] * 3
+            assert len(store_of(stage.engine).undecided(0)) == 6
+        with Stage(tmp_path / "two", failing("open"), store=store, journal=journal) as stage:
+            assert store_of(stage.engine).undecided(0) == []
+            with monkeypatch.context() as patch:  # the store itself has them now
+                patch.setattr(stage.engine._journal, "decisions", lambda ids: {})
+                patch.setattr(stage.engine._journal, "decision", lambda id: None)
+                assert stage.actions(batch) == told
+                assert stage.engine.score_many([claim("kept", device_id="k")]) == kept
+            assert stage.row(claim("later", 20))["claims"] == 8, "each is counted once"
+            left = stage.actions([claim(f"b{n}", 20, device_id=f"d{n}") for n in range(3)])
+            assert left == ["deny"] * 3, "each holds the place of one, and of no more"
+            assert stage.engine.release("a0")
+            assert stage.actions([claim("c0", 20, device_id="d0")]) == ["allow"]
+        concluded = "6 events that the store had not heard the decision of are concluded in it now"
+        assert [concluded in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_who_ends_waits_for_the_store_to_hear_what_was_decided_last(tmp_path: Path) -> None:
+    with running(appendonly="yes", appendfsync="always") as server:
+        store = apart(server.url, timeout=500)
+        begin(store, "stage")
+        with Stage(tmp_path / "one", failing("open"), store=store) as stage:
+            link = store_of(stage.engine)._link
+            stage.engine.score(claim("e0", device_id="d0"))
+            assert caught_up(stage.engine)
+            server.kill()
+            name = store_of(stage.engine).place.within(0) + b"said"
+            link.tell(command(("SET", name, "heard")))  # which nobody waits for
+            soon = threading.Timer(0.5, server.start)
+            soon.start()
+        soon.join()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.get(name) == b"heard"
 
 
 def test_a_store_that_is_killed_and_comes_back(tmp_path: Path) -> None:

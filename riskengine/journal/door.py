@@ -457,6 +457,12 @@ class Journal:
                 entries = unpack(row[4], row[0], dropped=dropped_of(row[3]))
                 yield from (one for one in entries if any(flag.startswith(start) for flag in one.flags))
 
+    def recent(self, most: int) -> Iterator[Entry]:
+        """Decisions among the last `most` entries, in arrival order. Raises JournalError."""
+        if self._address is not None:
+            last = self._last()
+            yield from self._decisions(max(last - most, 0), last)
+
     def _last(self) -> int:
         """The `seq` of the last entry that is committed by now."""
         with self._changed:

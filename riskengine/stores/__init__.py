@@ -165,6 +165,9 @@ class Store(Protocol):
     def catch_up(self) -> None:
         """Count what was decided without it. StoreError where it does not answer in time."""
 
+    def open_among(self, claims: Sequence[bytes]) -> set[bytes]:
+        """Which of these events were entered and not decided: their engine died in between."""
+
     @property
     def losses(self) -> tuple[Loss, ...]:
         """What its servers lost in this life of the data, or may have; the same object until that changes."""

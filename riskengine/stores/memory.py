@@ -122,6 +122,10 @@ class MemoryStore:
     def catch_up(self) -> None:
         """Nothing is ever decided without it."""
 
+    def open_among(self, claims: Sequence[bytes]) -> set[bytes]:
+        """Who enters an event here decides it, or dies with it."""
+        return set()
+
     def observe(self, touches: Touches, counted: bool = True, followed: Followed | None = None) -> Met:
         """Fold a batch's records in order and fill in each event's features, list and text columns."""
         features = self.features

@@ -64,7 +64,7 @@ from riskengine.stores.requests import ALONE, Asked, Requests
 from riskengine.stores.resp import Bytes, command
 from riskengine.stores.retries import Retries
 from riskengine.stores.terms import MARGIN_MS, Terms
-from riskengine.stores.undecided import UNDECIDED_MS, Undecided, give_up, undecided
+from riskengine.stores.undecided import UNDECIDED_MS, Undecided, give_up, open_among, undecided
 from riskengine.stores.unfolding import Unfolding
 from riskengine.stores.workspace import Workspace
 
@@ -724,6 +724,10 @@ class RedisStore:
             self._link, self.place, self.features, terms.plan, self._plans, older_ms, terms.elsewhere_ms
         )
 
+    def open_among(self, claims: Sequence[bytes]) -> set[bytes]:
+        """Which of these events were entered and not decided."""
+        return open_among(self._link, self.place, claims)
+
     def give_back_owed(self, older_ms: int) -> list[Owed]:
         """What denied events that came at least so long ago hold still, as their engine died: now nothing."""
         return self._owing.give_back(self._past, older_ms)
@@ -812,11 +816,18 @@ class RedisStore:
                 return
             except StoreError as error:
                 left = len(self._doors.postponed)
-                if not left:
+                if not left and not self._link.is_behind:
                     return
                 if time.monotonic() < until and error.kind in ("away", "slow", "behind", "busy", "loading"):
                     time.sleep(kept.LOOK_AGAIN_S)
                     continue
+                if not left:
+                    _log.error(
+                        "the store may not have heard all that was decided last (%s): what that left open, "
+                        "riskengine store holds settles by the journal",
+                        error,
+                    )
+                    return
                 _log.error(
                     "%d events were decided while the store did not answer, and are not counted in it (%s): "
                     "count them from the journal with riskengine rebuild",

@@ -158,6 +158,18 @@ def undecided(
     )  # fmt: skip
 
 
+def open_among(link: AnyLink, place: Place, claims: Sequence[bytes]) -> set[bytes]:
+    """Which of these events were entered in their own partitions, and not decided."""
+    parts: dict[int, list[bytes]] = {}
+    for claim in claims:
+        parts.setdefault(place.part_of(claim), []).append(place.claim_name(b"c", claim))
+    return {
+        claim_of(name)
+        for part, own in parts.items()
+        for name, *_ in _aged(own, link.call("EVAL", OPEN, len(own), *own, 0, at=part))
+    }
+
+
 def give_up(link: AnyLink, place: Place, one: Undecided) -> bool:
     """Give back what an undecided event holds; False where it was decided meanwhile.
 
