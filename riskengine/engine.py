@@ -345,8 +345,10 @@ class Engine:
         claims = batch.claims()
         with self._open() as judge:
             open_ = judge.store.open_among(claims)
-        rows = np.array([i for i, claim in enumerate(claims) if claim in open_], np.int64)
-        return self.restore(batch.take(rows), now[rows], [decisions[i] for i in rows]) if open_ else 0
+        if not open_:
+            return 0
+        rows = [i for i, claim in enumerate(claims) if claim in open_]
+        return self.restore(batch.take(np.array(rows)), now[rows], [decisions[i] for i in rows])
 
     def redo(self, entry: LabelEntry | ReleaseEntry | EditEntry) -> bool:
         """Let a journaled label, release or edit act again; edits of what the policy has no more do not.

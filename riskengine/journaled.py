@@ -111,18 +111,13 @@ def recount(journal: Journal, engine: Engine, now: int) -> None:
     is logged.
     """
     counted = concluded = 0
-    policy = engine.policy
-    oldest = now - policy.horizon_ms
     flagged = journal.flagged(DEGRADED, RECOUNTED_MAX)
-    entries = (one for one in flagged if is_of_contract(one.flags) and one.event_time_ms > oldest)
+    by_contract = (entry for entry in flagged if is_of_contract(entry.flags))
     try:
-        while part := list(islice(entries, BATCH)):
-            judged = restorable(policy, part)
-            counted += engine.restore(*judged) if judged.batch.n else 0
-        entries = (one for one in journal.recent(CONCLUDED_MAX) if one.event_time_ms > oldest)
-        while part := list(islice(entries, BATCH)):
-            judged = restorable(policy, part)
-            concluded += engine.restore_open(*judged) if judged.batch.n else 0
+        for judged in _counting(engine.policy, by_contract, now):
+            counted += engine.restore(*judged)
+        for judged in _counting(engine.policy, journal.recent(CONCLUDED_MAX), now):
+            concluded += engine.restore_open(*judged)
     except RiskEngineError as error:
         _log.warning(
             "events that were decided while the store did not answer may not be counted in it (%s): count "
@@ -141,6 +136,15 @@ def recount(journal: Journal, engine: Engine, now: int) -> None:
             "decided them had not come to it",
             concluded,
         )
+
+
+def _counting(policy: Policy, entries: Iterable[Entry], now: int) -> Iterator[Judged]:
+    """Those that still count, as batches."""
+    young = (entry for entry in entries if entry.event_time_ms > now - policy.horizon_ms)
+    while part := list(islice(young, BATCH)):
+        judged = restorable(policy, part)
+        if judged.batch.n:
+            yield judged
 
 
 def _check_key(batch: Batch, decisions: Sequence[Decision]) -> None:

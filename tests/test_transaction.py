@@ -119,6 +119,8 @@ def test_it_asks_what_observe_lua_would_be_asked(
             calls = requests.observing(store._terms, Workspace(), asked, asked.asked)
             (words,) = split(bytes(calls.data))
             request, before = requests.transacting(store._terms, Workspace(), asked)
+            most = store._terms.transaction_bytes + asked.touches.batch.n * store._terms.event_bytes
+            assert len(request) <= most, "so much room it was given"
             commands = list(split(bytes(request)))
             assert commands == naive(words, store.place.within(0))
             assert before == len(commands) - 1, "each has a reply"

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskengine.entries import Entry
-from riskengine.kernel import Call, Holder, jit, jit_inline, set_word_in, word_in
+from riskengine.kernel import Call, Holder, jit, jit_inline, word_in
+from riskengine.packing import put_bytes
 
 Bytes = NDArray[np.uint8]
 Int32s = NDArray[np.int32]
@@ -342,21 +343,6 @@ def _put_bytes(out: Bytes, at: int, value: np.uint64, size: int) -> int:
 
 
 @jit_inline
-def _copy(out: Bytes, at: int, text: Bytes, off: int, size: int) -> int:
-    """Copy bytes, eight at a time: one by one, an event took 1.2 us more of 3.3. Return where they end."""
-    end = at + size
-    while at + 8 <= end:
-        set_word_in(out, at, word_in(text, off))
-        at += 8
-        off += 8
-    while at < end:
-        out[at] = text[off]
-        at += 1
-        off += 1
-    return end
-
-
-@jit_inline
 def _line_end(lines: Bytes, at: int) -> int:
     """Where the line that begins at `at` ends: its newline."""
     while at + 8 <= len(lines):
@@ -406,7 +392,7 @@ def _put_text(out: Bytes, at: int, text: Bytes, off: int, size: int) -> int:
     else:
         out[at] = 0xDB
         at = _put_bytes(out, at + 1, np.uint64(size), 4)
-    return _copy(out, at, text, off, size)
+    return put_bytes(out, at, text, off, size)
 
 
 @jit_inline
@@ -476,7 +462,7 @@ def write_records(
         end = _line_end(lines, line)
         out[at + 1] = 0xC6
         at = _put_bytes(out, at + 2, np.uint64(end - line), 4)
-        at = _copy(out, at, lines, line, end - line)
+        at = put_bytes(out, at, lines, line, end - line)
         line = end + 1
         kind = type_index[i]
         at = _put_uint(out, at, np.uint64(2 * kind + (1 if stamped[i] else 0)))
@@ -522,7 +508,7 @@ def write_records(
                 else:
                     at = _put_float(out, at, value, narrow, narrow_bits, wide, wide_bits)
             found += 1
-        at = _copy(out, at, extras, extra, extra_ends[i] - extra)
+        at = put_bytes(out, at, extras, extra, extra_ends[i] - extra)
         extra = extra_ends[i]
         out[head] = 0xDE
         _put_bytes(out, head + 1, np.uint64(found + extra_counts[i]), 2)
@@ -551,7 +537,7 @@ def write_records(
 
         out[at] = 0x94
         at += 1
-        at = _copy(out, at, layout, 0, len(layout))
+        at = put_bytes(out, at, layout, 0, len(layout))
         known = 0
         for e in range(len(marks)):
             known += 1 if keys[i, e] != np.uint64(0) else 0

@@ -16,8 +16,8 @@ from riskengine.layout import (
     entity_of,
     limit_of,
 )
-from riskengine.packing import Bytes, put_raw, put_varint
-from riskengine.stores.resp import DOLLAR, STAR, put_bulk, put_bytes, put_end, put_line
+from riskengine.packing import Bytes, put_bytes, put_raw, put_varint
+from riskengine.stores.resp import DOLLAR, STAR, put_bulk, put_end, put_line
 from riskengine.stores.values import BOOKING
 from riskengine.stores.wire import (
     CLAIM_BYTES,

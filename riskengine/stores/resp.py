@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from riskengine.kernel import jit, set_word_in, word_in
+from riskengine.kernel import jit
+from riskengine.packing import put_bytes
 
 Bytes = NDArray[np.uint8]
 Int64s = NDArray[np.int64]
@@ -64,21 +65,6 @@ def put_end(out: Bytes, at: int) -> int:
     out[at] = CR
     out[at + 1] = LF
     return at + 2
-
-
-@jit
-def put_bytes(out: Bytes, at: int, data: Bytes, start: int, size: int) -> int:
-    """Write data[start : start + size] as it is."""
-    end = at + size
-    while at + 8 <= end:
-        set_word_in(out, at, word_in(data, start))
-        at += 8
-        start += 8
-    while at < end:
-        out[at] = data[start]
-        at += 1
-        start += 1
-    return end
 
 
 @jit

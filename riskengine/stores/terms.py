@@ -33,13 +33,6 @@ class Terms:
         self.trace_bytes = (
             64 + 19 * len(features.entities) + 10 * features.record_words + 22 * len(features.limit_names)
         )
-        names = len(place.within(0)) + 60
-        widths = [int(row[E_WIDTH]) for row in features.plan.entities if row[E_WIDTH]]
-        reservations = len(features.limit_names) * values.RESERVATION
-        # The most that a transaction has of each event: its claim, and what it appends to its entities.
-        self.event_bytes = (
-            names + 60 + sum(2 * names + 40 + values.HEAD + 8 * width for width in widths) + reservations
-        )
         self.kinds = np.frombuffer(b"".join(kind_of(name) for name in features.entities) + b"\0", np.uint8)
         slack_ms = features.plan.slack_ms
         self.lives_ms = [2 * int(row[E_RETENTION]) + slack_ms for row in features.plan.entities]
@@ -57,8 +50,13 @@ class Terms:
         shared = [epochs[part] + bulk(place.within(part) + b"edits") for part in parts]
         self.epoch_keys, self.epoch_size = as_array(b"".join(epochs)), len(epochs[0])
         self.shared, self.shared_size = as_array(b"".join(shared)), len(shared[0])
-        self.transaction_bytes = 400 + len(self.shared) + len(self.entering) + len(self.prefixes)
         self.epoch, self.plain_epoch = as_array(bulk(place.epoch)), as_array(place.epoch)
+        # The most that a transaction has at all, and of each event: its claim, and what entities get of it.
+        names = self.prefix_size + 60
+        widths = [int(row[E_WIDTH]) for row in features.plan.entities if row[E_WIDTH]]
+        appended = sum(2 * names + 40 + values.HEAD + 8 * width for width in widths)
+        self.transaction_bytes = 400 + len(self.shared) + len(self.entering) + len(self.prefixes)
+        self.event_bytes = names + 60 + appended + len(features.limit_names) * values.RESERVATION
         # What is late is not counted: a partition's own claim need not outlive that.
         self.elsewhere_ms = self.fresh_ms + MARGIN_MS
         entities = b"".join(b"%014d" % ms for ms in self.lives_ms)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from riskengine.kernel import jit
 from riskengine.layout import Int64s
-from riskengine.packing import Bytes, put_raw
+from riskengine.packing import Bytes, put_bytes, put_raw
 from riskengine.stores import resp
-from riskengine.stores.resp import DOLLAR, STAR, as_array, bulk, command, put_bytes, put_end, put_line
+from riskengine.stores.resp import DOLLAR, STAR, as_array, bulk, command, put_end, put_line
 from riskengine.stores.wire import (
     CLAIM_BYTES,
     ENTITY_CHARS,

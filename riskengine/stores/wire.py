@@ -29,9 +29,9 @@ from riskengine.layout import (
     entity_of,
     limit_of,
 )
-from riskengine.packing import Bytes, get_raw, put_raw
+from riskengine.packing import Bytes, get_raw, put_bytes, put_raw
 from riskengine.stores import slabs
-from riskengine.stores.resp import DOLLAR, STAR, digits_of, put_bulk, put_bytes, put_end, put_int, put_line
+from riskengine.stores.resp import DOLLAR, STAR, digits_of, put_bulk, put_end, put_int, put_line
 from riskengine.stores.values import (
     AT_CLAIM,
     AT_MOST,
