@@ -8,7 +8,8 @@ turns side by side.
 
 No event comes twice, nor do its people: every 20,000 are an hour of their own, and of those about half are
 allowed. (When one hour came again and again all were refused from its second time on, and to say why took a
-tenth more of the processor.)
+tenth more of the processor.) A fast machine has used up all hours that an IP can tell apart before it is
+through: then they come again, of another day.
 
 Then 10,000 connections are held open with 100,000 requests through them; and ten callers become 100, who
 send ten events at once and do not wait (`step_`): what is let in is to be answered within its deadline, the
@@ -60,6 +61,7 @@ SECONDS: Final = 2.0
 ROUNDS: Final = 3  # of a step and of a reload
 EVENTS: Final = 20_000  # of a busy hour; after it comes the next one, of other people
 HOURS: Final = range(100, 256)  # three digits that an IP can begin with
+DAYS: Final = 10  # one digit of a phone
 MODEL: Final = "campaign-v1"
 HASH_KEY: Final = {"RISKENGINE_HASH_KEY": "0" * 32}
 HELD: Final = 10_000
@@ -456,16 +458,16 @@ class Load:
     """Presses a server with unique events. `by` says what with."""
 
     def __init__(self, room: Path) -> None:
-        self._serial = 0
-        self._bodies = [json.dumps(_of_any_hour(event)) for event in traffic(EVENTS)]
+        self._events = traffic(EVENTS)
         self._wrk = shutil.which("wrk")
         self.by = "wrk" if self._wrk is not None else "python"
         self._script, self._file = room / "load.lua", room / "bodies"
         self._script.write_text(SCRIPT, encoding="utf-8")
-        self._file.write_text("\n".join(self._bodies), encoding="utf-8")
+        self._begin(day=0)
 
     def press(self, server: Server, connections: int, seconds: float) -> Turn:
         """So many connections, each asking again as soon as it is answered."""
+        self._have_hours()
         worked = cpu_seconds(server.pid)
         if self._wrk is not None:
             turn = self._by_wrk(self._wrk, server, connections, seconds)
@@ -476,7 +478,11 @@ class Load:
         return turn._replace(cpu_us=1e6 * (cpu_seconds(server.pid) - worked) / turn.requests)
 
     def requests(self, together: int = 0) -> Iterator[bytes]:
-        """Requests without end: single events, or batches of so many."""
+        """Requests as long as the day has hours: single events, or batches of so many."""
+        self._have_hours()
+        return self._requests(together)
+
+    def _requests(self, together: int) -> Iterator[bytes]:
         while True:
             bodies = []
             for _ in range(together or 1):
@@ -485,6 +491,17 @@ class Load:
                 self._serial += 1
             body = (f"[{','.join(bodies)}]" if together else bodies[0]).encode()
             yield (_HEAD_BATCH if together else _HEAD) % len(body) + body
+
+    def _have_hours(self) -> None:
+        """Go on with another day where less than half of this one is left."""
+        if self._serial > len(HOURS) * EVENTS // 2:
+            self._begin(self._day + 1)
+
+    def _begin(self, day: int) -> None:
+        assert day < DAYS, "there is no day left"
+        self._day, self._serial = day, 0
+        self._bodies = [json.dumps(_of_any_hour(event, day)) for event in self._events]
+        self._file.write_text("\n".join(self._bodies), encoding="utf-8")
 
     def _by_wrk(self, wrk: str, server: Server, connections: int, seconds: float) -> Turn:
         command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(self._script)]
@@ -516,17 +533,17 @@ class Load:
         return Turn(n, time.perf_counter() - began, 1e3 * answers.p(0.99))
 
 
-def _of_any_hour(event: dict[str, Any]) -> dict[str, Any]:
+def _of_any_hour(event: dict[str, Any], day: int) -> dict[str, Any]:
     """An event of now, with @ where the number of its hour goes.
 
-    Each hour has people, codes, orders and addresses of its own; merchants, terminals and campaigns stay.
+    Each hour of a day has its own people, codes, orders and addresses; merchants, terminals, campaigns stay.
     Coupons are of the campaign that always runs, codes of a pack that is sold where they are scanned.
     """
     told = {name: value for name, value in event.items() if name != "time"}
     for name in _OWN & told.keys():
-        told[name] += " @"
-    told["ip"] = "@" + event["ip"].removeprefix("10")
-    told["phone"] = f"{event['phone'][:2]}@{event['phone'][5:]}"
+        told[name] += f" {day}.@"
+    told["ip"] = f"@.{day}." + event["ip"].removeprefix("10.0.")
+    told["phone"] = f"{event['phone'][:2]}@{day}{event['phone'][6:]}"
     if event["type"] == "coupon_claim":
         told["campaign_id"] = "everyday-coupons"
     if event["type"] == "qr_scan":
