@@ -21,7 +21,17 @@ from riskengine.compiled import Policy
 from riskengine.decision import Decision
 from riskengine.entries import Entry
 from riskengine.features import Touches
-from riskengine.journal.blocks import _whole_characters, count, pack_entries, unpack, unpack_row, without
+from riskengine.journal.blocks import (
+    _whole_characters,
+    count,
+    dropped_of,
+    ids_of,
+    pack_dropped,
+    pack_entries,
+    unpack,
+    unpack_row,
+    without,
+)
 from riskengine.served import Served, read_trace
 
 START_MS = int(datetime.fromisoformat(STARTS[0]).timestamp()) * 1000
@@ -115,6 +125,9 @@ def test_what_is_dropped_of_a_block_leaves_its_place_alone(dropped: frozenset[in
     assert body == block.body if not dropped else len(body) < len(block.body)
     left = [entry for i, entry in enumerate(unpack(block.body, 7)) if i not in dropped]
     assert list(unpack(body, 7, dropped=dropped)) == left
+    packed = pack_dropped({i: f"e{i}" for i in dropped})
+    assert ids_of(body, dropped_of(packed)) == [f"e{i}" for i in range(6)]
+    assert dropped_of(msgspec.msgpack.encode(sorted(dropped))) == dict.fromkeys(dropped, "")  # layout 3
 
 
 @given(st.text(), st.integers(0, 24))

@@ -222,6 +222,31 @@ def test_personal_values_are_read_by_whoever_has_the_key(
         keeping.in_clear(journal, "e3")
 
 
+def test_a_block_with_an_event_that_another_engine_decided_is_kept_as_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, rules = f"sqlite:///{tmp_path}/j.db", policy(tmp_path / "rules")
+    monkeypatch.setenv("RISKENGINE_JOURNAL_KEY", OLD)
+    with Engine.open(rules, journal=url) as engine, Engine.open(rules, journal=url) as other:
+        engine.score(visit(1))
+        assert engine.journal is not None
+        engine.journal.flush()
+        other.score_many([visit(2), visit(1), visit(3)])
+    monkeypatch.setenv("RISKENGINE_JOURNAL_KEY", f"{NEW},{OLD}")
+    with Journal.open(url) as journal:
+        assert [one.event_id for one in journal.recent(9)] == ["e1", "e2", "e3"]
+        assert keeping.reseal(journal) == 2
+    monkeypatch.setenv("RISKENGINE_JOURNAL_KEY", NEW)
+    with Journal.open(url) as journal:
+        assert [keeping.in_clear(journal, f"e{i}")["user_id"] for i in (1, 2, 3)] == [
+            "alice1",
+            "alice2",
+            "alice3",
+        ]
+        assert keeping.prune(journal, before_ms=2**60) == 3
+        assert list(journal.recent(9)) == []
+
+
 def test_what_was_exchanged_or_damaged_is_not_opened() -> None:
     sealer = Sealer([bytes.fromhex(OLD)])
     sealed = sealer.seal([{"a": 1}], ["e1"])

@@ -10,7 +10,7 @@ and encoding in Python, binding and stepping).
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, Protocol
@@ -183,7 +183,7 @@ def pack_entries(entries: Sequence[Entry]) -> Block:
 
 
 def unpack(
-    body: bytes, seq: int | None, only: int | None = None, dropped: frozenset[int] = frozenset()
+    body: bytes, seq: int | None, only: int | None = None, dropped: Container[int] = ()
 ) -> Iterator[Entry]:
     """The entries of a block whose first is numbered `seq`: all but those dropped, or `only` one."""
     n, size = _PLACES.unpack_from(body)
@@ -197,7 +197,24 @@ def unpack(
             yield _entry(head, record, 0 if seq is None else seq + i)
 
 
-def without(body: bytes, dropped: Collection[int]) -> bytes:
+def ids_of(body: bytes, dropped: Mapping[int, str]) -> list[str]:
+    """The ids of all events of a block, of those dropped too."""
+    kept = unpack(body, None, dropped=dropped)
+    return [dropped[i] if i in dropped else next(kept).event_id for i in range(count(body))]
+
+
+def pack_dropped(dropped: Mapping[int, str]) -> bytes:
+    """Which places of a block are no entries, as these events had been decided before, and their ids."""
+    return msgspec.msgpack.encode(dropped)
+
+
+def dropped_of(packed: bytes | None) -> dict[int, str]:
+    """What `pack_dropped` packed. A journal that is older has no ids of them: they are empty here."""
+    found = _DROPPED.decode(packed) if packed else {}
+    return found if isinstance(found, dict) else dict.fromkeys(found, "")
+
+
+def without(body: bytes, dropped: Container[int]) -> bytes:
     """A block in which nothing is left of some of its records but their places."""
     n, size = _PLACES.unpack_from(body)
     start = _PLACES.size + size
@@ -564,5 +581,6 @@ def write_records(
 
 _HEADS: Final = msgspec.msgpack.Decoder(Head)
 _RECORDS: Final = msgspec.msgpack.Decoder(_Record)
+_DROPPED: Final = msgspec.msgpack.Decoder(dict[int, str] | list[int])
 _DECISIONS: Final = msgspec.json.Decoder(_Said)
 _EVENTS: Final = msgspec.msgpack.Decoder(dict[int | str, Any], ext_hook=_hash_text)

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from riskengine.journal import tables
 from riskengine.journal.address import Address
-from riskengine.journal.blocks import Block, without
+from riskengine.journal.blocks import Block, pack_dropped, without
 from riskengine.journal.tables import SCHEMA_VERSION, Row
 from riskengine.journal.trouble import JournalError
 
@@ -109,10 +109,13 @@ class Database:
                 again = self._number(cursor, first, names)
                 for place in places if again else ():
                     row = here[place]
-                    dropped = [number - row[0] for number in again if row[0] <= number < row[0] + row[1]]
+                    dropped = {
+                        number - row[0]: names[number - first]
+                        for number in again
+                        if row[0] <= number < row[0] + row[1]
+                    }
                     if dropped:
-                        marks, body = msgspec.msgpack.encode(dropped), without(row[5], frozenset(dropped))
-                        here[place] = (*row[:4], marks, body, row[6])
+                        here[place] = (*row[:4], pack_dropped(dropped), without(row[5], dropped), row[6])
             for name, many in rows.items():
                 if many:
                     cursor.executemany(self._inserts[name], many)

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from riskengine.entries import Activation, AlertEntry, AnyEntry, Entry, LabelEntry
 from riskengine.journal import tables
 from riskengine.journal.address import Address
-from riskengine.journal.blocks import Block, Pending, Record, join, pack_entries, unpack
+from riskengine.journal.blocks import Block, Pending, Record, dropped_of, join, pack_entries, unpack
 from riskengine.journal.database import Database, Item, explain, spools_taken
 from riskengine.journal.sealing import VARIABLE, Sealer
 from riskengine.journal.spool import Spool, SpoolError
@@ -769,11 +769,6 @@ def blocks_between(database: Database, after: int, last: int) -> Iterator[Row]:
         after = rows[-1][0]
         entries = sum(row[1] for row in rows)
         limit = max(1, min(READ_ENTRIES, READ_ENTRIES * len(rows) // entries))
-
-
-def dropped_of(packed: bytes | None) -> frozenset[int]:
-    """Which places of a block are no entries: these events had been decided before."""
-    return frozenset(msgspec.msgpack.decode(packed)) if packed else frozenset()
 
 
 def _packed(parcels: Iterable[_Parcel]) -> list[Item]:

@@ -11,8 +11,9 @@ import msgspec
 import sqlalchemy as sa
 
 from riskengine.journal import tables
-from riskengine.journal.blocks import unpack
+from riskengine.journal.blocks import dropped_of, ids_of, unpack, unpack_row
 from riskengine.journal.door import Journal, blocks_between
+from riskengine.journal.tables import Row
 from riskengine.journal.trouble import JournalError
 
 PRUNE_BLOCKS: Final = 64  # in one transaction: the writer waits no longer than for that
@@ -60,7 +61,7 @@ def in_clear(journal: Journal, event_id: str) -> dict[str, Any]:
         raise JournalError("nothing was encrypted when this event was journaled: only hashes are kept of it")
     if journal.sealer is None:
         raise JournalError("the personal values are encrypted: set RISKENGINE_JOURNAL_KEY to read them")
-    personal: dict[str, Any] = journal.sealer.open(row[5], _ids(row[4]))[seq - row[0]]
+    personal: dict[str, Any] = journal.sealer.open(row[5], _ids(row))[seq - row[0]]
     return personal
 
 
@@ -74,23 +75,29 @@ def prune(journal: Journal, before_ms: int, moved: Moved = lambda done, total: N
     database, blocks = journal.database, tables.blocks
     old = blocks.c.until < before_ms
     total = int(database.select(sa.select(sa.func.sum(blocks.c.n)).where(old))[0][0] or 0)
-    done = 0
+    done = decisions = 0
     try:
         while True:
-            query = sa.select(blocks.c.seq, blocks.c.n, blocks.c.body).where(old).order_by(blocks.c.at)
+            query = (
+                sa.select(blocks.c.seq, blocks.c.n, blocks.c.dropped, blocks.c.body)
+                .where(old)
+                .order_by(blocks.c.at)
+            )
             rows = database.select(query.limit(PRUNE_BLOCKS))
             if not rows:
                 break
             chosen, ids = [], []
-            for seq, n, body in rows:
+            for seq, n, packed, body in rows:
+                dropped = dropped_of(packed)
                 chosen.append((seq, n))
-                ids += [(event_id, seq + i) for i, event_id in enumerate(_ids(body))]
+                decisions += n - len(dropped)
+                ids += ids_of(body, dropped)
                 if len(ids) >= PRUNE_EVENTS:
                     break
             first = {seq for seq, _ in chosen}
             bound = [tables.ids.c.seq.between(seq, seq + n - 1) for seq, n in chosen]
             for at in range(0, len(ids), 500):
-                names = [database.text(event_id) for event_id, _ in ids[at : at + 500]]
+                names = [database.text(event_id) for event_id in ids[at : at + 500]]
                 database.script(sa.delete(tables.ids).where(tables.ids.c.event_id.in_(names), sa.or_(*bound)))
             database.script(sa.delete(blocks).where(blocks.c.seq.in_(first)))
             done += len(ids)
@@ -103,7 +110,7 @@ def prune(journal: Journal, before_ms: int, moved: Moved = lambda done, total: N
     finally:
         if done:
             database.forget()
-    return done
+    return decisions
 
 
 def export(
@@ -163,12 +170,13 @@ def reseal(journal: Journal, moved: Moved = lambda done, total: None) -> int:
     total = database.select(sa.select(sa.func.count(blocks.c.sealed)))[0][0]
     last = database.select(sa.select(tables.about.c.last))[0][0]
     done = changed = 0
-    for seq, _, _, _, body, sealed in blocks_between(database, 0, last):
+    for row in blocks_between(database, 0, last):
+        seq, sealed = row[0], row[5]
         if sealed is None:
             continue
         done += 1
         if not sealer.is_current(sealed):
-            ids = _ids(body)
+            ids = _ids(row)
             again = sealer.seal(sealer.open(sealed, ids), ids)
             database.script(sa.update(blocks).where(blocks.c.seq == seq).values(sealed=again))
             changed += 1
@@ -178,15 +186,13 @@ def reseal(journal: Journal, moved: Moved = lambda done, total: None) -> int:
     return changed
 
 
-def _ids(body: bytes) -> list[str]:
-    return [entry.event_id for entry in unpack(body, None)]
+def _ids(row: Row) -> list[str]:
+    """The ids of a block, a row of `blocks_between`."""
+    return ids_of(row[4], dropped_of(row[3]))
 
 
 def _exported(journal: Journal, from_ms: int, to_ms: int) -> Iterator[dict[str, Any]]:
     """Rows of a time span; those of a block stand together."""
-    from riskengine.journal.blocks import unpack_row
-    from riskengine.journal.door import dropped_of
-
     blocks = tables.blocks
     within = (
         sa.select(blocks.c.seq).where(blocks.c.until >= from_ms, blocks.c.at < to_ms).order_by(blocks.c.seq)

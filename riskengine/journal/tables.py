@@ -45,7 +45,7 @@ blocks = sa.Table(  # decided events, a batch in a row: the i-th has the number 
     sa.Column("n", sa.Integer, nullable=False),
     sa.Column("at", _BIG, nullable=False),
     sa.Column("until", _BIG, nullable=False),
-    sa.Column("dropped", sa.LargeBinary),  # MessagePack: which of them had been decided before
+    sa.Column("dropped", sa.LargeBinary),  # which of them had been decided before, see blocks.py
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("sealed", sa.LargeBinary),
     sa.Index("blocks_by_time", "at", "until"),
