@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from riskengine.journal import tables
 from riskengine.journal.address import Address
 from riskengine.journal.blocks import Block, pack_dropped, without
+from riskengine.journal.fresh import Fresh, numbered
 from riskengine.journal.tables import SCHEMA_VERSION, Row
 from riskengine.journal.trouble import JournalError
 
@@ -37,10 +37,7 @@ CACHE_KB: Final = 16_384
 # a hundred was late.
 CHECKPOINT_PAGES: Final = 128
 _APPLICATION_ID: Final = 0x5249534B  # "RISK", in the file's header: tells a journal from another SQLite file
-_IDS_SQLITE: Final = (
-    "INSERT INTO ids SELECT value, ? + key FROM json_each(?) WHERE true ORDER BY value, key "
-    "ON CONFLICT DO NOTHING"
-)
+MOVED_IDS: Final = 1_000  # in one transaction, where nobody writes entries with them
 _IDS_POSTGRES: Final = (
     "INSERT INTO ids SELECT t, %s + k - 1 FROM unnest(%s::text[]) WITH ORDINALITY AS u (t, k) ORDER BY t, k "
     "ON CONFLICT DO NOTHING"
@@ -56,6 +53,7 @@ class Database:
         self.is_sqlite = address.file is not None
         self._engine = engine
         self._identity = identity
+        self._fresh = Fresh()
         mark = "?" if self.is_sqlite else "%s"
         self._inserts = {
             table.name: f"INSERT INTO {table.name} VALUES ({', '.join([mark] * len(table.columns))})"
@@ -82,68 +80,77 @@ class Database:
 
         `spool` is how far a spool file is taken in by it. Raises what the driver raises.
         """
+        try:
+            with self._transaction() as cursor:
+                self._write(cursor, items, spool)
+        except BaseException:
+            self._fresh.failed()
+            raise
+
+    def _write(self, cursor: Any, items: Sequence[Item], spool: tuple[str, int] | None) -> None:
         size = sum(len(item.ids) if isinstance(item, Block) else 1 for item in items)
-        with self._transaction() as cursor:
+        cursor.execute(f"UPDATE about SET last = last + {self._mark()} WHERE id = 1 RETURNING last", (size,))
+        seq: int = cursor.fetchone()[0] - size
+        rows: dict[str, list[Row]] = {}
+        runs: list[tuple[int, list[str], list[int]]] = []  # first number, ids, blocks' places in `rows`
+        here = rows.setdefault(tables.blocks.name, [])
+        together = False
+        for item in items:
+            if not isinstance(item, Block):
+                rows.setdefault(item[0], []).append((seq + 1, *map(self.text, item[1][1:])))
+                seq += 1
+                together = False
+                continue
+            if not together:
+                runs.append((seq + 1, [], []))
+                together = True
+            runs[-1][1].extend(item.ids)
+            runs[-1][2].append(len(here))
+            here.append((seq + 1, len(item.ids), item.at_ms, item.until_ms, None, item.body, item.sealed))
+            seq += len(item.ids)
+        for first, names, places in runs:
+            again = self._number(cursor, first, names)
+            for place in places if again else ():
+                row = here[place]
+                dropped = {
+                    number - row[0]: names[number - first]
+                    for number in again
+                    if row[0] <= number < row[0] + row[1]
+                }
+                if dropped:
+                    here[place] = (*row[:4], pack_dropped(dropped), without(row[5], dropped), row[6])
+        for name, many in rows.items():
+            if many:
+                cursor.executemany(self._inserts[name], many)
+        if spool is not None:
             cursor.execute(
-                f"UPDATE about SET last = last + {self._mark()} WHERE id = 1 RETURNING last", (size,)
+                f"INSERT INTO spools VALUES ({self._mark()}, {self._mark()}) "
+                "ON CONFLICT (id) DO UPDATE SET taken = excluded.taken",
+                spool,
             )
-            seq: int = cursor.fetchone()[0] - size
-            rows: dict[str, list[Row]] = {}
-            runs: list[tuple[int, list[str], list[int]]] = []  # first number, ids, blocks' places in `rows`
-            here = rows.setdefault(tables.blocks.name, [])
-            together = False
-            for item in items:
-                if not isinstance(item, Block):
-                    rows.setdefault(item[0], []).append((seq + 1, *map(self.text, item[1][1:])))
-                    seq += 1
-                    together = False
-                    continue
-                if not together:
-                    runs.append((seq + 1, [], []))
-                    together = True
-                runs[-1][1].extend(item.ids)
-                runs[-1][2].append(len(here))
-                here.append((seq + 1, len(item.ids), item.at_ms, item.until_ms, None, item.body, item.sealed))
-                seq += len(item.ids)
-            for first, names, places in runs:
-                again = self._number(cursor, first, names)
-                for place in places if again else ():
-                    row = here[place]
-                    dropped = {
-                        number - row[0]: names[number - first]
-                        for number in again
-                        if row[0] <= number < row[0] + row[1]
-                    }
-                    if dropped:
-                        here[place] = (*row[:4], pack_dropped(dropped), without(row[5], dropped), row[6])
-            for name, many in rows.items():
-                if many:
-                    cursor.executemany(self._inserts[name], many)
-            if spool is not None:
-                cursor.execute(
-                    f"INSERT INTO spools VALUES ({self._mark()}, {self._mark()}) "
-                    "ON CONFLICT (id) DO UPDATE SET taken = excluded.taken",
-                    spool,
-                )
 
     def _number(self, cursor: Any, first: int, event_ids: list[str]) -> list[int]:
         """Enter the ids of events numbered from `first` on; the numbers of those that were there before."""
-        event_ids = [self.text(event_id) for event_id in event_ids]
+        if "\0" in "".join(event_ids):
+            event_ids = [self.text(event_id) for event_id in event_ids]
         if self.is_sqlite:
-            cursor.execute(_IDS_SQLITE, (first, msgspec.json.encode(event_ids).decode()))
-        else:
-            cursor.execute(_IDS_POSTGRES, (first, event_ids))
+            return self._fresh.enter(cursor, first, event_ids)
+        cursor.execute(_IDS_POSTGRES, (first, event_ids))
         if cursor.rowcount == len(event_ids):
             return []
-        if self.is_sqlite:
-            cursor.execute(
-                "SELECT value, seq FROM json_each(?) JOIN ids ON event_id = value",
-                (msgspec.json.encode(event_ids).decode(),),
-            )
-        else:
-            cursor.execute("SELECT event_id, seq FROM ids WHERE event_id = ANY(%s)", (event_ids,))
+        cursor.execute("SELECT event_id, seq FROM ids WHERE event_id = ANY(%s)", (event_ids,))
         found = dict(cursor.fetchall())
         return [i for i, event_id in enumerate(event_ids, first) if found[event_id] != i]
+
+    def enter_ids(self, through: int) -> None:
+        """Have the table of ids know every event that is numbered up to `through`. Raises JournalError."""
+        fresh, more = Fresh(), self.is_sqlite
+        while more:
+            try:
+                with self._transaction() as cursor:
+                    more = fresh.move(cursor, MOVED_IDS, through)
+            except sqlite3.Error as error:
+                raise JournalError(explain(self.address, error)) from error
 
     def script(self, *statements: sa.Delete | sa.Update) -> None:
         """Run statements in one transaction. Raises JournalError."""
@@ -211,15 +218,29 @@ class Database:
 
     def place_of(self, event_id: str) -> int | None:
         """The number of an event."""
-        query = sa.select(tables.ids.c.seq).where(tables.ids.c.event_id == self.text(event_id))
-        found = self.select(query)
-        return found[0][0] if found else None
+        return self.places_of((event_id,)).get(event_id)
 
-    def known(self, event_ids: Iterable[str]) -> set[str]:
-        """Which of these events have one."""
+    def places_of(self, event_ids: Iterable[str]) -> dict[str, int]:
+        """The numbers of those of these events that have one."""
         texts = {self.text(event_id): event_id for event_id in event_ids}
-        query = sa.select(tables.ids.c.event_id).where(tables.ids.c.event_id.in_(list(texts)))
-        return {texts[text] for (text,) in self.select(query)}
+        places = self._fresh_places(texts) if self.is_sqlite else {}
+        ids = tables.ids
+        query = sa.select(ids.c.event_id, ids.c.seq).where(ids.c.event_id.in_(texts.keys() - places.keys()))
+        places.update(self.select(query))
+        return {texts[text]: seq for text, seq in places.items()}
+
+    def _fresh_places(self, texts: Iterable[str]) -> dict[str, int]:
+        """The numbers of those of these ids that the table of ids may not have."""
+        fresh = tables.fresh
+        span = [sa.select(of(fresh.c.seq)).scalar_subquery() for of in (sa.func.min, sa.func.max)]
+        first, end, last = self.select(sa.select(*span, sa.select(tables.about.c.last).scalar_subquery()))[0]
+        if first is None:
+            return {}
+        places = self._fresh.places((first, end))
+        if places is None:  # somebody else writes here
+            places = dict(numbered(self.select(sa.select(fresh.c.seq, fresh.c.ids))))
+        found = ((text, places.get(text)) for text in texts)
+        return {text: seq for text, seq in found if seq is not None and seq <= last}
 
     def of_event(self, table: sa.Table, event_id: str) -> list[Row]:
         """Rows of a table about an event, in arrival order."""
@@ -389,14 +410,23 @@ def _make(connection: Connection) -> None:
 
 
 def _add(connection: Connection) -> None:
-    """Make the tables that a journal of this layout may be older than."""
+    """Make the tables that a journal of an older layout has not, which makes it one of this layout."""
+    version = sa.select(tables.about.c.version)
+    if connection.execute(version).scalar_one() == SCHEMA_VERSION:
+        return
+    is_sqlite = connection.dialect.name == "sqlite"
+    if is_sqlite:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
     for table in tables.ADDED:
         table.create(connection, checkfirst=True)
+    connection.execute(sa.update(tables.about).values(version=SCHEMA_VERSION))
+    if is_sqlite:
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.commit()
 
 
 def _check_version(where: str, version: int) -> None:
-    if version == SCHEMA_VERSION:
+    if version in (SCHEMA_VERSION, *tables.EXTENDED):
         return
     mend = (
         "Update riskengine to open it."

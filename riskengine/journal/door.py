@@ -375,7 +375,7 @@ class Journal:
             queued = list(self._queue)
             known = wanted & self._spooled.keys()
         known |= {event_id for parcel in queued for event_id in parcel.ids if event_id in wanted}
-        known |= self.database.known(wanted - known)
+        known |= self.database.places_of(wanted - known).keys()
         found = ((event_id, self.decision(event_id)) for event_id in known)
         return {event_id: entry for event_id, entry in found if entry is not None}
 

@@ -95,6 +95,7 @@ def prune(journal: Journal, before_ms: int, moved: Moved = lambda done, total: N
                 if len(ids) >= PRUNE_EVENTS:
                     break
             first = {seq for seq, _ in chosen}
+            database.enter_ids(max(first))
             bound = [tables.ids.c.seq.between(seq, seq + n - 1) for seq, n in chosen]
             for at in range(0, len(ids), 500):
                 names = [database.text(event_id) for event_id in ids[at : at + 500]]

@@ -18,7 +18,8 @@ from riskengine.entries import (
     ReleaseEntry,
 )
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
+EXTENDED: Final = (3,)  # of layouts that become this one by having the tables ADDED
 
 Row = tuple[Any, ...]  # the columns of a table, in its order; `seq` is first, and 0 while queued
 
@@ -56,6 +57,12 @@ ids = sa.Table(
     sa.Column("event_id", sa.Text, primary_key=True),
     sa.Column("seq", _BIG, nullable=False),
     sqlite_with_rowid=False,
+)
+fresh = sa.Table(  # ids that are not in `ids` yet, of events numbered seq, seq + 1, ...; see fresh.py
+    "fresh",
+    schema,
+    sa.Column("seq", _BIG, primary_key=True, autoincrement=False),
+    sa.Column("ids", sa.Text, nullable=False),  # JSON, null where an event was decided before
 )
 labels = sa.Table(
     "labels",
@@ -109,7 +116,7 @@ alerts = sa.Table(  # an episode's later rows take the place of its earlier ones
     sa.Column("updated", _BIG, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
-ADDED: Final = (alerts,)  # since the layout's first journals: made in those when they are opened
+ADDED: Final = (fresh, alerts)  # to journals that are older: made there when they are opened
 
 
 def pack(entry: AlertEntry | LabelEntry | EditEntry | ReleaseEntry | PolicyEntry) -> tuple[str, Row]:
