@@ -26,7 +26,7 @@ from riskengine.features import FeatureSet
 from riskengine.footprint import ENTITY_BYTES_MAX, state_bytes
 from riskengine.policy import load_definition
 from riskengine.stores import slabs, statefile
-from riskengine.stores.memory import MemoryStore
+from riskengine.stores.memory import AHEAD_WORDS, MemoryStore
 
 Int64s = NDArray[np.int64]
 
@@ -238,20 +238,29 @@ def test_who_moves_within_a_batch_is_found_again() -> None:
 
 
 def test_the_key_table_grows_by_a_few_slots_a_batch() -> None:
-    """No batch waits for more than its share, and the old table is empty long before the next one is due."""
+    """No batch waits for more than its share, and the old table is empty long before the next one is due.
+
+    Nor does one wait for the system to give memory: the next table was written before it is needed.
+    """
     crowd = Crowd(handbook(), batch=64)
     keys_a_batch = 64 * len(crowd.policy.features.entities)
-    grown = 0
+    grown = prepared_for = 0
     moved = 1
     slots = len(crowd.store._table)
     for batch in users(64 * 1024).reshape(-1, 64):
+        prepared, written = crowd.store._next_table, crowd.store._written
         crowd.observe(batch, T0)
         if len(crowd.store._table) != slots:
+            if slots >= 32 * keys_a_batch:
+                prepared_for += 1
+                assert crowd.store._table is prepared
+                assert written + AHEAD_WORDS >= len(prepared)
             grown, moved, slots = grown + 1, 0, len(crowd.store._table)
         now = int(crowd.store._meta[slabs.MOVED])
         assert now - moved <= 4 * keys_a_batch + 256
         moved = now
     assert grown >= 4
+    assert prepared_for >= 2
     assert len(crowd.store._old_table) == 2, "everything has moved"
 
 
