@@ -35,8 +35,10 @@ from riskengine.journal.trouble import JournalError
 
 LOSS_ENTRIES: Final = 1_000  # commit=async may lose so many entries to a kill -9, ...
 LOSS_SECONDS: Final = 0.1  # ... or what came in so many seconds, whichever is more
-GROUP_ENTRIES: Final = 500  # one commit carries this many entries, and the rest of the batch it ends in, ...
-GROUP_SECONDS: Final = 0.04  # ... and begins at most this long after the first of them came
+# One commit carries this many entries, and the rest of the batch it ends in. With 500 the last hundredth of
+# what 32 callers ask waited for 4.9 ms instead of 4.4, as the writer has their core for longer at a time.
+GROUP_ENTRIES: Final = 250
+GROUP_SECONDS: Final = 0.04  # it begins at most this long after the first of them came
 QUEUE_ENTRIES = 32_768  # 190 MB of events scored alone (5.8 KB each), less of batches
 ROOM_SECONDS = 1.0  # how long one waits for room in a full queue while the disk keeps writing
 RETRY_SECONDS = 1.0  # between attempts while the database does not take anything
