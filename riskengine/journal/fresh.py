@@ -95,7 +95,11 @@ class Fresh:
         self._forget()
 
     def _span(self) -> Span:
-        return (self._rows[0], self._rows[-1]) if self._rows else (None, None)
+        rows = self._rows
+        try:
+            return rows[0], rows[-1]
+        except IndexError:  # also where another thread takes the last one away just now
+            return None, None
 
     def _catch_up(self, cursor: Any) -> None:
         """Take in what other processes wrote; begin anew where one has moved and deleted rows."""
