@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from riskengine.journal import tables
 from riskengine.journal.address import Address
 from riskengine.journal.blocks import Block, pack_dropped, without
-from riskengine.journal.fresh import Fresh, numbered
+from riskengine.journal.fresh import SPAN, Fresh, numbered
 from riskengine.journal.tables import SCHEMA_VERSION, Row
 from riskengine.journal.trouble import JournalError
 
@@ -38,6 +38,7 @@ CACHE_KB: Final = 16_384
 CHECKPOINT_PAGES: Final = 128
 _APPLICATION_ID: Final = 0x5249534B  # "RISK", in the file's header: tells a journal from another SQLite file
 MOVED_IDS: Final = 1_000  # in one transaction, where nobody writes entries with them
+_FRESH_SPAN: Final = sa.text(f"{SPAN}, (SELECT last FROM about)")
 _IDS_POSTGRES: Final = (
     "INSERT INTO ids SELECT t, %s + k - 1 FROM unnest(%s::text[]) WITH ORDINALITY AS u (t, k) ORDER BY t, k "
     "ON CONFLICT DO NOTHING"
@@ -232,8 +233,7 @@ class Database:
     def _fresh_places(self, texts: Iterable[str]) -> dict[str, int]:
         """The numbers of those of these ids that the table of ids may not have."""
         fresh = tables.fresh
-        span = [sa.select(of(fresh.c.seq)).scalar_subquery() for of in (sa.func.min, sa.func.max)]
-        first, end, last = self.select(sa.select(*span, sa.select(tables.about.c.last).scalar_subquery()))[0]
+        first, end, last = self.select(_FRESH_SPAN)[0]
         if first is None:
             return {}
         places = self._fresh.places((first, end))

@@ -25,7 +25,7 @@ _ENTER: Final = (
     "INSERT OR IGNORE INTO ids "
     "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)"
 )  # fmt: skip
-_SPAN: Final = "SELECT (SELECT min(seq) FROM fresh), (SELECT max(seq) FROM fresh)"
+SPAN: Final = "SELECT (SELECT min(seq) FROM fresh), (SELECT max(seq) FROM fresh)"
 
 Span = tuple[int | None, int | None]  # the first row's `seq` and the last one's
 
@@ -103,7 +103,7 @@ class Fresh:
 
     def _catch_up(self, cursor: Any) -> None:
         """Take in what other processes wrote; begin anew where one has moved and deleted rows."""
-        cursor.execute(_SPAN)
+        cursor.execute(SPAN)
         span: Span = cursor.fetchone()
         if not self._is_true or span[0] != self._span()[0]:
             self._forget()
