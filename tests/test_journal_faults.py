@@ -22,7 +22,7 @@ from test_journal import entry, found
 
 from riskengine import Engine, cli
 from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
-from riskengine.journal import Journal, JournalError, door, keeping
+from riskengine.journal import Journal, JournalError, door, keeping, tables
 from riskengine.journal.sealing import Sealer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +169,24 @@ def test_a_postgresql_that_is_not_there_or_not_ours(postgres: Postgres, tmp_path
         connection.execute("CREATE TABLE labels (a int)")
     with pytest.raises(JournalError, match=r"tables of another program \(labels\)"):
         Journal.open(postgres.url + spool)
+
+
+def test_a_postgresql_journal_of_the_layout_before_goes_on(postgres: Postgres, tmp_path: Path) -> None:
+    import psycopg
+
+    url = f"{postgres.url}?spool={tmp_path}/spool"
+    with Journal.open(url) as journal:
+        journal.append([entry("e1")])
+    with psycopg.connect(postgres.url) as connection:
+        connection.execute("DROP TABLE fresh")
+        connection.execute("UPDATE about SET version = 3")
+    for _ in range(2):
+        with Journal.open(url) as journal:
+            journal.append([entry("e1"), entry("e2")])
+            journal.flush()
+            assert [one.event_id for one in journal.recent(10)] == ["e1", "e2"]
+    with psycopg.connect(postgres.url) as connection:
+        assert connection.execute("SELECT version FROM about").fetchone() == (tables.SCHEMA_VERSION,)
 
 
 def policy(folder: Path) -> Path:
