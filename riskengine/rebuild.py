@@ -7,10 +7,12 @@ decision says. Files know of no decision, so that their events are judged again,
 from __future__ import annotations
 
 import heapq
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -135,8 +137,9 @@ def from_journals(
     """Rebuild the shared store at a URL from journals, while the one that is there serves on.
 
     What is decided meanwhile is counted once the new counters serve: an event that they know moves nothing.
-    Whatever this raises (KeyboardInterrupt too), the store is then what it was before: RiskEngineError for a
-    store, a journal or a hash key that will not do.
+    Whatever this raises before that (KeyboardInterrupt too), the store is then what it was: RiskEngineError
+    for a store, a journal or a hash key that will not do, and for journals with nothing to count. From then
+    on Ctrl-C waits for the end.
     """
     with (
         renewal(url, definition.tenant) as made,
@@ -152,12 +155,14 @@ def from_journals(
             if count_entries(engine, reading.more(), rebuilt, kept) <= SMALL_PASS:
                 break
         engine.info()  # what was told has come
-        made.switch()
-        for _ in range(PASSES):
-            time.sleep(SETTLES_S)
-            if not count_entries(engine, reading.more(), rebuilt, moved):
-                break
-        made.clean()
+        _check_found(rebuilt)
+        with _to_the_end():
+            made.switch()
+            for _ in range(PASSES):
+                time.sleep(SETTLES_S)
+                if not count_entries(engine, reading.more(), rebuilt, moved):
+                    break
+            made.clean()
 
 
 def from_files(
@@ -179,8 +184,39 @@ def from_files(
         for file in events:
             count_files(engine, file, labels if file == events[-1] else None, rejects, rebuilt, kept)
         engine.info()
-        made.switch()
-        made.clean()
+        _check_found(rebuilt)
+        with _to_the_end():
+            made.switch()
+            made.clean()
+
+
+def _check_found(rebuilt: Rebuilt) -> None:
+    """Counters never start from nothing by themselves, nor by a wrong file."""
+    if not rebuilt.events + rebuilt.known + rebuilt.edits:
+        raise RiskEngineError(
+            "there is nothing in it that this policy counts, so the counters stay as they are: look at what "
+            "--from names. A store that is to begin empty is begun by riskengine store init"
+        )
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """Ctrl-C waits: with the new counters serving, stopping would leave out what came around the switch.
+
+    Where that fails instead, it says that they serve.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda *_: None) if is_main else None
+    try:
+        yield
+    except RiskEngineError as error:
+        raise RiskEngineError(
+            "the new counters may serve already, without what was decided just before: rebuild them again "
+            f"({error})"
+        ) from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
 
 
 Outcome = Literal["left open", "settled by its decision", "given back"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from riskengine.policy import load_definition
 from riskengine.rebuild import Journals, Rebuilt, count_entries, from_journals, resume
 from riskengine.replay import blurred
 from riskengine.stores.address import begin
+from riskengine.stores.renewal import Renewal
 
 ONE = {"one": {"count": "coupon_claim", "by": "device", "per": "day", "max": 1, "then": "deny"}}
 COUNTS = {"claims": {"count": "coupon_claim", "by": "user", "over": "1h"}}
@@ -342,6 +344,48 @@ def test_whoever_stops_a_rebuild_loses_nothing(
         assert stage.row(claim("e10", 11))["claims"] == 11
 
 
+def test_whoever_stops_a_rebuild_when_it_serves_waits_for_its_end(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    store = apart(server)
+    begin(store, "stage")
+    journal = f"sqlite:///{tmp_path / 'journal.db'}"
+    with Stage(tmp_path / "policy", policy(features=COUNTS), store=store, journal=journal) as stage:
+        stage.engine.score(claim("e1"))
+        keys = keys_of(store)
+        assert stage.engine.journal is not None
+        stage.engine.journal.flush()
+        switch = Renewal.switch
+
+        def interrupted(renewal: Renewal) -> None:
+            switch(renewal)
+            stage.engine.score(claim("e2", 1))
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(Renewal, "switch", interrupted)
+        heeded = signal.getsignal(signal.SIGINT)
+        with Journal.open(journal, create=False) as read:
+            from_journals(store, stage.engine.definition, [read], Rebuilt())
+        assert signal.getsignal(signal.SIGINT) is heeded
+        left = set(keys) & set(keys_of(store))
+        assert [name.rpartition(b":")[2] for name in left] == [b"epoch"]
+        assert stage.row(claim("e3", 2))["claims"] == 3
+
+
+def test_nothing_to_count_leaves_counters_as_they_are(server: str, tmp_path: Path) -> None:
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path / "policy", policy(features=COUNTS), store=store) as stage:
+        stage.engine.score(claim("e1"))
+        with (
+            Journal.open(f"sqlite:///{tmp_path / 'journal.db'}") as empty,
+            pytest.raises(RiskEngineError, match="the counters stay as they are"),
+        ):
+            from_journals(store, stage.engine.definition, [empty], Rebuilt())
+        assert stage.row(claim("e2", 1))["claims"] == 2
+
+
 def test_a_rebuild_refuses_what_will_not_do(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +405,7 @@ def test_a_rebuild_refuses_what_will_not_do(
         (("--store", store, "--from", "sqlite:////nowhere/j.db"), "no journal at"),
         (("--store", "redis://127.0.0.1:1/0", "--from", journal), "cannot be reached"),
         (("--store", store, "--from", journal), "another hash key"),
+        (("--store", store, "--from", str(tmp_path / "e.jsonl")), "there is nothing in it"),
     ):
         code, told = command(*words, "--rules", folder)
         assert code != 0

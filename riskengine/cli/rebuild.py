@@ -42,7 +42,8 @@ def rebuild(
 ) -> None:
     """Make the counters of a shared store anew, and switch to them when they are whole.
 
-    Until then what is there serves on; Ctrl-C leaves it as it was. Several sidecars have several journals:
+    Until then what is there serves on, and Ctrl-C leaves it as it was; from then on it waits for the end.
+    Where there is nothing to count nothing is done. Several sidecars have several journals:
     name them all. A journal is counted as it was decided. Events of files are judged again, by the policy
     and its model. A sidecar on the memory store does this by itself when it starts.
     """
