@@ -150,6 +150,7 @@ class Engine:
             state = _open_shared(store, policy) if shared else MemoryStore(policy.features, size)
         with ExitStack() as unfinished:  # what is open already is closed again where something fails
             unfinished.callback(state.close)
+            state.keyed_by(hashing.check_value(chosen, policy.definition.tenant))
             opened = _open_journal(journal) if journal is not None else None
             if opened is not None:
                 unfinished.callback(opened.close)

@@ -180,7 +180,7 @@ def test_an_engine_that_opens_without_kernels_rehearses_where_nobody_sees_it(
         with Engine.open(write(tmp_path, SECTIONS), store=store, key=KEY, clock=lambda: T0 + 1000) as engine:
             assert asked == [True, True], "of the engine's own store, and of the one that it rehearses on"
             names = [name.rpartition(b":")[2].partition(b".")[0] for name in client.scan_iter()]
-            assert sorted(names) == [b"epoch", b"plan"]
+            assert sorted(names) == [b"epoch", b"hashkey", b"plan"]
             assert engine.score(claim("e1"), features=True).features == {
                 "claims": 1, "devices": 0, "frauds": 0
             }  # fmt: skip

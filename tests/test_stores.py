@@ -28,7 +28,7 @@ from riskengine.cli import app
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.entries import Entry
-from riskengine.errors import EventError
+from riskengine.errors import EventError, RiskEngineError
 from riskengine.features import Touches
 from riskengine.journal import Journal
 from riskengine.judge import Judge
@@ -537,10 +537,20 @@ def test_a_store_is_begun_and_looked_into(server: str, tmp_path: Path) -> None:
     decisions, traces = (10, 0) if "cluster" in server else (1, 1)  # a batch has its own together
     assert {kind: keys for kind, (keys, _) in kinds.items()} == {
         "entities": 10, "claims": 10, "decisions": decisions, "traces": traces, "labels": 1, "settled": 0,
-        "owed": 0, "plans": 1,
+        "owed": 0, "plans": 1, "other": 1,
     }  # fmt: skip
     assert all(size > 0 for keys, size in kinds.values() if keys)
     assert "10 keys" in runner.invoke(app, ["store", "info", "--store", store, "--rules", str(folder)]).output
+
+
+def test_an_engine_of_another_hash_key_is_not_let_in(server: str, tmp_path: Path) -> None:
+    """It would find nobody there, and let each have once more what is limited."""
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path, policy(), store=store), pytest.raises(RiskEngineError, match="another hash key"):
+        Engine.open(tmp_path, store=store, key=b"another key")
+    with Stage(tmp_path, policy(), store=store) as stage:
+        assert stage.engine.epoch is not None
 
 
 def keys_of(shared: RedisStore, kind: bytes) -> list[tuple[Call, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from clusters import cluster
 from servers import Server, apart, running, until, valkey
 from stage import T0, Stage, caught_up, claim, payment, policy, store_of
 
+from riskengine import cli
 from riskengine.decision import Decision
 from riskengine.engine import Engine
 from riskengine.entries import EditEntry, Entry, ReleaseEntry
@@ -34,7 +36,7 @@ from riskengine.stores import StoreError
 from riskengine.stores.address import Address, begin
 from riskengine.stores.cluster import ClusterLink
 from riskengine.stores.grants import Grants
-from riskengine.stores.line import ALONE_S, PATIENCE
+from riskengine.stores.line import ALONE_S, PATIENCE, Line
 from riskengine.stores.link import Link
 from riskengine.stores.place import kind_of
 from riskengine.stores.redis import CLOSE_S
@@ -447,7 +449,9 @@ def test_what_an_engine_that_was_killed_had_missed_is_counted_by_the_next(
         with Stage(tmp_path / "three", failing("open"), store=store, journal=journal) as stage:
             assert stage.row(claim("last", 21))["claims"] == first + 13 + 13
         assert not [record for record in caplog.records if "counted" in record.getMessage()], "once"
-        other = {"store": store, "journal": journal, "key": b"another key, as long"}
+        elsewhere = apart(url, timeout=30_000)
+        begin(elsewhere, "stage")
+        other = {"store": elsewhere, "journal": journal, "key": b"another key, as long"}
         with Stage(tmp_path / "four", failing("open"), **other) as stage:
             assert stage.engine.score(claim("other", 22)).flags == ()
         (told,) = [record.getMessage() for record in caplog.records if "counted" in record.getMessage()]
@@ -582,11 +586,80 @@ def test_a_password_is_asked_for(tmp_path: Path) -> None:
         ("redis+cluster://h:1/3", "no databases but 0"),
         ("redis://h?prefix=a:b", "prefix="),
         ("redis://h?timeout=fast", "timeout="),
+        ("memory://", "a store in memory ends with its process.*name a shared store"),
+        ("redis://h/x", "the database 'x': it is a number"),
+        ("rediss://h/1/2", "the database '1/2': it is a number"),
+        ("redis+cluster://h/x", "no databases but 0"),
+        ("redis://h?db=x", "Invalid value for 'db'"),
+        ("redis+cluster://h?socket_timeout=x", "Invalid value for 'socket_timeout'"),
+        (
+            "redis://h?timout=20",
+            r"option 'timout' \(did you mean timeout\?\): ours are prefix, timeout, conn",
+        ),
+        ("rediss://h?ssl_ca_cert=x", r"option 'ssl_ca_cert' \(did you mean ssl_ca_certs\?\).*ssl_keyfile"),
+        ("unix:///s?socket_keepalive=1", "option 'socket_keepalive'"),
+        ("redis+cluster://h:1,i:2?retry=1", "option 'retry'.*socket_keepalive"),
+        ("rediss+cluster://h?parser_class=x", "option 'parser_class'.*ssl_ca_certs"),
+        ("redis://h?ssl_ca_certs=x", "ssl_ca_certs= is for TLS: open it with rediss://"),
     ],
 )
 def test_an_address_that_is_none_is_explained(url: str, message: str) -> None:
     with pytest.raises(RiskEngineError, match=message):
         Address.read(url)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss+cluster"])
+@pytest.mark.parametrize(
+    "password", ["77/pw", "pw/77", "77?pw", "77?pw=1&pw", "pw?77", "77#pw", "77[pw", "pw"]
+)
+def test_no_piece_of_a_password_is_shown(scheme: str, password: str) -> None:
+    with pytest.raises(RiskEngineError) as error:
+        begin(f"{scheme}://u:{password}@127.0.0.1:1/0?connect=50", "stage")
+    assert not re.search("pw|77", str(error.value))
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["", "client_name=a@b&health_check_interval=3&max_connections=2", "db=1&retry_on_timeout=1&protocol=2"],
+)
+def test_options_of_redis_py_go_through(options: str) -> None:
+    with running() as server:
+        for url in (server.url, f"unix://{server.socket}"):
+            assert begin(f"{url}?{options}", "stage").epoch
+        assert begin(f"{server.url}?socket_keepalive=1&{options}", "stage").epoch
+
+
+def test_an_unknown_option_is_told_before_anybody_is_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    url = "redis://127.0.0.1:1/0?timout=20"
+    with pytest.raises(RiskEngineError, match="unknown option 'timout'"):
+        Engine.open(store=url, key=b"a key")
+    assert cli.run(["store", "init", "--store", url]) == 2
+    assert "unknown option 'timout'" in capfd.readouterr().err
+
+
+def test_who_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    check = r"Check that the server runs there, and the URL\.$"
+    nowhere = tmp_path / "no.sock"
+    for url, spot in [
+        ("redis://u:secret@127.0.0.1:1/0", r"the store at 127\.0\.0\.1:1 cannot"),
+        (f"unix://u:secret@{nowhere}", f"the store at {re.escape(str(nowhere))} cannot"),
+        ("redis+cluster://u:secret@127.0.0.1:1,127.0.0.1:2", r"at 127\.0\.0\.1:1, 127\.0\.0\.1:2 cannot"),
+    ]:
+        with pytest.raises(StoreError, match=f"{spot} be reached: .*{check}") as error:
+            begin(url, "stage")
+        assert "secret" not in str(error.value)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        with ExitStack() as stack:
+            for _ in range(3):  # the next one is not let in
+                one = stack.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port))
+            line = Line(f"redis://:secret@127.0.0.1:{port}", 0.1)
+            with pytest.raises(
+                StoreError, match=rf"the store at 127\.0\.0\.1:{port} cannot .*Timeout.*{check}"
+            ):
+                line.open()
 
 
 def test_servers_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

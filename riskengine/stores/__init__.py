@@ -165,6 +165,9 @@ class Store(Protocol):
     def catch_up(self) -> None:
         """Count what was decided without it. StoreError where it does not answer in time."""
 
+    def keyed_by(self, check: bytes) -> None:
+        """Raise RiskEngineError where what is here was hashed with another key (`hashing.check_value`)."""
+
     def open_among(self, claims: Sequence[bytes]) -> set[bytes]:
         """Which of these events were entered and not decided: their engine died in between."""
 

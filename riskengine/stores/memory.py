@@ -128,6 +128,9 @@ class MemoryStore:
     def catch_up(self) -> None:
         """Nothing is ever decided without it."""
 
+    def keyed_by(self, check: bytes) -> None:
+        """Nobody else has hashed what is here."""
+
     def open_among(self, claims: Sequence[bytes]) -> set[bytes]:
         """Who enters an event here decides it, or dies with it."""
         return set()

@@ -724,6 +724,19 @@ class RedisStore:
             self._link, self.place, self.features, terms.plan, self._plans, older_ms, terms.elsewhere_ms
         )
 
+    def keyed_by(self, check: bytes) -> None:
+        """Raise RiskEngineError where this life of the data is of another hash key: nobody would be found."""
+        name = self.place.name("hashkey")
+        stands = self._link.call("GET", name)[0]
+        if stands is None:
+            self._link.call("SET", name, check, "NX")
+            stands = self._link.call("GET", name)[0]
+        if stands != check:
+            raise RiskEngineError(
+                f"the store at {self.place.prefix} was written with another hash key, by which nobody would "
+                "be found there: set RISKENGINE_HASH_KEY to what the engines have that share it"
+            )
+
     def open_among(self, claims: Sequence[bytes]) -> set[bytes]:
         """Which of these events were entered and not decided."""
         return open_among(self._link, self.place, claims)
