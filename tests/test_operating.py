@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from riskengine.engine import HASH_KEY_VARIABLE, Engine
 from riskengine.policy import load_definition
 from riskengine.service import metrics
 from riskengine.service.logs import SCORING, RequestLog, request_id
+from riskengine.service.server import LOOK_SECONDS
 from riskengine.stores.address import begin
 
 MARK = "geheim"  # in every value that a person could be known by
@@ -124,6 +126,9 @@ def test_a_store_that_is_away_is_told_and_leaves_it_ready(tmp_path: Path) -> Non
                 lambda: server.ask("GET", "/readyz?verbose").value["checks"]["epoch"].startswith("missing"),
                 20,
             )
+            epoch = begin(store, load_definition(rules).tenant).epoch.decode()
+            checks = server.ask("GET", "/readyz?verbose").value["checks"]  # no event has come since
+            assert checks["epoch"] == epoch
         finally:
             assert server.stop() == 0
 
@@ -142,8 +147,14 @@ def test_what_a_store_missed_is_counted_though_nobody_asks_any_more(tmp_path: Pa
             redis.start()
             with Engine.open(rules, store=store, key=SHARED[HASH_KEY_VARIABLE].encode()) as engine:
                 until(lambda: engine.look("user", [claim("alone")["user_id"]]).features == {"n": 1})
+            time.sleep(3 * LOOK_SECONDS)
         finally:
             assert server.stop() == 0
+    told = [line for line in server.told if line.startswith("warning: the store")]
+    assert told == [
+        "warning: the store fails (away): events are decided by the fail of their type; see /readyz?verbose",
+        "warning: the store answers again, and has been told what it missed",
+    ]
 
 
 class Kept(logging.Handler):

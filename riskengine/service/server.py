@@ -144,13 +144,28 @@ async def _write_often(metrics: Metrics) -> None:
 
 
 async def _look_often(engine: Engine) -> None:
-    """End episodes of alerts, and count what the store missed, also where no event comes any more."""
+    """End episodes of alerts, and count what the store missed, also where no event comes any more.
+
+    And log when the store ceases to answer, and when it has been told what it missed.
+    """
+    failed, is_away = engine.store_errors, False
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         if engine.alert_status.get("open"):
             await asyncio.to_thread(engine.look_at_alerts)
+        before, failed = failed, engine.store_errors
+        kinds = sorted(kind for kind, batches in failed.items() if batches > before.get(kind, 0))
+        if kinds and not is_away:
+            is_away = True
+            _log.warning(
+                "the store fails (%s): events are decided by the fail of their type; see /readyz?verbose",
+                ", ".join(kinds),
+            )
         if engine.is_behind:
             await asyncio.to_thread(engine.catch_up)
+        elif is_away and not kinds:
+            is_away = False
+            _log.warning("the store answers again, and has been told what it missed")
 
 
 def _reread(loop: asyncio.AbstractEventLoop, policies: Policies) -> None:

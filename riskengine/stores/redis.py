@@ -751,7 +751,16 @@ class RedisStore:
 
     def info(self) -> Info:
         """Sizes and losses, as the server tells them: entities are the keys of its database."""
-        self._edits.look()
+        try:
+            self._edits.look()
+        except StoreError as error:
+            if error.kind != "epoch":
+                raise
+            epoch = self._link.call("GET", self.place.epoch_key)[0]
+            missing = self._other_life(epoch)
+            if epoch != self.place.epoch:
+                raise missing from None
+            self._edits.look()  # it was rebuilt, and no event has come since
         self._look_for_losses()
         facts, size = [], 0
         for call in self._link.each():
