@@ -301,7 +301,7 @@ def check_writable(path: str) -> None:
     """Raise FileError where `write_records` would, before the work is done whose outcome is to be written."""
     _format_of(path)
     if path != "-" and not os.access(Path(path).parent, os.W_OK | os.X_OK):
-        raise FileError(_unwritable(path, os.strerror(errno.EACCES)))
+        raise FileError(unwritable(path, os.strerror(errno.EACCES)))
 
 
 def write_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -330,7 +330,7 @@ def write_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
                     file.write(msgspec.json.encode(record) + b"\n")
         os.replace(partial, path)
     except OSError as error:
-        raise FileError(_unwritable(path, error.strerror)) from error
+        raise FileError(unwritable(path, error.strerror)) from error
     finally:
         Path(partial).unlink(missing_ok=True)
 
@@ -629,7 +629,7 @@ class _ParquetOutput(Output):
         try:
             self._writer: Any = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
         except OSError as error:
-            raise FileError(_unwritable(path, error.strerror or str(error))) from error
+            raise FileError(unwritable(path, error.strerror or str(error))) from error
 
     def write(self, decisions: Sequence[Any]) -> None:
         for decision in decisions:
@@ -654,7 +654,8 @@ class _ParquetOutput(Output):
         self._rows.clear()
 
 
-def _unwritable(path: str, reason: str | None) -> str:
+def unwritable(path: str, reason: str | None) -> str:
+    """What is said of a file that cannot be written, and the mend."""
     folder = Path(path).parent
     if not folder.is_dir():
         return f"{path} cannot be written: there is no folder {folder}. Make it first."
@@ -674,7 +675,7 @@ def _create(path: str) -> BinaryIO:
     try:
         return io.BufferedWriter(io.FileIO(path, "w"))
     except OSError as error:
-        raise FileError(_unwritable(path, error.strerror)) from error
+        raise FileError(unwritable(path, error.strerror)) from error
 
 
 def _decision_schema(features: Mapping[str, str] | None) -> pa.Schema:

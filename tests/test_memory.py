@@ -627,7 +627,7 @@ def test_a_state_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) ->
         with pytest.raises(RiskEngineError, match="state cannot be written: "):
             stage.engine.export_state(state)
         assert state.read_bytes() == whole
-        with pytest.raises(RiskEngineError, match="cannot be written: No such file or directory"):
+        with pytest.raises(RiskEngineError, match="cannot be written: there is no folder"):
             stage.engine.export_state(tmp_path / "nowhere" / "state")
 
 

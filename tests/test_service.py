@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import io
 import json
@@ -471,6 +472,34 @@ def _curl(server: Served, words: list[str]) -> Answer:
 
 
 # -- keys
+
+
+def test_a_first_key_asks_for_a_restart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A sidecar that began without any key goes on without: a later key changes nothing of that."""
+    make = ["keys", "make", "shop", "--scope", "score", "--file", str(tmp_path / "keys.json")]
+    assert cli.run(make) == 0
+    assert "one that began without any is open to all until you restart it" in capfd.readouterr().err
+    assert cli.run(make) == 0
+    assert capfd.readouterr().err.endswith("A sidecar with keys takes it in within a second\n")
+
+
+def test_a_file_of_keys_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = tmp_path / "no" / "keys.json"
+    with pytest.raises(RiskEngineError, match=f"^{nowhere} cannot be written: there is no folder"):
+        make_key(nowhere, "shop", ("score",), None, 0)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "keys.json.part")
+
+    file = tmp_path / "keys.json"
+    for call in ("open", "replace"):  # root may write everywhere
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, denied)
+            with pytest.raises(RiskEngineError, match=f"^{file} cannot be written: Permission denied"):
+                make_key(file, "shop", ("score",), None, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_route_asks_for_its_scope(tmp_path: Path) -> None:

@@ -238,6 +238,30 @@ def test_what_a_crash_left_open_is_listed_and_given_back(
         assert one.engine.score(claim("e5", 5, device_id="d1")).action == "deny"
 
 
+def test_a_journal_that_is_not_there_is_told_where_nothing_is_open(server: str, tmp_path: Path) -> None:
+    store = apart(server)
+    begin(store, "stage")
+    where = "--store", store, "--rules", str(tmp_path / "one")
+    kept, none = (f"sqlite:///{tmp_path / name}" for name in ("kept.db", "nope.db"))
+    with Stage(tmp_path / "one", SECTIONS, store=store, journal=kept):
+        pass
+    assert command("holds", *where, "--journal", kept) == (0, "nothing was left open\n")
+    code, told = command("holds", *where, "--journal", kept, "--journal", none)
+    assert code != 0
+    assert "nope.db" in told
+    assert not (tmp_path / "nope.db").exists()
+
+
+def test_a_folder_that_is_not_there_is_told(server: str, tmp_path: Path) -> None:
+    store = apart(server)
+    begin(store, "stage")
+    with Stage(tmp_path / "one", SECTIONS):
+        pass
+    out = tmp_path / "no" / "c.dump"
+    _, told = command("export", "--store", store, "--rules", str(tmp_path / "one"), "--out", str(out))
+    assert told.endswith(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+
+
 def test_what_a_denied_event_was_to_give_back_is_given_back_once(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

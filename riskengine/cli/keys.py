@@ -31,14 +31,16 @@ def make(
     file: FileOption = FILE,
 ) -> None:
     """Make a key and print it, this once."""
-    from riskengine.service.access import SCOPES, make_key
+    from riskengine.service.access import SCOPES, make_key, read_keys
 
     scopes = tuple(known for known in SCOPES if known in scope)
     wrong = [given for given in scope if given not in SCOPES]
     if wrong:
         raise typer.BadParameter(f"there is no scope {wrong[0]!r}: there are {', '.join(SCOPES)}")
+    had_keys = bool(read_keys(file))
     show(make_key(file, name, scopes, per_second, time.time_ns() // 1_000_000))
-    say("keep it: it cannot be shown again. A sidecar with keys takes it in within a second")
+    begun = "" if had_keys else "; one that began without any is open to all until you restart it"
+    say(f"keep it: it cannot be shown again. A sidecar with keys takes it in within a second{begun}")
 
 
 @keys.command("list")

@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from riskengine.errors import RiskEngineError
+from riskengine.files import FileError, unwritable
 from riskengine.service.problems import Headers, RefusedError
 
 Scope = Literal["score", "label", "lists", "policy", "read", "admin"]
@@ -267,12 +268,15 @@ def _state(path: Path | None) -> tuple[int, int, int] | None:
 
 
 def _write(path: Path, keys: tuple[Key, ...]) -> None:
-    """Replace the file as a whole; only its owner may read it."""
-    handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Replace the file as a whole; only its owner may read it. Raises FileError."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(Keys(keys)), indent=2) + b"\n")
-        os.replace(made, path)
-    except BaseException:
-        os.unlink(made)
-        raise
+        handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(Keys(keys)), indent=2) + b"\n")
+            os.replace(made, path)
+        except BaseException:
+            os.unlink(made)
+            raise
+    except OSError as error:
+        raise FileError(unwritable(str(path), error.strerror)) from None

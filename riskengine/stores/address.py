@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from inspect import signature
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
+from redis.connection import ConnectionPool, SSLConnection
 
-from riskengine.errors import RiskEngineError
+from riskengine.errors import RiskEngineError, nearest
 from riskengine.features import FeatureSet
 from riskengine.stores import StoreError
 from riskengine.stores.cluster import AnyLink, ClusterLink, tags
@@ -24,6 +26,23 @@ from riskengine.stores.resp import command
 from riskengine.stores.scanning import scan
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+UNREADABLE: Final = (
+    "the store's URL cannot be read: expected redis://USER:PASSWORD@HOST:PORT/DB, the port a number (in a "
+    "password / is %2F, ? is %3F, # is %23, [ is %5B)"
+)
+OURS: Final = ("prefix", "timeout", "connect", "at_once")  # options of a URL
+# What redis-py takes besides that can be said as text; what it takes as an object would fail much later.
+THEIRS: Final = (
+    "db", "username", "password", "client_name", "lib_name", "lib_version", "protocol",
+    "health_check_interval", "retry_on_timeout", "socket_timeout", "socket_connect_timeout",
+    "socket_read_size", "max_connections",
+)  # fmt: skip
+TCP: Final = ("socket_keepalive",)
+TLS: Final = tuple(
+    name
+    for name in signature(SSLConnection).parameters
+    if name.startswith("ssl_") and name != "ssl_ocsp_context"
+)
 TIMEOUT_MS: Final = 1000  # a service says less
 AT_ONCE: Final = 3  # batches under way: while one waits for the server, another has the processor
 EPOCH_CHARS: Final = 4
@@ -61,8 +80,13 @@ class Address(msgspec.Struct, frozen=True):
                 nodes = [_node(node._replace(scheme=scheme)) for node in nodes]
             for node in nodes:
                 _ = node.port
-        except ValueError as error:
-            raise RiskEngineError(f"the store's URL cannot be read: {error}") from None
+        except ValueError:  # its text may have a piece of the password
+            raise RiskEngineError(UNREADABLE) from None
+        if parts.scheme == "memory":
+            raise RiskEngineError(
+                "a store in memory ends with its process, and is never begun or looked into: name a shared "
+                "store, such as redis://HOST:PORT/DB"
+            )
         if parts.scheme not in SCHEMES:
             raise RiskEngineError(
                 f"no store is known by {parts.scheme or 'no scheme'}: it is memory://, redis://HOST:PORT/DB, "
@@ -72,12 +96,15 @@ class Address(msgspec.Struct, frozen=True):
             raise RiskEngineError("one server has one address: several hosts are those of redis+cluster://")
         if cluster and parts.path.strip("/") not in ("", "0"):
             raise RiskEngineError("a cluster has no databases but 0: take the number out, and give a prefix=")
+        if scheme != "unix":
+            _check_database(parts)
         ours = {"prefix": "re", "timeout": str(TIMEOUT_MS), "connect": "", "at_once": str(AT_ONCE)}
         theirs = []
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
             if name in ours:
                 ours[name] = value
             else:
+                _check_option(name, parts)
                 theirs.append((name, value))
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", ours["prefix"]):
             raise RiskEngineError(
@@ -91,6 +118,10 @@ class Address(msgspec.Struct, frozen=True):
             raise RiskEngineError("the store's at_once= is how many batches may be under way: 1 to 9")
         query = urlencode(theirs)
         plain = tuple(_spelled(node._replace(query=query, fragment="")) for node in nodes)
+        try:
+            ConnectionPool.from_url(plain[0])  # connects to nothing yet
+        except ValueError as error:  # it names the option, and not its value
+            raise RiskEngineError(f"the store's URL cannot be used: {error}") from None
         timeout, connect, at_once = (int(ours[name]) for name in ("timeout", "connect", "at_once"))
         return cls(plain, bool(cluster), ours["prefix"], timeout, connect, at_once)
 
@@ -251,6 +282,33 @@ def survey(url: str, tenant: str) -> Survey:
         return Survey(server, place.epoch.decode() or "none", memory, memory_max, slow_calls, lost, kinds)
     finally:
         link.close()
+
+
+def _check_database(parts: SplitResult) -> None:
+    """Raises RiskEngineError unless the path of a URL, which is no socket's, is a number or nothing."""
+    if "@" in parts.path + parts.fragment:  # the end of a password that has a slash or a #
+        raise RiskEngineError(UNREADABLE)
+    if not re.fullmatch(r"/?|/[0-9]{1,9}/?", parts.path):
+        raise RiskEngineError(
+            f"the store's URL ends in the database {parts.path.lstrip('/')!r}: it is a number, as in "
+            "redis://HOST:PORT/0; what keeps stores apart by name is prefix="
+        )
+
+
+def _check_option(name: str, parts: SplitResult) -> None:
+    """Raises RiskEngineError for an option of a URL that is not ours unless redis-py takes it there."""
+    theirs = THEIRS + {"unix": (), "redis": TCP, "rediss": TCP + TLS}[parts.scheme.partition("+")[0]]
+    if name in theirs:
+        return
+    if "@" in parts.query and "@" not in parts.netloc:  # it is the end of a password that has a ?
+        raise RiskEngineError(UNREADABLE)
+    if name in TLS:
+        raise RiskEngineError(f"the store's {name}= is for TLS: open it with rediss:// (rediss+cluster://)")
+    near = nearest(name, OURS + theirs)
+    raise RiskEngineError(
+        f"the store's URL has the unknown option {name!r}{f' (did you mean {near}?)' if near else ''}: ours "
+        f"are {', '.join(OURS)}; of the connection {', '.join(theirs)}"
+    )
 
 
 def _spelled(parts: SplitResult) -> str:

@@ -34,7 +34,7 @@ import redis
 
 from riskengine.fibers import pause
 from riskengine.stores import StoreError, resp
-from riskengine.stores.line import PUT_OFF, Breaker, Item, Line, Reply, said, script_names
+from riskengine.stores.line import PUT_OFF, Breaker, Item, Line, Reply, said, script_names, unreached
 from riskengine.stores.link import AHEAD_MAX, TOLD_BYTES_MAX, Call, Link
 from riskengine.stores.place import LETTERS
 from riskengine.stores.resp import Int64s
@@ -114,7 +114,8 @@ class Topology:
                 last = error
             except (redis.RedisError, OSError, StoreError) as error:
                 last = error
-        raise StoreError("away", f"no node of the cluster can be reached: {last}")
+        assert last is not None, "an address has a node"
+        raise StoreError("away", unreached(f"the cluster at {', '.join(self._seeds)}", last))
 
     def refresh(self) -> None:
         """Learn anew, elsewhere: what is known stays good until then."""

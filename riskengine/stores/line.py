@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import redis
@@ -249,7 +250,7 @@ class Line:
             raise said(str(error)) from None
         except (redis.RedisError, OSError) as error:
             self.close()
-            raise StoreError("away", f"the store cannot be reached: {_short(error)}") from None
+            raise StoreError("away", unreached(f"the store at {spot_of(self.url)}", error)) from None
         except ValueError as error:
             raise RiskEngineError(f"the store's URL cannot be used: {_short(error)}") from None
         self._socket = self._connection._sock
@@ -392,6 +393,21 @@ def said(message: str) -> StoreError:
         if message.startswith(start):
             return StoreError(kind, f"{mend} (it says: {message})")
     return StoreError("broken", f"the store does not do as asked (it says: {message})")
+
+
+def spot_of(url: str) -> str:
+    """Where a server is, for people: its host and port or its socket, without user and password."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return unquote(parts.path)
+    host = parts.netloc.rpartition("@")[2] or "localhost"
+    return host if parts.port is not None else f"{host.rstrip(':')}:6379"
+
+
+def unreached(what: str, error: BaseException) -> str:
+    """What is said where a server cannot be reached, and the mend."""
+    why = _short(error).rstrip(".")
+    return f"{what} cannot be reached: {why}. Check that the server runs there, and the URL."
 
 
 def facts_of(info: bytes) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from riskengine.errors import RiskEngineError
+from riskengine.files import FileError, unwritable
 from riskengine.stores.paths import Name, Trail
 
 MAGIC: Final = b"riskengine-state-2\n"
@@ -78,7 +79,7 @@ def write(path: Path, head: Head, values: Iterable[Value]) -> int:
             os.fsync(out.fileno())
         part.replace(path)
     except OSError as error:
-        raise RiskEngineError(f"{path} cannot be written: {error.strerror}") from None
+        raise FileError(unwritable(str(path), error.strerror)) from None
     finally:
         with suppress(OSError):  # it is gone where all went well
             part.unlink()
