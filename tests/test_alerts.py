@@ -508,7 +508,9 @@ def test_a_journal_of_before_has_alerts_from_now_on(write: Callable[..., Path], 
     folder = write({"a": {"over": "10m", "above": 0}})
     Engine.open(folder, journal=url).close()
     with sqlite3.connect(tmp_path / "j.db") as file:
-        file.execute("DROP TABLE alerts")
+        file.executescript(
+            "DROP TABLE alerts; DROP TABLE fresh; UPDATE about SET version = 3; PRAGMA user_version = 3"
+        )
     with Journal.open(url, create=False) as journal:
         assert journal.alerts() == []
     with Engine.open(folder, journal=url) as engine:

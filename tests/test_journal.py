@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -30,7 +31,17 @@ from riskengine.entries import (
     PolicyEntry,
     ReleaseEntry,
 )
-from riskengine.journal import Journal, JournalError, database, door, pack_row, spool, tables, unpack_row
+from riskengine.journal import (
+    Journal,
+    JournalError,
+    database,
+    door,
+    keeping,
+    pack_row,
+    spool,
+    tables,
+    unpack_row,
+)
 from riskengine.journal.blocks import Block, pack_entries
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,9 +184,32 @@ def test_the_first_decision_of_an_event_stands(url: str) -> None:
         assert found(journal, "e1").action == "deny"
         journal.flush()
         assert [one.seq for one in journal.replay()] == [1]
+        assert keeping.info(journal)["decisions"] == 1
         assert journal.status == {
             "queued": 0, "spooled": 0, "committed": 3, "refused": 0, "failures": 0, "failure": None,
         }  # fmt: skip
+
+
+def test_a_block_of_events_that_were_all_known_is_not_kept(url: str) -> None:
+    with Journal.open(url) as journal:
+        journal.append([entry("e1"), entry("e2")])
+        journal.flush()
+        for _ in range(5):
+            journal.append([entry("e2", action="allow"), entry("e1", action="allow")])
+            journal.flush()
+        journal.append([entry("e3"), entry("e1")])
+        journal.append([LabelEntry(event_id="e1", label="fraud", time_ms=1)])
+        journal.flush()
+        assert keeping.info(journal)["blocks"] == 2
+        assert [one.seq for one in journal.replay()] == [1, 2, 13, 15]
+        for after in range(15):
+            assert [one.seq for one in journal.replay(after)] == [n for n in (1, 2, 13, 15) if n > after]
+        assert [one.event_id for one in journal.recent(15)] == ["e1", "e2", "e3"]
+        assert [found(journal, f"e{i}").seq for i in (1, 2, 3)] == [1, 2, 13]
+    with Journal.open(url) as journal:
+        journal.append([entry("e2"), entry("e4")])
+        journal.flush()
+        assert [found(journal, f"e{i}").seq for i in (1, 2, 3, 4)] == [1, 2, 13, 17]
 
 
 def test_no_journal_keeps_nothing() -> None:
@@ -578,6 +612,22 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
         with pytest.raises(JournalError, match=message):
             Journal.open(f"sqlite:///{file}")
         assert file.read_bytes() == before
+
+
+def test_a_damaged_file_is_told_with_a_mend(url: str, tmp_path: Path) -> None:
+    file, mend = tmp_path / "j.db", r"malformed\. The file is damaged: move it aside and put a copy"
+    with Journal.open(url) as journal:
+        for i in range(200):
+            journal.append([entry(f"e{i}"), LabelEntry(event_id=f"e{i}", label="fraud", time_ms=i)])
+        journal.flush()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: database.PAGE_BYTES])
+    with pytest.raises(JournalError, match=f"cannot be opened: .*{mend}"):
+        Journal.open(url, create=False)
+    file.write_bytes(whole[: 2 * database.PAGE_BYTES] + bytes(len(whole) - 2 * database.PAGE_BYTES))
+    with Journal.open(url, create=False) as journal, pytest.raises(JournalError) as told:
+        list(journal.replay())
+    assert re.search(f"cannot be read: .*{mend}", str(told.value))
 
 
 def test_another_layout_is_refused(url: str, tmp_path: Path) -> None:

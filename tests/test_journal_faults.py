@@ -18,11 +18,11 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 from postgres import Postgres, running
-from test_journal import entry, found
+from test_journal import Lock, entry, found
 
 from riskengine import Engine, cli
-from riskengine.entries import AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
-from riskengine.journal import Journal, JournalError, door, keeping, tables
+from riskengine.entries import AlertEntry, AnyEntry, EditEntry, Entry, LabelEntry, PolicyEntry, ReleaseEntry
+from riskengine.journal import Journal, JournalError, database, door, keeping, tables
 from riskengine.journal.sealing import Sealer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,7 +221,11 @@ def test_personal_values_are_read_by_whoever_has_the_key(
         assert b"alice" not in b"".join(path.read_bytes() for path in tmp_path.glob("j.db*"))
         patch.setenv("RISKENGINE_JOURNAL_KEY", NEW)
         assert cli.run(["journal", "show", "e3", "--journal", url]) == 2
-        assert "encrypted with key" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert "encrypted with key" in said.err
+        shown = json.loads(said.out)
+        assert shown["decision"]["event_id"] == "e3"
+        assert "personal" not in shown
         patch.setenv("RISKENGINE_JOURNAL_KEY", f"{NEW},{OLD}")
         with Engine.open(rules, journal=url) as engine:
             engine.score(visit(6))
@@ -238,6 +242,21 @@ def test_personal_values_are_read_by_whoever_has_the_key(
         assert "64 hexadecimal digits" in capsys.readouterr().err
     with Journal.open(url) as journal, pytest.raises(JournalError, match="set RISKENGINE_JOURNAL_KEY"):
         keeping.in_clear(journal, "e3")
+
+
+def test_an_event_that_was_journaled_without_a_key_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/j.db"
+    with Journal.open(url) as journal:
+        journal.append([entry("e1")])
+    monkeypatch.setenv("RISKENGINE_JOURNAL_KEY", OLD)
+    assert cli.run(["journal", "show", "e1", "--journal", url]) == 0
+    said = capsys.readouterr()
+    assert "nothing was encrypted when this event was journaled" in said.err
+    shown = json.loads(said.out)
+    assert shown["decision"]["event_id"] == "e1"
+    assert "personal" not in shown
 
 
 def test_a_block_with_an_event_that_another_engine_decided_is_kept_as_others_are(
@@ -323,6 +342,52 @@ def test_pruning_deletes_for_good_while_others_write(
         assert sqlite3.connect(tmp_path / "j.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_pruning_leaves_how_an_open_episode_stands(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/j.db"
+    if where == "postgresql":
+        url = f"{request.getfixturevalue('postgres').url}?spool={tmp_path}/spool"
+
+    def episode(name: str, updated: int, end: int | None = None) -> AlertEntry:
+        return AlertEntry(
+            id=name, alert="busy", by=None, key=None, key_hash=0, start_ms=1, peak=1, peak_ms=1,
+            updated_ms=updated, end_ms=end, above=0, share=False, over_ms=60_000, events=(),
+        )  # fmt: skip
+
+    with Journal.open(url) as journal:
+        journal.append([episode("open", 1), episode("ended", 2), episode("open", 3), episode("later", 4)])
+        journal.append([episode("ended", 5, end=5), episode("later", 20), episode("new", 30, end=30)])
+        journal.flush()
+        keeping.prune(journal, before_ms=10)
+        kept = [(one.id, one.updated_ms) for one in journal.replay() if isinstance(one, AlertEntry)]
+        assert kept == [("open", 3), ("later", 20), ("new", 30)]
+        assert {one.id for one in journal.alerts(open_only=True)} == {"open", "later"}
+
+
+def test_what_was_decided_before_is_not_counted(tmp_path: Path) -> None:
+    steps: list[tuple[int, int | None]] = []
+
+    def moved(done: int, total: int | None) -> None:
+        steps.append((done, total))
+
+    with Journal.open(f"sqlite:///{tmp_path}/j.db") as journal:
+        aged(journal, 3)
+        for day in range(2):
+            again = [entry(f"d{day}-0"), entry(f"again{day}")]
+            journal.append([msgspec.structs.replace(one, event_time_ms=T0 + DAY_MS) for one in again])
+            journal.flush()
+        assert keeping.info(journal)["decisions"] == 32
+        assert keeping.export(journal, str(tmp_path / "o.parquet"), 0, 2**62, moved) == 32
+        assert steps.pop() == (32, 32)
+        assert keeping.export(journal, str(tmp_path / "o.parquet"), T0 + DAY_MS, 2**62, moved) == 20
+        assert steps.pop() == (22, 22), "two of those read were judged before it"
+        assert keeping.prune(journal, T0 + 9 * DAY_MS, moved) == 32
+        assert steps[-1] == (32, 32)
+        assert keeping.info(journal)["decisions"] == 0
+
+
 def test_a_span_is_exported_to_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url, out = f"sqlite:///{tmp_path}/j.db", tmp_path / "out.parquet"
     with Journal.open(url) as journal:
@@ -345,6 +410,58 @@ def test_a_span_is_exported_to_parquet(tmp_path: Path, capsys: pytest.CaptureFix
     assert rows[0]["action"] == "deny"
     assert cli.run(["journal", "export", "--from", "soon", "--out", str(out), "--journal", url]) == 2
     assert "write 2026-11-11T08:00:00Z" in capsys.readouterr().err
+    out.unlink()
+    for to in ("2027-01-17", "2027-01-18T02:00:00+02:00"):
+        span = ["--from", "2027-01-18", "--to", to]
+        assert cli.run(["journal", "export", *span, "--out", str(out), "--journal", url]) == 2
+        said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert "begin at 2027-01-18T00:00:00Z (--from) and end at 2027-01-1" in said
+        assert "--from must be the earlier of the two" in said
+        assert not out.exists()
+
+
+def test_the_commands_tell_of_what_waits_beside_a_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    url, spool, out = f"sqlite:///{tmp_path}/j.db", tmp_path / "j.db-spool.0", tmp_path / "o.parquet"
+    commands = [["info", "--json"], ["show", "e1"], ["export", "--out", str(out)], ["prune", "--older", "9d"]]
+
+    def told() -> list[str]:
+        said = []
+        for command in commands:
+            cli.run(["journal", *command, "--journal", url])
+            said.append(capsys.readouterr())
+        assert json.loads(said[0].out)["spool_files"] == ("wait beside" in said[0].err)
+        return [
+            str(spool) for one in said for line in one.err.splitlines() if f"beside it, in {spool}:" in line
+        ]
+
+    with Journal.open(url) as journal:
+        journal.append([entry("e1")])
+        journal.flush()
+        assert spool.exists()
+        assert told() == [], "room of a process that runs"
+        with Lock(url):
+            journal.append([entry("e2")])
+            with pytest.raises(JournalError, match="1 entries wait"):
+                journal.flush()
+            del commands[3]  # it writes
+            assert told() == [str(spool)] * 3, "of a process that runs"
+        journal.flush(10)
+        assert told() == []
+        with Lock(url):
+            journal.append([entry("e3")])
+            journal.close()
+            assert told() == [str(spool)] * 3, "of one that has ended"
+            before = spool.read_bytes()
+    assert cli.run(["journal", "reseal", "--journal", url]) == 2
+    assert "wait beside it" in capsys.readouterr().err
+    assert spool.read_bytes() == before
+    with sqlite3.connect(tmp_path / "j.db") as file:  # it was killed when all had been taken in
+        file.execute("INSERT INTO spools VALUES (?, ?)", (before[8:24].hex(), len(before)))
+    file.close()
+    assert told() == []
 
 
 def test_the_command_tells_and_prunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,8 +62,9 @@ def show_event(
     """Show a decision, as JSON; where RISKENGINE_JOURNAL_KEY is set, with the personal values in clear."""
     import msgspec
 
-    from riskengine.journal import keeping
+    from riskengine.journal import JournalError, keeping
 
+    unread: JournalError | None = None
     with opened(journal) as found:
         entry = found.decision(event_id)
         if entry is None:
@@ -78,8 +79,15 @@ def show_event(
             ],
         }
         if found.sealer is not None:
-            told["personal"] = keeping.in_clear(found, event_id)
+            try:
+                told["personal"] = keeping.in_clear(found, event_id)
+            except JournalError as error:
+                unread = error
     show_json(told)
+    if isinstance(unread, keeping.UnsealedError):
+        say(str(unread))
+    elif unread is not None:
+        raise unread
 
 
 @journal.command()
@@ -125,6 +133,12 @@ def export(
             f"decisions are written as Parquet: name {output} .parquet", param_hint="--out"
         )
     from_ms, to_ms = _time(from_, "--from", 0), _time(to, "--to", 2**62)
+    if from_ms >= to_ms:
+        raise typer.BadParameter(
+            f"the span would begin at {shown_time(from_ms)} (--from) and end at {shown_time(to_ms)} (--to): "
+            "--from must be the earlier of the two",
+            param_hint="--from",
+        )
     with opened(journal) as found, bar("exporting") as moved:
         done = keeping.export(found, output, from_ms, to_ms, moved)
     say(f"wrote {count(done, 'decision')} to {output}")
@@ -142,10 +156,15 @@ def reseal(journal: JournalOption = _DEFAULT) -> None:
 
 @contextmanager
 def opened(url: str) -> Iterator[Journal]:
-    """A journal that is there."""
-    from riskengine.journal import Journal
+    """A journal that is there; what waits beside it, and is not in it yet, is told of."""
+    from riskengine.journal import Journal, keeping
 
     with Journal.open(url, create=False) as found:
+        if spools := keeping.spools_beside(found):
+            say(
+                f"entries that are not in the journal yet wait beside it, in {', '.join(spools)}: the next "
+                "sidecar or engine to open it takes them in, where none runs that wrote them"
+            )
         yield found
 
 

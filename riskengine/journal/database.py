@@ -38,6 +38,7 @@ CACHE_KB: Final = 16_384
 CHECKPOINT_PAGES: Final = 128
 _APPLICATION_ID: Final = 0x5249534B  # "RISK", in the file's header: tells a journal from another SQLite file
 MOVED_IDS: Final = 1_000  # in one transaction, where nobody writes entries with them
+_DAMAGED: Final = "The file is damaged: move it aside and put a copy of it in its place."
 _FRESH_SPAN: Final = sa.text(f"{SPAN}, (SELECT last FROM about)")
 _IDS_POSTGRES: Final = (
     "INSERT INTO ids SELECT t, %s + k - 1 FROM unnest(%s::text[]) WITH ORDINALITY AS u (t, k) ORDER BY t, k "
@@ -93,8 +94,8 @@ class Database:
         cursor.execute(f"UPDATE about SET last = last + {self._mark()} WHERE id = 1 RETURNING last", (size,))
         seq: int = cursor.fetchone()[0] - size
         rows: dict[str, list[Row]] = {}
-        runs: list[tuple[int, list[str], list[int]]] = []  # first number, ids, blocks' places in `rows`
-        here = rows.setdefault(tables.blocks.name, [])
+        runs: list[tuple[int, list[str], list[int]]] = []  # first number, ids, blocks' places in `here`
+        here: list[Row | None] = []
         together = False
         for item in items:
             if not isinstance(item, Block):
@@ -113,13 +114,17 @@ class Database:
             again = self._number(cursor, first, names)
             for place in places if again else ():
                 row = here[place]
+                assert row is not None
                 dropped = {
                     number - row[0]: names[number - first]
                     for number in again
                     if row[0] <= number < row[0] + row[1]
                 }
-                if dropped:
+                if len(dropped) == row[1]:  # nothing of it is kept, and its numbers are nobody's
+                    here[place] = None
+                elif dropped:
                     here[place] = (*row[:4], pack_dropped(dropped), without(row[5], dropped), row[6])
+        rows[tables.blocks.name] = [row for row in here if row is not None]
         for name, many in rows.items():
             if many:
                 cursor.executemany(self._inserts[name], many)
@@ -215,7 +220,9 @@ class Database:
             with self._engine.connect() as connection:
                 return [tuple(row) for row in connection.execute(query)]
         except sa.exc.SQLAlchemyError as error:  # the driver's, and that no connection has become free
-            raise JournalError(f"the journal {self.address.shown} cannot be read: {told(error)}.") from error
+            text = told(error)
+            mend = f" {_DAMAGED}" if _is_damaged(text) else ""
+            raise JournalError(f"the journal {self.address.shown} cannot be read: {text}.{mend}") from error
 
     def place_of(self, event_id: str) -> int | None:
         """The number of an event."""
@@ -277,9 +284,13 @@ def explain(address: Address, error: BaseException) -> str:
         mend = "Free space on that disk."
     elif "readonly" in text or "read-only" in text:
         mend = "Give this process the right to write the file and its folder."
-    elif "malformed" in text or "not a database" in text:
-        mend = "The file is damaged: move it aside and put a copy of it in its place."
+    elif _is_damaged(text):
+        mend = _DAMAGED
     return f"the journal {address.shown} cannot be written: {text}. {mend}"
+
+
+def _is_damaged(text: str) -> bool:
+    return "malformed" in text or "not a database" in text
 
 
 # -- SQLite
@@ -310,10 +321,13 @@ def _open_file(address: Address, create: bool) -> Database:
         engine.dispose()
         if "not a database" in str(error.orig):
             raise JournalError(f"{file} is not a SQLite file. Name another file for the journal.") from error
-        raise JournalError(
-            f"the journal {file} cannot be opened: {error.orig}. Give this process the right to write the "
-            "file and its folder, or name another place for it: sqlite:///FILE."
-        ) from error
+        mend = (
+            "Give this process the right to write the file and its folder, or name another place for it: "
+            "sqlite:///FILE."
+        )
+        if _is_damaged(str(error.orig)):
+            mend = _DAMAGED
+        raise JournalError(f"the journal {file} cannot be opened: {error.orig}. {mend}") from error
     except JournalError:
         engine.dispose()
         raise

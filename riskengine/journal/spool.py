@@ -12,7 +12,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -100,6 +100,22 @@ class Spool:
             else:
                 found.append(spool)
         return found, any_left
+
+    @classmethod
+    def beside(cls, prefix: str, taken: Callable[[str], int]) -> list[str]:
+        """Paths of files with something in them behind what is `taken` of the name; of living processes too.
+
+        They are only read: neither locked, as who opens the journal then would pass them over, nor removed.
+        """
+        found = []
+        for slot in range(SLOTS):
+            path = f"{prefix}.{slot}"
+            with suppress(OSError, SpoolError), open(path, "rb") as file:
+                if file.read(_HEAD).startswith(_MAGIC):
+                    spool = cls(path, file.fileno())
+                    if spool.end > max(_HEAD, taken(spool.name)):
+                        found.append(path)
+        return found
 
     def append(self, items: Sequence[Item], sync: bool) -> int:
         """Write items as one record; where it begins. Raises SpoolError, and leaves the file as it was."""
