@@ -777,7 +777,7 @@ class RedisStore:
             expired=0,
             lost=self._link.dropped,
             claims=0,
-            failovers=self._link.failovers,
+            failovers=max([store._link.failovers for store in self._doors.stores]),  # each sees for itself
             lost_events=sum(loss.events for loss in self._edits.losses),
         )
 
