@@ -119,11 +119,17 @@ def from_journal_urls(
     url: str, definition: Definition, journals: Sequence[str], rebuilt: Rebuilt, moved: Moved = _untold
 ) -> None:
     """`from_journals`, by their URLs."""
+    with _opened(journals) as read:
+        from_journals(url, definition, read, rebuilt, moved)
+
+
+@contextmanager
+def _opened(urls: Sequence[str]) -> Iterator[list[Journal]]:
+    """Journals that are there, by their URLs."""
     from riskengine.journal import Journal  # and with it SQLAlchemy
 
     with ExitStack() as stack:
-        opened = [stack.enter_context(Journal.open(name, create=False)) for name in journals]
-        from_journals(url, definition, opened, rebuilt, moved)
+        yield [stack.enter_context(Journal.open(url, create=False)) for url in urls]
 
 
 def from_journals(
@@ -246,11 +252,11 @@ def left_open(
         opened.append(open_store(url, features, definition.tenant))
         return opened[0]
 
-    with Engine.open(definition, store=opener, model=NONE) as engine:
+    with _opened(journals) as read, Engine.open(definition, store=opener, model=NONE) as engine:
         store, features = opened[0], engine.policy.features
         digits = dict(zip(features.limit_names, features.plan.limits[:, L_DIGITS].tolist(), strict=True))
         found = store.undecided(older_ms)
-        settled = _settle(engine, {one.claim for one in found}, journals) if found and journals else set()
+        settled = _settle(engine, {one.claim for one in found}, read) if found and read else set()
         told = []
         for denied in store.give_back_owed(older_ms):
             amounts = [(piece.limit, piece.amount) for piece in denied.pieces]
@@ -280,21 +286,17 @@ def _left_open(
     return LeftOpen(one.claim[:8].hex(), time_, one.age_ms // 1000, amounts, outcome)
 
 
-def _settle(engine: Engine, claims: set[bytes], journals: Sequence[str]) -> set[bytes]:
+def _settle(engine: Engine, claims: set[bytes], journals: Sequence[Journal]) -> set[bytes]:
     """Settle undecided events by the decisions that journals have; return those that were."""
-    from riskengine.journal import Journal  # and with it SQLAlchemy
-
     known: list[AnyEntry] = []
     settled: set[bytes] = set()
     sip = engine.policy.schema.sip
-    with ExitStack() as stack:
-        opened = [stack.enter_context(Journal.open(url, create=False)) for url in journals]
-        for entry in Journals(opened).more():
-            if isinstance(entry, Entry):
-                claim = np.array(hashing.claim(entry.event_id, sip), np.uint64).tobytes()
-                if claim in claims - settled:
-                    known.append(entry)
-                    settled.add(claim)
+    for entry in Journals(journals).more():
+        if isinstance(entry, Entry):
+            claim = np.array(hashing.claim(entry.event_id, sip), np.uint64).tobytes()
+            if claim in claims - settled:
+                known.append(entry)
+                settled.add(claim)
     count_entries(engine, known, Rebuilt())
     return settled
 

@@ -119,6 +119,18 @@ def test_what_masters_answer_together_is_told_apart(servers: Cluster, tmp_path: 
         assert losses._are_there(link, place, claims) == [True] * len(parts)
 
 
+def test_a_failover_is_told_whichever_way_to_the_store_has_seen_it(servers: Cluster, tmp_path: Path) -> None:
+    store = apart(servers.url)
+    begin(store, "stage")
+    with Stage(tmp_path, SECTIONS, store=store) as stage:
+        links = [shared._link for shared in store_of(stage.engine)._doors.stores]
+        assert len(links) > 1
+        for seen, link in enumerate(links, 1):
+            assert isinstance(link, ClusterLink)
+            link.topology.failovers = seen
+            assert stage.engine.info().failovers == seen
+
+
 def test_whether_a_batch_was_overtaken_is_asked_of_all_masters_at_once(
     servers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

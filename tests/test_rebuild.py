@@ -7,7 +7,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -318,19 +319,25 @@ def _now(event: Mapping[str, Any]) -> Any:
     return np.array([event["time"]], np.int64)
 
 
-def test_whoever_stops_a_rebuild_loses_nothing(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
-    store = apart(server)
-    begin(store, "stage")
+@contextmanager
+def counted(store: str, tmp_path: Path, n: int) -> Iterator[tuple[Stage, Journal]]:
+    """An engine that has counted so many events, and its journal for who rebuilds."""
     journal = f"sqlite:///{tmp_path / 'journal.db'}"
     with Stage(tmp_path / "policy", policy(features=COUNTS), store=store, journal=journal) as stage:
-        for n in range(10):
-            stage.engine.score(claim(f"e{n}", n))
-        keys = keys_of(store)
+        for i in range(n):
+            stage.engine.score(claim(f"e{i}", i))
         assert stage.engine.journal is not None
         stage.engine.journal.flush()
+        with Journal.open(journal, create=False) as read:
+            yield stage, read
+
+
+def test_whoever_stops_a_rebuild_loses_nothing(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
+    with counted(store, tmp_path, 10) as (stage, read):
+        keys = keys_of(store)
 
         def interrupted(done: int, total: int | None) -> None:
             assert not isinstance(stage.engine.info(), int)
@@ -338,44 +345,35 @@ def test_whoever_stops_a_rebuild_loses_nothing(
                 from_journals(store, stage.engine.definition, [], Rebuilt())
             raise KeyboardInterrupt
 
-        with Journal.open(journal, create=False) as read, pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
             from_journals(store, stage.engine.definition, [read], Rebuilt(), interrupted)
         assert keys_of(store) == keys
         assert stage.row(claim("e10", 11))["claims"] == 11
 
 
 def test_whoever_stops_a_rebuild_when_it_serves_waits_for_its_end(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RISKENGINE_HASH_KEY", KEY.decode())
-    store = apart(server)
-    begin(store, "stage")
-    journal = f"sqlite:///{tmp_path / 'journal.db'}"
-    with Stage(tmp_path / "policy", policy(features=COUNTS), store=store, journal=journal) as stage:
-        stage.engine.score(claim("e1"))
+    with counted(store, tmp_path, 1) as (stage, read):
         keys = keys_of(store)
-        assert stage.engine.journal is not None
-        stage.engine.journal.flush()
         switch = Renewal.switch
 
         def interrupted(renewal: Renewal) -> None:
             switch(renewal)
-            stage.engine.score(claim("e2", 1))
+            stage.engine.score(claim("later", 1))
             signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(Renewal, "switch", interrupted)
         heeded = signal.getsignal(signal.SIGINT)
-        with Journal.open(journal, create=False) as read:
-            from_journals(store, stage.engine.definition, [read], Rebuilt())
+        from_journals(store, stage.engine.definition, [read], Rebuilt())
         assert signal.getsignal(signal.SIGINT) is heeded
         left = set(keys) & set(keys_of(store))
         assert [name.rpartition(b":")[2] for name in left] == [b"epoch"]
         assert stage.row(claim("e3", 2))["claims"] == 3
 
 
-def test_nothing_to_count_leaves_counters_as_they_are(server: str, tmp_path: Path) -> None:
-    store = apart(server)
-    begin(store, "stage")
+def test_nothing_to_count_leaves_counters_as_they_are(store: str, tmp_path: Path) -> None:
     with Stage(tmp_path / "policy", policy(features=COUNTS), store=store) as stage:
         stage.engine.score(claim("e1"))
         with (

@@ -139,13 +139,10 @@ def holds(
     comes again, or you give it back with --release: then it is decided anew when it comes again. On a cluster
     what denied events hold still, as their engine died before it gave that back, is listed and settled too.
     """
-    from riskengine.journal import Journal
     from riskengine.policy import load_definition
     from riskengine.rebuild import left_open
 
     definition = load_definition(rules_folder(rules))
-    for url in journal or ():
-        Journal.open(url, create=False).close()  # where nothing is open, none of them would be read
     with compiling_told():
         found = left_open(store, definition, journal or (), minutes * 60_000, release)
     if as_json:
